@@ -1,0 +1,82 @@
+/** `container-cache gc`: one collection by hand, or its plan. Prolog and Epilog start it with `--background`. */
+import { closeSync } from 'node:fs';
+import process from 'node:process';
+import { NodeFault } from '../lib/core/faults.ts';
+import { blocksUsedPercent, inodesUsedPercent } from '../lib/core/gc-plan.ts';
+import { formatLogLine } from '../lib/core/log-line.ts';
+import { requireSettings, type Settings } from '../lib/core/settings.ts';
+import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
+import { openBase } from '../lib/store/user-directory.ts';
+import { isRoot } from '../lib/system/as-user.ts';
+import { readSettings } from '../lib/system/settings-file.ts';
+import { openLog } from '../lib/system/syslog.ts';
+
+export interface GcOptions {
+  readonly dryRun: boolean;
+  readonly force: boolean;
+  readonly background: boolean;
+  readonly json: boolean;
+}
+
+/** How long a collection by hand waits for one that is under way. */
+const lockTimeoutMs = 60_000;
+
+/** @returns the exit code: 0 if the goal is reached or nothing was due */
+export async function runGc(options: GcOptions): Promise<number> {
+  if (!isRoot())
+    throw new NodeFault('BASE_UNSAFE', 'Cannot collect: only root may delete the entries of all users');
+  const settings = requireSettings(readSettings(process.env));
+  const log = openLog(settings);
+  const base = openBase(settings.basePath);
+  try {
+    const request: CollectRequest = {
+      base,
+      runtimePath: settings.runtimePath,
+      policy: settings,
+      force: options.force,
+      lockTimeoutMs: options.background ? 0 : lockTimeoutMs,
+      log: (level, word, fields) => {
+        log.write(level, word, fields);
+        if (!options.background && !options.json) process.stdout.write(`${formatLogLine(word, fields)}\n`);
+        // A long collection is followed while it goes on.
+        void log.flush();
+      },
+    };
+    if (options.dryRun) {
+      const forecast = forecastCollection(request);
+      process.stdout.write(
+        options.json ? `${JSON.stringify(forecast)}\n` : describeForecast(forecast, settings),
+      );
+      return 0;
+    }
+    const result = await collect(request);
+    if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
+    else if (!options.background && result.result === 'not-due')
+      process.stdout.write('Nothing to do: below the high watermark.\n');
+    return result.result === 'goal-missed' && !options.background ? 1 : 0;
+  } finally {
+    closeSync(base.fd);
+    await log.flush();
+  }
+}
+
+function describeForecast({ usage, due, plan }: Forecast, settings: Settings): string {
+  const lines = [
+    `blocks ${blocksUsedPercent(usage).toFixed(1)} % used, inodes ${inodesUsedPercent(usage).toFixed(1)} % used; ` +
+      `collects at ${settings.gcHighPercent} %, down to below ${settings.gcLowPercent} %`,
+    due ? 'A collection is due.' : 'No collection is due.',
+  ];
+  const describe = (entry: (typeof plan.evict)[number]): string =>
+    formatLogLine('', {
+      uid: entry.uid,
+      entry: entry.name,
+      used: new Date(entry.usedAtMs).toISOString(),
+      bytes: entry.bytes,
+      inodes: entry.inodes,
+      image: entry.image,
+    });
+  for (const entry of due ? plan.evict : []) lines.push(`evict  ${describe(entry)}`);
+  for (const entry of [...(due ? [] : plan.evict), ...plan.reserve]) lines.push(`spare  ${describe(entry)}`);
+  for (const { entry, reason } of plan.kept) lines.push(`keep   ${describe(entry)} because=${reason}`);
+  return `${lines.join('\n')}\n`;
+}

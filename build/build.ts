@@ -1,0 +1,220 @@
+/**
+ * `npm run build`: makes dist/.
+ *
+ *   container-cache                one executable: the pinned runtime, our bundle, fs-ext's addon
+ *   prolog, epilog                 further names of it; the name it is called by picks the program
+ *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab    copies
+ *
+ * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the
+ * admin command and its yargs, which is compiled only when that command runs. `pkg --sea` puts the
+ * first into the runtime as its main program, and the second and the addon as assets.
+ *
+ * Nothing is fetched, and nothing is done if dist/ was made from the same inputs.
+ */
+import * as esbuild from 'esbuild';
+import pkgSea, { type SeaConfig } from '@yao-pkg/pkg/lib-es5/sea.js';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  closeSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { ADDON_ASSET } from '../lib/system/native-addon.ts';
+import { flockWithin } from '../lib/system/flock.ts';
+import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
+
+export const distDirectory = join(projectRoot, 'dist');
+export const executable = join(distDirectory, 'container-cache');
+
+/** The asset's name of the admin command's bundle. */
+const ADMIN_ASSET = 'admin.cjs';
+const PROGRAM_NAMES = ['prolog', 'epilog'];
+/** Source and mode; a part that another issue adds may not be there yet. */
+const COPIES: readonly { source: string; mode: number }[] = [
+  { source: 'taskprolog/taskprolog', mode: 0o755 },
+  { source: 'enroot/enroot', mode: 0o755 },
+  { source: 'enroot/00-container-cache.fstab', mode: 0o644 },
+  { source: 'slurm.conf.snippet', mode: 0o644 },
+];
+const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot'];
+const INPUT_FILES = [
+  'main.ts',
+  'build/build.ts',
+  'build/source-files.ts',
+  'package.json',
+  'package-lock.json',
+  'slurm.conf.snippet',
+];
+const ADDON = 'node_modules/fs-ext/build/Release/fs_ext.node';
+/** What dist/ was made from: its presence also says that it was made to the end. */
+const STAMP = join(distDirectory, '.inputs');
+const LOCK_TIMEOUT_MS = 10 * 60_000;
+
+/**
+ * Builtins that take longest to load, and that not every call of a program comes to use. A bundle's
+ * imports all run at its start; through this, these are loaded when first used. Programs import them
+ * by name or as a namespace: `import crypto from 'node:crypto'` would load it at once.
+ */
+const LAZY_BUILTINS = ['node:child_process', 'node:crypto', 'node:fs/promises', 'node:module'];
+const LAZY_BUILTINS_BANNER = `require = ((load) => (name) => {
+  if (!${JSON.stringify(LAZY_BUILTINS)}.includes(name)) return load(name);
+  return new Proxy({}, { get: (_, key) => load(name)[key], ownKeys: () => Reflect.ownKeys(load(name)),
+    getOwnPropertyDescriptor: (_, key) => ({ ...Reflect.getOwnPropertyDescriptor(load(name), key), configurable: true }) });
+})(require);`;
+
+/** Makes dist/ unless it is up to date; of several at once one works and the others wait. Returns whether it was made. */
+export async function build(): Promise<boolean> {
+  mkdirSync(distDirectory, { recursive: true });
+  const lock = openSync(join(distDirectory, '.lock'), 'a');
+  try {
+    if (!(await flockWithin(lock, 'exclusive', LOCK_TIMEOUT_MS))) {
+      throw new Error(`Cannot build: ${distDirectory} is locked by another build for ${LOCK_TIMEOUT_MS} ms`);
+    }
+    const inputs = digestOfInputs();
+    if (isUpToDate(inputs)) return false;
+    await makeDist();
+    writeFileSync(STAMP, inputs);
+    return true;
+  } finally {
+    closeSync(lock);
+  }
+}
+
+function digestOfInputs(): string {
+  const files = sourceFiles().filter(
+    (file) => INPUT_FILES.includes(file) || INPUT_DIRECTORIES.some((top) => file.startsWith(`${top}/`)),
+  );
+  return `${process.version} ${process.arch} ${digestOfFiles([...files, ADDON])}\n`;
+}
+
+function isUpToDate(inputs: string): boolean {
+  const outputs = [executable, ...PROGRAM_NAMES.map((name) => join(distDirectory, name))];
+  outputs.push(...presentCopies().map(({ source }) => join(distDirectory, basename(source))));
+  return (
+    existsSync(STAMP) && readFileSync(STAMP, 'utf8') === inputs && outputs.every((path) => existsSync(path))
+  );
+}
+
+function presentCopies(): typeof COPIES {
+  return COPIES.filter(({ source }) => existsSync(join(projectRoot, source)));
+}
+
+/** Everything is made aside and renamed into place: a program of dist/ that runs meanwhile goes on as it is. */
+async function makeDist(): Promise<void> {
+  rmSync(STAMP, { force: true });
+  // Always the same name: the executable remembers it as its main program's path. The lock makes it ours.
+  const aside = join(distDirectory, '.new');
+  rmSync(aside, { recursive: true, force: true });
+  mkdirSync(aside);
+  try {
+    await makeExecutable('main.ts', join(aside, basename(executable)));
+    for (const { source, mode } of presentCopies()) {
+      const target = join(aside, basename(source));
+      copyFileSync(join(projectRoot, source), target);
+      chmodSync(target, mode);
+      renameSync(target, join(distDirectory, basename(source)));
+    }
+    renameSync(join(aside, basename(executable)), executable);
+    for (const name of PROGRAM_NAMES) {
+      const link = join(aside, name);
+      symlinkSync(basename(executable), link);
+      renameSync(link, join(distDirectory, name));
+    }
+  } finally {
+    rmSync(aside, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Makes one executable of `entry` and all it imports, with the addon and the admin command as assets.
+ *
+ * @param output absolute path; its directory receives the bundles, too.
+ */
+export async function makeExecutable(entry: string, output: string): Promise<void> {
+  const main = join(dirname(output), 'main.cjs');
+  const admin = join(dirname(output), ADMIN_ASSET);
+  await bundleProgram(entry, main);
+  await bundle('admin/cli.ts', admin, []);
+  const seaConfig: SeaConfig & { execArgvExtension: 'none' } = {
+    disableExperimentalSEAWarning: true,
+    useSnapshot: false,
+    useCodeCache: true,
+    assets: { [ADMIN_ASSET]: admin, [ADDON_ASSET]: join(projectRoot, ADDON) },
+    // NODE_OPTIONS of a job is meant for the job's own Node.
+    execArgvExtension: 'none',
+  };
+  const target = {
+    nodeRange: `node${process.versions.node}`,
+    platform: 'linux' as const,
+    arch: process.arch,
+    output,
+  };
+  // What `pkg --sea` runs for a plain file. Its command line has no way to name assets or a runtime at
+  // hand: it would fetch one.
+  await pkgSea.default(main, { targets: [target], nodePath: process.execPath, seaConfig });
+}
+
+/** Bundles what runs at once, and returns the modules that are in it, relative to the project. */
+export async function bundleProgram(entry: string, output: string): Promise<string[]> {
+  return bundle(entry, output, [adminAsAsset]);
+}
+
+async function bundle(entry: string, output: string, plugins: esbuild.Plugin[]): Promise<string[]> {
+  const { metafile } = await esbuild.build({
+    absWorkingDir: projectRoot,
+    entryPoints: [entry],
+    outfile: output,
+    bundle: true,
+    platform: 'node',
+    format: 'cjs',
+    target: `node${process.versions.node}`,
+    // Only syntax: names and lines stay as they are, so that a stack trace in syslog can be read.
+    minifySyntax: true,
+    legalComments: 'none',
+    charset: 'utf8',
+    logLevel: 'warning',
+    // A bundle in an executable has no file. Development's way to the addon is not taken there, and
+    // yargs only looks for translations beside itself.
+    define: { 'import.meta.url': '"file:///container-cache/bundle.js"' },
+    banner: { js: LAZY_BUILTINS_BANNER },
+    metafile: true,
+    plugins,
+  });
+  return Object.keys(metafile.inputs);
+}
+
+/** main.ts imports the admin command when it is called for; in the executable that compiles the asset. */
+const adminAsAsset: esbuild.Plugin = {
+  name: 'admin-as-asset',
+  setup(build) {
+    build.onResolve({ filter: /^\.\/admin\/cli\.ts$/ }, () => ({ path: ADMIN_ASSET, namespace: 'asset' }));
+    build.onLoad({ filter: /.*/, namespace: 'asset' }, ({ path }) => ({
+      resolveDir: projectRoot,
+      contents: `
+        import { getAsset } from 'node:sea';
+        import { Script } from 'node:vm';
+        const wrapper = '(function (module, exports, require) {' + getAsset(${JSON.stringify(path)}, 'utf8') + '\\n})';
+        const module = { exports: {} };
+        new Script(wrapper, { filename: ${JSON.stringify(path)} }).runInThisContext()(module, module.exports, require);
+        export const { runAdmin } = module.exports;`,
+    }));
+  },
+};
+
+if (import.meta.main) {
+  const startedMs = performance.now();
+  const made = await build();
+  console.log(
+    made
+      ? `build: made dist/ in ${((performance.now() - startedMs) / 1000).toFixed(1)} s`
+      : 'build: dist/ is up to date',
+  );
+}

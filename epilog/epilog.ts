@@ -1,0 +1,156 @@
+/**
+ * The steps after a job, as root on its node:
+ *
+ *   mark its entries used → release the lease → sweep the job's leftovers → maybe start the collector → one log line
+ *
+ * Each step is for itself: what one cannot do, the others do all the same. Running it twice, or for a job that never had a
+ * Prolog, finds nothing to do.
+ */
+import { closeSync, readdirSync } from 'node:fs';
+import process from 'node:process';
+import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
+import { usedPercent } from '../lib/core/gc-plan.ts';
+import { readJob, type Environment, type Job } from '../lib/core/job.ts';
+import { entryPath, parsePartialName } from '../lib/core/layout.ts';
+import {
+  defaultRuntimePath,
+  requireSettings,
+  type ParsedSettings,
+  type Settings,
+} from '../lib/core/settings.ts';
+import { touchEntry } from '../lib/store/held-entry.ts';
+import { removeJobFiles } from '../lib/store/job-files.ts';
+import { readLease, releaseLease } from '../lib/store/lease.ts';
+import { moveToTrash } from '../lib/store/trash.ts';
+import { findUserDirectory, openBase, openTrash } from '../lib/store/user-directory.ts';
+import { withUserIds } from '../lib/system/as-user.ts';
+import { startBackgroundCollector } from '../lib/system/background.ts';
+import { readUsage } from '../lib/system/disk-usage.ts';
+import { isGone, unlessErrno } from '../lib/system/errno.ts';
+import { readSettings } from '../lib/system/settings-file.ts';
+import { openLog } from '../lib/system/syslog.ts';
+
+/** What the steps found and did. */
+interface Report {
+  entries: readonly string[];
+  holdersStopped: number;
+  partialsRemoved: number;
+  usedPercent: number | undefined;
+  collectorStarted: boolean;
+  readonly errors: unknown[];
+}
+
+/** @returns the exit code: 0, or 1 for a fault of the node with on_failure=fail */
+export async function runEpilog(environment: Environment = process.env): Promise<number> {
+  process.umask(0o022);
+  const parsed = readSettings(environment);
+  const log = openLog(
+    parsed.settings ?? { logTarget: parsed.logTarget, logLevel: 'info', syslogFacility: 'daemon' },
+  );
+  const report: Report = {
+    entries: [],
+    holdersStopped: 0,
+    partialsRemoved: 0,
+    usedPercent: undefined,
+    collectorStarted: false,
+    errors: [],
+  };
+  let job: Job | undefined;
+  try {
+    job = readJob(environment);
+    finishJob(job, parsed, environment, report);
+  } catch (error) {
+    report.errors.push(error);
+  }
+
+  const { errors } = report;
+  const didSomething = report.entries.length > 0 || report.holdersStopped > 0 || report.partialsRemoved > 0;
+  const isNodeFault = errors.some((error) => !(error instanceof JobFault));
+  log.write(
+    isNodeFault ? 'error' : errors.length > 0 ? 'warning' : didSomething ? 'info' : 'debug',
+    'epilog',
+    {
+      job: job?.jobId,
+      uid: job?.uid,
+      result: errors.length > 0 ? 'failed' : didSomething ? 'released' : 'none',
+      entries: report.entries.length > 0 ? report.entries.join(',') : undefined,
+      holders: report.holdersStopped,
+      partials: report.partialsRemoved > 0 ? report.partialsRemoved : undefined,
+      used_percent: report.usedPercent === undefined ? undefined : Math.round(report.usedPercent),
+      gc: report.collectorStarted ? 'started' : undefined,
+      code: errors.length > 0 ? faultCode(errors[0]) : undefined,
+      reason: errors.length > 0 ? errors.map(describeError).join('; ') : undefined,
+      total_ms: Math.round(performance.now()),
+    },
+  );
+  await log.flush();
+  return isNodeFault && parsed.onFailure === 'fail' ? 1 : 0;
+}
+
+function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, report: Report): void {
+  // Without a configuration there still may be a holder, and its lease where leases are by default.
+  const runtimePath = parsed.settings?.runtimePath ?? defaultRuntimePath;
+  attempt(report, () => {
+    markUsed(job, parsed.settings, runtimePath);
+  });
+  attempt(report, () => {
+    const { record, stopped } = releaseLease(runtimePath, job.jobId);
+    report.entries = record?.entries ?? [];
+    report.holdersStopped = stopped;
+  });
+  attempt(report, () => {
+    removeJobFiles(runtimePath, job.jobId);
+  });
+  attempt(report, () => {
+    sweepBase(job, requireSettings(parsed), environment, report);
+  });
+}
+
+function attempt(report: Report, step: () => void): void {
+  try {
+    step();
+  } catch (error) {
+    report.errors.push(error);
+  }
+}
+
+/** Before the release, so that the collector never sees an entry that is neither held nor just used. */
+function markUsed(job: Job, settings: Settings | undefined, runtimePath: string): void {
+  const record = readLease(runtimePath, job.jobId);
+  if (record === undefined || settings === undefined) return;
+  const user = { uid: record.uid, gid: job.gid };
+  for (const name of record.entries) touchEntry(user, entryPath(settings.basePath, record.uid, name));
+}
+
+function sweepBase(job: Job, settings: Settings, environment: Environment, report: Report): void {
+  const base = openBase(settings.basePath);
+  try {
+    report.partialsRemoved = removePartials(job, base);
+    report.usedPercent = usedPercent(readUsage(base.path));
+    if (report.partialsRemoved === 0 && report.usedPercent < settings.gcHighPercent) return;
+    startBackgroundCollector(environment['CONTAINER_CACHE_CONF']);
+    report.collectorStarted = true;
+  } finally {
+    closeSync(base.fd);
+  }
+}
+
+/** Partial directories that this job's Prolog left when it was killed; whoever made them died with it. */
+function removePartials(job: Job, base: ReturnType<typeof openBase>): number {
+  const userDirectory = findUserDirectory(base, job.uid);
+  if (userDirectory === undefined) return 0;
+  try {
+    const names = withUserIds(job, () => readdirSync(`/proc/self/fd/${userDirectory.fd}`));
+    const partials = names.filter((name) => parsePartialName(name)?.jobId === job.jobId);
+    if (partials.length === 0) return 0;
+    const trash = openTrash(base);
+    try {
+      for (const name of partials) unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
+    } finally {
+      closeSync(trash.fd);
+    }
+    return partials.length;
+  } finally {
+    closeSync(userDirectory.fd);
+  }
+}

@@ -1,0 +1,128 @@
+/**
+ * What the collector may evict, decided without a disk or a clock.
+ */
+import type { SpaceNeed } from './image.ts';
+
+/** A filesystem's numbers, as statfs(2) gives them. */
+export interface Usage {
+  readonly totalBytes: number;
+  /** Free for root; the rest is in use. */
+  readonly freeBytes: number;
+  /** Free for users: less than freeBytes where blocks are reserved. */
+  readonly availableBytes: number;
+  /** 0 where the filesystem makes inodes as it needs them (btrfs). */
+  readonly totalInodes: number;
+  readonly freeInodes: number;
+}
+
+export interface EntryFacts {
+  readonly uid: number;
+  readonly name: string;
+  /** The entry's modification time: our acquire and release set it. */
+  readonly usedAtMs: number;
+  /** A shared flock is held on its lock file. */
+  readonly leased: boolean;
+  /** Some process has it mounted. */
+  readonly mounted: boolean;
+  /** What its metadata claims, for forecasts only; 0 if it claims nothing. */
+  readonly bytes: number;
+  readonly inodes: number;
+}
+
+export interface CollectionPolicy {
+  readonly gcHighPercent: number;
+  readonly gcLowPercent: number;
+  readonly gcMinAgeSeconds: number;
+}
+
+export type KeepReason = 'leased' | 'mounted' | 'young';
+
+export interface CollectionPlan<T extends EntryFacts = EntryFacts> {
+  /** What should go, first the least recently used: enough, by what the entries claim, to reach the goal. */
+  readonly evict: readonly T[];
+  /** What may go after that, if the claims were too small. */
+  readonly reserve: readonly T[];
+  readonly kept: readonly { readonly entry: T; readonly reason: KeepReason }[];
+}
+
+/** Percent in use as df(1) counts: of what users can have, not of the disk. */
+export function blocksUsedPercent(usage: Usage): number {
+  const used = usage.totalBytes - usage.freeBytes;
+  const all = used + usage.availableBytes;
+  return all > 0 ? (100 * used) / all : 100;
+}
+
+export function inodesUsedPercent(usage: Usage): number {
+  return usage.totalInodes > 0 ? (100 * (usage.totalInodes - usage.freeInodes)) / usage.totalInodes : 0;
+}
+
+export function usedPercent(usage: Usage): number {
+  return Math.max(blocksUsedPercent(usage), inodesUsedPercent(usage));
+}
+
+/** Whether something of that size can be written now. */
+export function fits(usage: Usage, need: SpaceNeed): boolean {
+  return need.bytes <= usage.availableBytes && (usage.totalInodes === 0 || need.inodes <= usage.freeInodes);
+}
+
+/** A collection starts at or above the high watermark, or when something that is to be written does not fit. */
+export function isCollectionDue(usage: Usage, policy: CollectionPolicy, need?: SpaceNeed): boolean {
+  return usedPercent(usage) >= policy.gcHighPercent || (need !== undefined && !fits(usage, need));
+}
+
+/** It ends below the low watermark, with room for what is to be written. */
+export function isGoalReached(usage: Usage, policy: CollectionPolicy, need?: SpaceNeed): boolean {
+  return usedPercent(usage) < policy.gcLowPercent && (need === undefined || fits(usage, need));
+}
+
+/**
+ * Why an entry stays, or undefined. An entry "used" in the future (a clock set back, a forged time) is the most recently
+ * used one, but is not young: else it could never go.
+ */
+export function keepReason(
+  entry: EntryFacts,
+  policy: CollectionPolicy,
+  nowMs: number,
+): KeepReason | undefined {
+  if (entry.leased) return 'leased';
+  if (entry.mounted) return 'mounted';
+  const ageMs = nowMs - entry.usedAtMs;
+  return ageMs >= 0 && ageMs < policy.gcMinAgeSeconds * 1000 ? 'young' : undefined;
+}
+
+/** Plans a collection that is due; whether it is due is isCollectionDue's. */
+export function planCollection<T extends EntryFacts>(
+  entries: readonly T[],
+  usage: Usage,
+  policy: CollectionPolicy,
+  nowMs: number,
+  need?: SpaceNeed,
+): CollectionPlan<T> {
+  const kept: { entry: T; reason: KeepReason }[] = [];
+  const candidates: T[] = [];
+  for (const entry of entries) {
+    const reason = keepReason(entry, policy, nowMs);
+    if (reason === undefined) candidates.push(entry);
+    else kept.push({ entry, reason });
+  }
+  candidates.sort((a, b) => a.usedAtMs - b.usedAtMs || a.uid - b.uid || (a.name < b.name ? -1 : 1));
+  let forecast = usage;
+  let count = 0;
+  while (count < candidates.length && !isGoalReached(forecast, policy, need)) {
+    forecast = without(forecast, candidates[count]);
+    count++;
+  }
+  return { evict: candidates.slice(0, count), reserve: candidates.slice(count), kept };
+}
+
+/** The usage after an entry is gone, never better than an empty disk. */
+function without(usage: Usage, entry: EntryFacts | undefined): Usage {
+  const bytes = Math.min(entry?.bytes ?? 0, usage.totalBytes - usage.freeBytes);
+  const inodes = Math.min(entry?.inodes ?? 0, usage.totalInodes - usage.freeInodes);
+  return {
+    ...usage,
+    freeBytes: usage.freeBytes + bytes,
+    availableBytes: usage.availableBytes + bytes,
+    freeInodes: usage.freeInodes + inodes,
+  };
+}

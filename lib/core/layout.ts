@@ -1,0 +1,79 @@
+/**
+ * Every path and every name of ours, so that no other module pastes one together.
+ *
+ *   /raid/data/                                                     basePath
+ *   /raid/data/pyxis-container-cache-gc.lock                        collectorLockPath
+ *   /raid/data/.trash/                                              trashPath
+ *   /raid/data/1000/                                                userPath
+ *   /raid/data/1000/pyxis_cache_u1000_00deadbeef001122/             entryPath
+ *   /raid/data/1000/pyxis_cache_u1000_00deadbeef001122/.pyxis_cache_lock     lockPath
+ *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.create.lock          createLockPath
+ *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
+ *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
+ *   /run/container-cache/leases/42                                  leasePath
+ *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
+ */
+
+export const lockFileName = '.pyxis_cache_lock';
+export const collectorLockName = 'pyxis-container-cache-gc.lock';
+export const trashName = '.trash';
+export const digestsName = '.digests';
+
+export const collectorLockPath = (basePath: string): string => `${basePath}/${collectorLockName}`;
+export const trashPath = (basePath: string): string => `${basePath}/${trashName}`;
+export const userPath = (basePath: string, uid: number): string => `${basePath}/${uid}`;
+
+/** @param hash 16 lower-case hex digits */
+export const entryName = (uid: number, hash: string): string => `pyxis_cache_u${uid}_${hash}`;
+export const entryPath = (basePath: string, uid: number, name: string): string =>
+  `${userPath(basePath, uid)}/${name}`;
+export const lockPath = (entry: string): string => `${entry}/${lockFileName}`;
+
+export const createLockName = (entry: string): string => `.${entry}.create.lock`;
+/** @param unique the job ID, a dash and random hex digits: the Epilog finds a job's leftovers by it */
+export const partialName = (entry: string, jobId: number, nonce: string): string =>
+  `.${entry}.${jobId}-${nonce}.partial`;
+
+export const digestPath = (basePath: string, uid: number, referenceHash: string): string =>
+  `${userPath(basePath, uid)}/${digestsName}/${referenceHash}`;
+
+export const leasesPath = (runtimePath: string): string => `${runtimePath}/leases`;
+export const leasePath = (runtimePath: string, jobId: number): string =>
+  `${leasesPath(runtimePath)}/${jobId}`;
+export const jobsPath = (runtimePath: string): string => `${runtimePath}/jobs`;
+export const jobPath = (runtimePath: string, jobId: number): string => `${jobsPath(runtimePath)}/${jobId}`;
+export const jobEnvName = 'env';
+export const jobImagesName = 'images';
+
+const entryPattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
+const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;
+const partialPattern =
+  /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.([1-9]\d{0,9})-[0-9a-f]+\.partial$/;
+const idPattern = /^(0|[1-9]\d{0,9})$/;
+
+/** A name found on disk counts as an entry only in the directory of the user it names. */
+export function isEntryNameOf(uid: number, name: string): boolean {
+  return entryPattern.exec(name)?.[1] === String(uid);
+}
+
+export function parseCreateLockName(name: string): { readonly entry: string } | undefined {
+  const entry = createLockPattern.exec(name)?.[1];
+  return entry === undefined ? undefined : { entry };
+}
+
+export function parsePartialName(
+  name: string,
+): { readonly entry: string; readonly jobId: number } | undefined {
+  const match = partialPattern.exec(name);
+  const [, entry, jobId] = match ?? [];
+  return entry === undefined || jobId === undefined ? undefined : { entry, jobId: Number(jobId) };
+}
+
+/** The number that a directory entry of base (a uid) or of leases and jobs (a job ID) stands for. */
+export function parseIdName(name: string): number | undefined {
+  return idPattern.test(name) ? Number(name) : undefined;
+}
+
+/** A holder is found by what it is called in its own environment; only root can put it there for a root process. */
+export const holderVariable = 'CONTAINER_CACHE_LEASE';
+export const holderTitle = (jobId: number): string => `container-cache-lease ${jobId}`;

@@ -1,0 +1,52 @@
+/**
+ * The record of a lease, `<runtime>/leases/<jobid>`: which process holds which entries. Root writes and reads it; it is
+ * parsed strictly all the same, since a record names a process to be killed.
+ */
+import { isEntryNameOf } from './layout.ts';
+
+export interface LeaseRecord {
+  readonly jobId: number;
+  readonly uid: number;
+  /** Who holds the flocks. The start time, clock ticks after boot, tells a process from a later one with its number. */
+  readonly holder: { readonly pid: number; readonly startTicks: string };
+  readonly sinceMs: number;
+  /** Names of entries below the user's directory. */
+  readonly entries: readonly string[];
+}
+
+export const longestLeaseRecordBytes = 64 * 1024;
+
+export function formatLeaseRecord(record: LeaseRecord): string {
+  return `${JSON.stringify({ version: 1, ...record })}\n`;
+}
+
+/** @returns undefined for anything but a well-formed record of version 1 */
+export function parseLeaseRecord(text: string): LeaseRecord | undefined {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+  if (!isRecord(value) || value['version'] !== 1) return undefined;
+  const { jobId, uid, holder, sinceMs, entries } = value;
+  if (!isCount(jobId) || !isCount(uid) || !isCount(sinceMs) || !isRecord(holder) || !Array.isArray(entries)) {
+    return undefined;
+  }
+  const { pid, startTicks } = holder;
+  if (!isCount(pid) || pid < 2 || typeof startTicks !== 'string' || !/^\d{1,20}$/.test(startTicks))
+    return undefined;
+  const names = entries.filter(
+    (name): name is string => typeof name === 'string' && isEntryNameOf(uid, name),
+  );
+  if (names.length !== entries.length) return undefined;
+  return { jobId, uid, holder: { pid, startTicks }, sinceMs, entries: names };
+}
+
+function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === 'object' && value !== null && !Array.isArray(value);
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && (value as number) >= 0;
+}

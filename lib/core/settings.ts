@@ -1,0 +1,234 @@
+/**
+ * The configuration file, `/etc/slurm/container-cache.conf`: `key=value` lines, `#` starts a comment line.
+ *
+ * Each setting is declared once, in `settingReaders`: its default, its unit, what its extremes mean. Every problem in
+ * the file is reported, not only the first, so that an admin mends it in one go.
+ */
+import { NodeFault } from './faults.ts';
+
+export const defaultConfigPath = '/etc/slurm/container-cache.conf';
+
+export const defaultRuntimePath = '/run/container-cache';
+
+export type ImageFreshness = 'always' | 'if-not-present';
+export type OnFailure = 'continue' | 'fail';
+export type LogTarget = 'syslog' | 'stderr';
+
+/** From most to least severe, as in syslog(3). */
+export const logLevels = ['error', 'warning', 'info', 'debug'] as const;
+export type LogLevel = (typeof logLevels)[number];
+
+/** The facilities an admin may route our lines to, as logger(1) spells them. */
+export const syslogFacilities = [
+  'auth',
+  'authpriv',
+  'cron',
+  'daemon',
+  'local0',
+  'local1',
+  'local2',
+  'local3',
+  'local4',
+  'local5',
+  'local6',
+  'local7',
+  'syslog',
+  'user',
+] as const;
+export type SyslogFacility = (typeof syslogFacilities)[number];
+
+export interface Settings {
+  /** `container_cache_data_path`: the base, absolute and normalised, never `/`. */
+  readonly basePath: string;
+  /** `container_cache_gc_high`, percent of blocks or inodes in use at which the collector starts. */
+  readonly gcHighPercent: number;
+  /** `container_cache_gc_low`, percent below which it stops. */
+  readonly gcLowPercent: number;
+  /** `gc_min_age`, seconds since its last use during which an entry is kept. 0: no such protection. */
+  readonly gcMinAgeSeconds: number;
+  /** `create_timeout`, seconds a job may wait for its entry. 0: a limit that grows with the image (createLimitMs). */
+  readonly createTimeoutSeconds: number;
+  /** `create_processors`, threads of an unpack. 0: as many as the node has. */
+  readonly createProcessors: number;
+  /** `image_freshness`: ask the registry at each job, or take what is there. */
+  readonly imageFreshness: ImageFreshness;
+  /** `on_failure`: `fail` makes a failure of the node (not of the job) exit 1, which drains the node. */
+  readonly onFailure: OnFailure;
+  /** `enroot_path`, the real enroot; undefined: the first of /usr/local/bin/enroot and /usr/bin/enroot. */
+  readonly enrootPath: string | undefined;
+  /** `runtime_dir`, for leases and job files; should be on a tmpfs, so that a reboot forgets them. */
+  readonly runtimePath: string;
+  readonly logTarget: LogTarget;
+  readonly logLevel: LogLevel;
+  readonly syslogFacility: SyslogFacility;
+}
+
+const oneDayInSeconds = 86_400;
+
+class Wanted extends Error {}
+
+function integer(from: number, to: number, unit: string): (value: string) => number {
+  return (value) => {
+    const number = /^\d{1,9}$/.test(value) ? Number(value) : Number.NaN;
+    if (!(number >= from && number <= to)) throw new Wanted(`a whole number from ${from} to ${to} (${unit})`);
+    return number;
+  };
+}
+
+function oneOf<const T extends string>(choices: readonly T[]): (value: string) => T {
+  return (value) => {
+    const found = choices.find((choice) => choice === value);
+    if (found === undefined) throw new Wanted(`one of ${choices.join(', ')}`);
+    return found;
+  };
+}
+
+function absolutePath(value: string): string {
+  // Only plain names between the slashes: the path is printed to TaskProlog and into an fstab line of enroot, where a
+  // blank, a quote, a comma or a colon would mean something.
+  if (!/^(\/[A-Za-z0-9_.+@%=-]+)+\/?$/.test(value) || /\/\.{1,2}(\/|$)/.test(value)) {
+    throw new Wanted('an absolute path of letters, digits and _.+@%=- without "." or ".." in it');
+  }
+  return value.replace(/\/$/, '');
+}
+
+const settingReaders = {
+  container_cache_data_path: absolutePath,
+  container_cache_gc_high: integer(1, 100, 'percent'),
+  container_cache_gc_low: integer(0, 99, 'percent'),
+  gc_min_age: integer(0, 365 * oneDayInSeconds, 'seconds'),
+  create_timeout: integer(0, oneDayInSeconds, 'seconds, 0 for a limit by size'),
+  create_processors: integer(0, 1024, 'threads, 0 for all'),
+  image_freshness: oneOf(['always', 'if-not-present']),
+  on_failure: oneOf(['continue', 'fail']),
+  enroot_path: absolutePath,
+  runtime_dir: absolutePath,
+  log_target: oneOf(['syslog', 'stderr']),
+  log_level: oneOf(logLevels),
+  syslog_facility: oneOf(syslogFacilities),
+} as const;
+
+type Key = keyof typeof settingReaders;
+type Values = { [K in Key]?: ReturnType<(typeof settingReaders)[K]> };
+
+export const settingKeys = Object.keys(settingReaders) as readonly Key[];
+
+function isKey(key: string): key is Key {
+  return Object.hasOwn(settingReaders, key);
+}
+
+/** What could be understood of a file, and everything that is wrong with it. */
+export interface ParsedSettings {
+  readonly settings: Settings | undefined;
+  /** Valid even if the rest is not: the failure policy must be known to report a failure. */
+  readonly onFailure: OnFailure;
+  readonly logTarget: LogTarget;
+  readonly problems: readonly string[];
+}
+
+/**
+ * Reads the text of a configuration file.
+ *
+ * @param file where the text is from, for messages like `/etc/slurm/x.conf:3: gc_min_age: found "soon", want …`
+ */
+export function parseSettings(text: string, file: string): ParsedSettings {
+  const values: Values = {};
+  const lineOf = new Map<Key, number>();
+  const problems: string[] = [];
+  text.split('\n').forEach((rawLine, index) => {
+    const line = rawLine.trim();
+    if (line === '' || line.startsWith('#')) return;
+    const where = `${file}:${index + 1}`;
+    const separator = line.indexOf('=');
+    if (separator < 0) {
+      problems.push(`${where}: found ${quoted(line)}, want key=value`);
+      return;
+    }
+    const key = line.slice(0, separator).trim();
+    const value = line.slice(separator + 1).trim();
+    if (!isKey(key)) {
+      problems.push(`${where}: unknown key ${quoted(key)}, want one of ${settingKeys.join(', ')}`);
+      return;
+    }
+    const earlier = lineOf.get(key);
+    if (earlier !== undefined) {
+      problems.push(`${where}: ${key}: found a second time, want it once (line ${earlier} has it)`);
+      return;
+    }
+    lineOf.set(key, index + 1);
+    try {
+      Object.assign(values, { [key]: settingReaders[key](value) });
+    } catch (error) {
+      if (!(error instanceof Wanted)) throw error;
+      problems.push(`${where}: ${key}: found ${quoted(value)}, want ${error.message}`);
+    }
+  });
+
+  const gcHighPercent = values.container_cache_gc_high ?? 85;
+  const gcLowPercent = values.container_cache_gc_low ?? 80;
+  if (gcLowPercent >= gcHighPercent) {
+    const key = lineOf.has('container_cache_gc_low') ? 'container_cache_gc_low' : 'container_cache_gc_high';
+    problems.push(
+      `${file}:${lineOf.get(key) ?? 1}: ${key}: found low ${gcLowPercent} and high ${gcHighPercent}, want low below high`,
+    );
+  }
+  const basePath = values.container_cache_data_path;
+  if (basePath === undefined && !lineOf.has('container_cache_data_path')) {
+    problems.push(
+      `${file}: container_cache_data_path: not set, want the absolute path of a node-local directory`,
+    );
+  }
+  const onFailure = values.on_failure ?? 'continue';
+  const logTarget = values.log_target ?? 'syslog';
+  if (basePath === undefined || problems.length > 0)
+    return { settings: undefined, onFailure, logTarget, problems };
+  return {
+    settings: {
+      basePath,
+      gcHighPercent,
+      gcLowPercent,
+      gcMinAgeSeconds: values.gc_min_age ?? 120,
+      createTimeoutSeconds: values.create_timeout ?? 0,
+      createProcessors: values.create_processors ?? 0,
+      imageFreshness: values.image_freshness ?? 'always',
+      onFailure,
+      enrootPath: values.enroot_path,
+      runtimePath: values.runtime_dir ?? defaultRuntimePath,
+      logTarget,
+      logLevel: values.log_level ?? 'info',
+      syslogFacility: values.syslog_facility ?? 'daemon',
+    },
+    onFailure,
+    logTarget,
+    problems,
+  };
+}
+
+/** @throws NodeFault BAD_CONFIG naming every problem of the file */
+export function requireSettings(parsed: ParsedSettings): Settings {
+  if (parsed.settings === undefined) throw new NodeFault('BAD_CONFIG', parsed.problems.join('; '));
+  return parsed.settings;
+}
+
+const longestQuote = 80;
+
+function quoted(text: string): string {
+  return JSON.stringify(text.length > longestQuote ? `${text.slice(0, longestQuote)}…` : text);
+}
+
+const createFloorMs = 5 * 60_000;
+const slowestUnpackBytesPerMs = 4 * 1024;
+const registryLimitMs = 60 * 60_000;
+
+/**
+ * How long a job may wait for its entry, milliseconds. Without `create_timeout`: five minutes and a second for
+ * each 4 MiB of an image file, so slow that only a hung disk reaches it; an hour for an image whose size only the
+ * registry knows.
+ *
+ * @param imageBytes undefined for an image from a registry
+ */
+export function createLimitMs(settings: Settings, imageBytes: number | undefined): number {
+  if (settings.createTimeoutSeconds > 0) return settings.createTimeoutSeconds * 1000;
+  if (imageBytes === undefined) return registryLimitMs;
+  return createFloorMs + Math.ceil(imageBytes / slowestUnpackBytesPerMs);
+}

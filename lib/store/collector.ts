@@ -1,0 +1,400 @@
+/**
+ * The collector: makes room by deleting the entries that were not used for the longest time.
+ *
+ *   1. flock the collector's lock: one collector at a time on a base.
+ *   2. Sweep: trash, partial directories of dead creators, their lock files, records of dead leases.
+ *   3. Look at all entries of all users, plan (lib/core/gc-plan.ts), and evict one after the other until the goal is
+ *      reached, by the filesystem's own numbers: what entries claim about their size decides nothing.
+ *
+ * To evict: flock the entry exclusively, without waiting (refused: a job holds it); look that no process has it mounted
+ * and that nobody used it since the plan; rename it into the trash; delete it there.
+ *
+ * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
+ */
+import { closeSync, constants, fstatSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
+import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
+import { describeError } from '../core/faults.ts';
+import {
+  isCollectionDue,
+  isGoalReached,
+  keepReason,
+  planCollection,
+  type CollectionPlan,
+  type CollectionPolicy,
+  type EntryFacts,
+  type Usage,
+} from '../core/gc-plan.ts';
+import type { SpaceNeed } from '../core/image.ts';
+import {
+  collectorLockName,
+  createLockName,
+  isEntryNameOf,
+  lockFileName,
+  parseCreateLockName,
+  parseIdName,
+  parsePartialName,
+} from '../core/layout.ts';
+import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
+import type { LogLevel } from '../core/settings.ts';
+import { withUserIds, type UserIds } from '../system/as-user.ts';
+import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
+import { readUsage } from '../system/disk-usage.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { openRegularFile, readStart } from '../system/files.ts';
+import { flockWithin, tryFlock } from '../system/flock.ts';
+import { findMountedEntries, readMounts } from '../system/mounts.ts';
+import type { LogFields } from '../system/syslog.ts';
+import { sweepLeases } from './lease.ts';
+import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
+import { openTrash } from './user-directory.ts';
+
+export interface CollectRequest {
+  readonly base: Directory;
+  readonly runtimePath: string;
+  readonly policy: CollectionPolicy;
+  /** Room to be made beside the watermarks. */
+  readonly need?: SpaceNeed;
+  /** Collect even below the high watermark, down to the low one. */
+  readonly force?: boolean;
+  /** How long to wait for another collector. 0: leave the work to it. */
+  readonly lockTimeoutMs: number;
+  readonly deadlineMs?: number;
+  readonly log: (level: LogLevel, word: string, fields: LogFields) => void;
+}
+
+export interface FoundEntry extends EntryFacts {
+  readonly gid: number;
+  readonly image: string | undefined;
+}
+
+export interface Forecast {
+  readonly usage: Usage;
+  readonly due: boolean;
+  readonly plan: CollectionPlan<FoundEntry>;
+}
+
+export interface CollectResult {
+  readonly result: 'not-due' | 'collected' | 'goal-missed' | 'locked';
+  readonly evicted: readonly FoundEntry[];
+  readonly freedBytes: number;
+  readonly freedInodes: number;
+  readonly kept: Readonly<Record<string, number>>;
+}
+
+/** What a collection would do now; changes nothing. */
+export function forecastCollection(request: CollectRequest): Forecast {
+  const { base, policy, need, force } = request;
+  const usage = readUsage(base.path);
+  const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+  const due = force === true ? !isGoalReached(usage, policy, need) : isCollectionDue(usage, policy, need);
+  return { usage, due, plan: planCollection(entries, usage, policy, Date.now(), need) };
+}
+
+/** @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed over */
+export async function collect(request: CollectRequest): Promise<CollectResult> {
+  const { base, log } = request;
+  const lock = openRegularFile(inDirectory(base, collectorLockName), constants.O_CREAT);
+  try {
+    if (!tryFlock(lock, 'exclusive') && !(await flockWithin(lock, 'exclusive', request.lockTimeoutMs))) {
+      log('debug', 'gc', { result: 'locked', reason: 'another collector is at work' });
+      return { result: 'locked', evicted: [], freedBytes: 0, freedInodes: 0, kept: {} };
+    }
+    const trash = openTrash(base);
+    try {
+      return await collectLocked(request, trash);
+    } finally {
+      closeSync(trash.fd);
+    }
+  } finally {
+    closeSync(lock);
+  }
+}
+
+async function collectLocked(request: CollectRequest, trash: Directory): Promise<CollectResult> {
+  const { base, policy, need, log, force } = request;
+  const before = readUsage(base.path);
+  sweep(request, trash);
+  await emptyTrash(request, trash);
+
+  const evicted: FoundEntry[] = [];
+  const kept: Record<string, number> = {};
+  const due = force === true || isCollectionDue(before, policy, need);
+  const isDone = (): boolean => isGoalReached(readUsage(base.path), policy, need);
+  if (due && !isDone()) {
+    const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+    const plan = planCollection(entries, readUsage(base.path), policy, Date.now(), need);
+    for (const { reason } of plan.kept) kept[reason] = (kept[reason] ?? 0) + 1;
+    for (const entry of [...plan.evict, ...plan.reserve]) {
+      if (isDone() || Date.now() > (request.deadlineMs ?? Infinity)) break;
+      const reason = await evict(request, trash, entry);
+      if (reason === undefined) evicted.push(entry);
+      else kept[reason] = (kept[reason] ?? 0) + 1;
+    }
+  }
+  const after = readUsage(base.path);
+  const result = {
+    result: !due ? 'not-due' : isDone() ? 'collected' : 'goal-missed',
+    evicted,
+    freedBytes: after.freeBytes - before.freeBytes,
+    freedInodes: after.freeInodes - before.freeInodes,
+    kept,
+  } as const;
+  logSummary(result, after, log);
+  return result;
+}
+
+function logSummary(result: CollectResult, after: Usage, log: CollectRequest['log']): void {
+  if (result.result === 'not-due') return;
+  const kept = Object.entries(result.kept).map(([reason, count]) => [`kept_${reason}`, count] as const);
+  log(result.result === 'collected' ? 'info' : 'warning', 'gc', {
+    result: result.result,
+    evicted: result.evicted.length,
+    freed_bytes: result.freedBytes,
+    freed_inodes: result.freedInodes,
+    free_bytes: after.availableBytes,
+    free_inodes: after.freeInodes,
+    ...Object.fromEntries(kept),
+    reason:
+      result.result === 'collected'
+        ? undefined
+        : 'nothing more may be evicted: what remains is in use or young, or not ours',
+  });
+}
+
+/** The user directories of a base: names that are a uid, directories, owned by that uid. */
+function* userDirectories(base: Directory): Generator<{ user: UserIds; directory: Directory }> {
+  for (const name of readdirSync(`/proc/self/fd/${base.fd}`)) {
+    const uid = parseIdName(name);
+    if (uid === undefined) continue;
+    const directory = unlessErrno([...isGone, 'ELOOP'], () =>
+      openDirectory(inDirectory(base, name), `${base.path}/${name}`),
+    );
+    if (directory === undefined) continue;
+    try {
+      if (directory.stats.uid === uid && directory.stats.dev === base.stats.dev) {
+        yield { user: { uid, gid: directory.stats.gid }, directory };
+      }
+    } finally {
+      closeSync(directory.fd);
+    }
+  }
+}
+
+/** Names in a user directory, those with something mounted on or below them left out: their server may never answer. */
+function namesIn(user: UserIds, directory: Directory, mounts: readonly Mount[]): string[] {
+  const covered = mountPointsBelow(directory.path, mounts).map(
+    (point) => point.slice(directory.path.length + 1).split('/', 1)[0],
+  );
+  return withUserIds(user, () => readdirSync(`/proc/self/fd/${directory.fd}`)).filter(
+    (name) => !covered.includes(name),
+  );
+}
+
+function listEntries(
+  base: Directory,
+  isMounted: (uid: number, name: string) => boolean,
+  mounts: readonly Mount[],
+): FoundEntry[] {
+  const entries: FoundEntry[] = [];
+  for (const { user, directory } of userDirectories(base)) {
+    for (const name of namesIn(user, directory, mounts)) {
+      if (!isEntryNameOf(user.uid, name)) continue;
+      const facts = withUserIds(user, () => lookAtEntry(user, directory, name));
+      if (facts !== undefined) entries.push({ ...facts, mounted: isMounted(user.uid, name) });
+    }
+  }
+  return entries;
+}
+
+function lookAtEntry(
+  user: UserIds,
+  directory: Directory,
+  name: string,
+): Omit<FoundEntry, 'mounted'> | undefined {
+  const stats = unlessErrno(isGone, () => lstatSync(inDirectory(directory, name)));
+  // A directory of another owner was put there by somebody else, and a symlink or a file is no rootfs.
+  if (stats?.isDirectory() !== true || stats.uid !== user.uid) return undefined;
+  const lock = openEntryLock(directory, name);
+  const claim = { leased: false, bytes: 0, inodes: 0, image: undefined as string | undefined };
+  if (lock !== undefined) {
+    try {
+      const metadata = parseEntryMetadata(readStart(lock, longestEntryMetadataBytes).toString('utf8'));
+      claim.bytes = metadata?.bytes ?? 0;
+      claim.inodes = metadata?.inodes ?? 0;
+      claim.image = metadata?.image;
+      // The lock is given back at once; a Prolog that meets it asks again for longer than this takes.
+      claim.leased = !tryFlock(lock, 'exclusive');
+    } finally {
+      closeSync(lock);
+    }
+  }
+  return { uid: user.uid, gid: user.gid, name, usedAtMs: stats.mtimeMs, ...claim };
+}
+
+/** @returns undefined if the entry has no lock file that is a regular file */
+function openEntryLock(directory: Directory, name: string): number | undefined {
+  try {
+    return openRegularFile(`${inDirectory(directory, name)}/${lockFileName}`);
+  } catch {
+    return undefined;
+  }
+}
+
+/** @returns why the entry was kept, or undefined: it is gone */
+async function evict(
+  request: CollectRequest,
+  trash: Directory,
+  entry: FoundEntry,
+): Promise<string | undefined> {
+  const { base, log, policy } = request;
+  const user = { uid: entry.uid, gid: entry.gid };
+  let trashed: string;
+  try {
+    const userDirectory = openDirectory(inDirectory(base, String(entry.uid)), `${base.path}/${entry.uid}`);
+    try {
+      const moved = moveEntryAway({ userDirectory, trash }, user, entry, base.path, policy);
+      if ('kept' in moved) return moved.kept;
+      trashed = moved.trashed;
+    } finally {
+      closeSync(userDirectory.fd);
+    }
+  } catch (error) {
+    log('warning', 'gc-kept', { uid: entry.uid, entry: entry.name, reason: describeError(error) });
+    return 'failed';
+  }
+  const before = readUsage(base.path);
+  await deleteAndLog(request, trash, trashed);
+  const after = readUsage(base.path);
+  log('info', 'gc-evicted', {
+    uid: entry.uid,
+    entry: entry.name,
+    image: entry.image,
+    unused_seconds: Math.round((Date.now() - entry.usedAtMs) / 1000),
+    freed_bytes: after.freeBytes - before.freeBytes,
+    freed_inodes: after.freeInodes - before.freeInodes,
+  });
+  return undefined;
+}
+
+type Moved = { readonly trashed: string } | { readonly kept: string };
+
+function moveEntryAway(
+  directories: { userDirectory: Directory; trash: Directory },
+  user: UserIds,
+  entry: FoundEntry,
+  basePath: string,
+  policy: CollectionPolicy,
+): Moved {
+  const { userDirectory } = directories;
+  const { name } = entry;
+  const path = inDirectory(userDirectory, name);
+  // An entry without a lock file can be no job's; the create lock keeps a Prolog from putting it aside at the same time.
+  const lock = withUserIds(
+    user,
+    () =>
+      openEntryLock(userDirectory, name) ??
+      openRegularFile(inDirectory(userDirectory, createLockName(name)), constants.O_CREAT),
+  );
+  try {
+    if (!tryFlock(lock, 'exclusive')) return { kept: 'leased' };
+    // From here on nobody can hold the entry; but somebody may have held and released it since the plan.
+    const now: Stats | undefined = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
+    if (now === undefined) return { kept: 'gone' };
+    if (
+      !withUserIds(user, () =>
+        isPathOf(lock, [`${path}/${lockFileName}`, inDirectory(userDirectory, createLockName(name))]),
+      )
+    ) {
+      return { kept: 'replaced' };
+    }
+    const mounted = findMountedEntries(basePath)(user.uid, name);
+    const reason = keepReason(
+      { ...entry, leased: false, mounted, usedAtMs: now.mtimeMs },
+      policy,
+      Date.now(),
+    );
+    if (reason !== undefined) return { kept: reason };
+    if (now.mtimeMs !== entry.usedAtMs) return { kept: 'used' };
+    return { trashed: moveToTrash(directories, name) };
+  } finally {
+    closeSync(lock);
+  }
+}
+
+/** Whether one of the paths still leads to the open file. */
+function isPathOf(fd: number, paths: readonly string[]): boolean {
+  const file = fstatSync(fd);
+  return paths.some((path) => {
+    const now = unlessErrno(isGone, () => lstatSync(path));
+    return now?.ino === file.ino && now.dev === file.dev;
+  });
+}
+
+/** What crashes left behind. */
+function sweep(request: CollectRequest, trash: Directory): void {
+  const { base, log } = request;
+  const mounts = readMounts();
+  for (const { user, directory } of userDirectories(base)) {
+    const names = namesIn(user, directory, mounts);
+    const present = new Set(names);
+    const entries = new Set(
+      names.flatMap((name) => parsePartialName(name)?.entry ?? parseCreateLockName(name)?.entry ?? []),
+    );
+    for (const entry of entries) {
+      try {
+        sweepCreator({ userDirectory: directory, trash }, user, entry, names, present.has(entry));
+      } catch (error) {
+        log('warning', 'gc-kept', { uid: user.uid, entry, reason: describeError(error) });
+      }
+    }
+  }
+  for (const jobId of sweepLeases(request.runtimePath)) {
+    log('warning', 'gc-lease', {
+      job: jobId,
+      reason: 'its holder is gone: the lease protected nothing any more',
+    });
+  }
+}
+
+/** Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial is dead. */
+function sweepCreator(
+  directories: { userDirectory: Directory; trash: Directory },
+  user: UserIds,
+  entry: string,
+  names: readonly string[],
+  isPublished: boolean,
+): void {
+  const { userDirectory } = directories;
+  const lockName = createLockName(entry);
+  const lockFile = inDirectory(userDirectory, lockName);
+  const lock = withUserIds(user, () => openRegularFile(lockFile, constants.O_CREAT));
+  try {
+    if (!tryFlock(lock, 'exclusive')) return;
+    if (!withUserIds(user, () => isPathOf(lock, [lockFile]))) return;
+    for (const name of names) {
+      if (parsePartialName(name)?.entry === entry) unlessErrno(isGone, () => moveToTrash(directories, name));
+    }
+    // Removed under its own lock: who waits for it sees that the path leads elsewhere, and opens it anew.
+    if (!isPublished)
+      withUserIds(user, () => {
+        rmSync(lockFile, { force: true });
+      });
+  } finally {
+    closeSync(lock);
+  }
+}
+
+async function emptyTrash(request: CollectRequest, trash: Directory): Promise<void> {
+  for (const name of listTrash(trash)) await deleteAndLog(request, trash, name);
+}
+
+async function deleteAndLog(request: CollectRequest, trash: Directory, name: string): Promise<void> {
+  try {
+    await deleteTrashed(trash, name);
+  } catch (error) {
+    request.log('warning', 'gc-trash', {
+      entry: name,
+      reason: `Cannot delete all of it, the next collector tries again: ${describeError(error)}`,
+    });
+  }
+}

@@ -1,0 +1,138 @@
+/**
+ * Filling a new entry: import what comes from a registry, see that it fits, unpack it.
+ *
+ * Only a job whose image is not on the node comes here, so this module is loaded only then.
+ */
+import { mkdirSync, rmSync } from 'node:fs';
+import { JobFault, NodeFault } from '../core/faults.ts';
+import { fits, isCollectionDue, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
+import { estimateSpace, type SpaceNeed, type Superblock } from '../core/image.ts';
+import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
+import { run } from '../system/run.ts';
+import type { Enroot } from './enroot.ts';
+import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+import { settlePermissions, unpackSquashfs } from './unpack.ts';
+
+export interface CreateContext {
+  readonly user: UserIds;
+  readonly source: ImageSource;
+  readonly processors: number;
+  readonly policy: CollectionPolicy;
+  readonly enroot: Enroot | undefined;
+  readonly readUsage: () => Usage;
+  /** Starts a collector and lets it run. */
+  readonly startCollector: () => void;
+  /** Runs a collector to its end, to make room. */
+  readonly makeRoom: (need: SpaceNeed, limitMs: number) => Promise<void>;
+  readonly onProgress: (progress: {
+    readonly phase: 'import' | 'unpack';
+    readonly percent: number | undefined;
+  }) => void;
+}
+
+/** @returns what the rootfs takes on disk @throws JobFault, NodeFault */
+export async function fillRootfs(
+  context: CreateContext,
+  partialPath: string,
+  rootfsPath: string,
+  limitMs: number,
+): Promise<SpaceNeed> {
+  const startedAtMs = performance.now();
+  const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
+  const { user, source } = context;
+  if (isCollectionDue(context.readUsage(), context.policy)) context.startCollector();
+
+  const squashfs =
+    source.kind === 'path' ? source : await importImage(context, source.uri, partialPath, remainingMs());
+  await ensureRoom(context, squashfs, remainingMs());
+  context.onProgress({ phase: 'unpack', percent: 0 });
+  await unpackSquashfs({
+    user,
+    imagePath: squashfs.path,
+    destination: rootfsPath,
+    processors: context.processors,
+    timeoutMs: remainingMs(),
+    onPercent: (percent) => {
+      context.onProgress({ phase: 'unpack', percent });
+    },
+  });
+  const space = await settlePermissions(user, rootfsPath, remainingMs());
+  // Somebody may have replaced the file while it was read: what was unpacked must be what the entry's name says.
+  const now = await probeSquashfs(user, { kind: 'path', path: squashfs.path });
+  if (now.hash !== squashfs.hash) {
+    throw new JobFault('IMAGE_CHANGED', `Cannot use "${squashfs.path}": it changed while it was unpacked`);
+  }
+  if (source.kind === 'registry')
+    withUserIds(user, () => {
+      rmSync(squashfs.path);
+    });
+  return space;
+}
+
+async function importImage(
+  context: CreateContext,
+  uri: string,
+  partialPath: string,
+  limitMs: number,
+): Promise<SquashfsSource> {
+  if (context.enroot === undefined) throw new NodeFault('TOOL_MISSING', `Cannot import "${uri}": no enroot`);
+  const squashfsPath = `${partialPath}/image.squashfs`;
+  const temporaryPath = `${partialPath}/tmp`;
+  context.onProgress({ phase: 'import', percent: undefined });
+  withUserIds(context.user, () => mkdirSync(temporaryPath, { mode: 0o700 }));
+  await context.enroot.importImage(uri, squashfsPath, temporaryPath, limitMs);
+  return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
+}
+
+/**
+ * Compares what the image needs with what is free, and has the collector make room if it must.
+ *
+ * The estimate is quick and high; only where it says no are the files of the image really added up.
+ *
+ * @throws NodeFault NO_SPACE
+ */
+async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limitMs: number): Promise<void> {
+  const estimate = estimateSpace(squashfs.superblock);
+  if (fits(context.readUsage(), estimate)) return;
+  const need = await measureImage(context.user, squashfs.path, squashfs.superblock, limitMs);
+  if (!fits(context.readUsage(), need)) await context.makeRoom(need, limitMs);
+  const usage = context.readUsage();
+  if (fits(usage, need)) return;
+  throw new NodeFault(
+    'NO_SPACE',
+    `Cannot unpack "${squashfs.path}": ${usage.availableBytes} bytes and ${usage.freeInodes} inodes free, ` +
+      `${need.bytes} bytes and ${need.inodes} inodes needed`,
+  );
+}
+
+const blockBytes = 4096;
+
+/** Adds up the sizes in the image's listing, each rounded up to a block. */
+async function measureImage(
+  user: UserIds,
+  path: string,
+  superblock: Superblock,
+  limitMs: number,
+): Promise<SpaceNeed> {
+  let bytes = 0;
+  let rest = '';
+  await run(
+    asUser(user, {
+      file: 'unsquashfs',
+      args: ['-lln', path],
+      timeoutMs: limitMs,
+      onStdout: (chunk) => {
+        const lines = (rest + chunk.toString('latin1')).split('\n');
+        rest = lines.pop() ?? '';
+        for (const line of lines) bytes += listedBytes(line);
+      },
+    }),
+  );
+  return { ...estimateSpace(superblock), bytes };
+}
+
+/** A line like `-rw-r--r-- 0/0   1234 2026-01-02 03:04 squashfs-root/etc/fstab`. */
+function listedBytes(line: string): number {
+  const size = /^[-dl]\S{9} \d+\/\d+ +(\d+) /.exec(line)?.[1];
+  return size === undefined ? 0 : Math.ceil(Number(size) / blockBytes) * blockBytes;
+}

@@ -1,0 +1,110 @@
+/**
+ * The enroot program, for what only it can do: ask registries and import their images, with the user's own credentials.
+ */
+import { accessSync, constants } from 'node:fs';
+import { JobFault, NodeFault } from '../core/faults.ts';
+import { parseDigest } from '../core/image.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import { unlessErrno } from '../system/errno.ts';
+import { run, type Command } from '../system/run.ts';
+
+export interface Enroot {
+  /** @returns undefined if this version has no `digest` (before 4.0) @throws CommandFailed */
+  readonly digest: (uri: string) => Promise<string | undefined>;
+  /** Writes the image as a squashfs file. @throws JobFault IMPORT_FAILED */
+  readonly importImage: (
+    uri: string,
+    squashfsPath: string,
+    temporaryPath: string,
+    timeoutMs: number,
+  ) => Promise<void>;
+}
+
+const usualPaths = ['/usr/local/bin/enroot', '/usr/bin/enroot'] as const;
+const digestTimeoutMs = 20_000;
+const firstMajorWithDigest = 4;
+const versionTimeoutMs = 10_000;
+const lookupTimeoutMs = 10_000;
+/** After the first signal, what enroot started may clean up this long. */
+const graceSeconds = 5;
+
+/** @throws NodeFault TOOL_MISSING */
+export function findEnroot(enrootPath: string | undefined): string {
+  const candidates = enrootPath === undefined ? usualPaths : [enrootPath];
+  for (const path of candidates) {
+    const isExecutable = unlessErrno(['ENOENT', 'ENOTDIR', 'EACCES'], () => {
+      accessSync(path, constants.X_OK);
+      return true;
+    });
+    if (isExecutable === true) return path;
+  }
+  throw new NodeFault('TOOL_MISSING', `Cannot find enroot at ${candidates.join(' or ')}; set enroot_path`);
+}
+
+/**
+ * @param userPath the user's data directory; enroot makes sure at each start that it and a runtime directory are there
+ */
+export async function openEnroot(
+  enrootPath: string | undefined,
+  user: UserIds,
+  userPath: string,
+): Promise<Enroot> {
+  const file = findEnroot(enrootPath);
+  const home = await lookUpHome(user);
+  const environment = { HOME: home, ENROOT_DATA_PATH: userPath, ENROOT_RUNTIME_PATH: userPath };
+
+  // timeout(1) makes a process group of enroot and all it starts, and signals the group when the time is up, or when we
+  // die: enroot is a shell script with children of its own, which the death signal alone would miss.
+  const bounded = (
+    args: readonly string[],
+    timeoutMs: number,
+    variables: Readonly<Record<string, string>>,
+  ): Command => {
+    const seconds = Math.ceil(timeoutMs / 1000);
+    return asUser(
+      user,
+      {
+        file: 'timeout',
+        args: [`--kill-after=${graceSeconds}s`, `${seconds}s`, file, ...args],
+        environment: { ...environment, ...variables },
+        timeoutMs: timeoutMs + 2 * graceSeconds * 1000,
+      },
+      { canGain: true, deathSignal: 'TERM' },
+    );
+  };
+
+  return {
+    digest: async (uri) => {
+      try {
+        const { stdout } = await run(bounded(['digest', uri], digestTimeoutMs, {}));
+        return parseDigest(stdout.toString('latin1'));
+      } catch (error) {
+        // An unknown command and a registry that does not answer both exit with 1: the version tells them apart.
+        const { stdout } = await run(bounded(['version'], versionTimeoutMs, {}));
+        if (Number.parseInt(stdout.toString('latin1'), 10) < firstMajorWithDigest) return undefined;
+        throw error;
+      }
+    },
+    importImage: async (uri, squashfsPath, temporaryPath, timeoutMs) => {
+      try {
+        await run(
+          bounded(['import', '--output', squashfsPath, uri], timeoutMs, { ENROOT_TEMP_PATH: temporaryPath }),
+        );
+      } catch (cause) {
+        throw new JobFault('IMPORT_FAILED', `Cannot import "${uri}"`, { cause });
+      }
+    },
+  };
+}
+
+/** The home directory has the credentials (`~/.config/enroot/.credentials`) and, by default, the layer cache. */
+async function lookUpHome(user: UserIds): Promise<string> {
+  const { stdout } = await run({
+    file: 'getent',
+    args: ['passwd', String(user.uid)],
+    timeoutMs: lookupTimeoutMs,
+  }).catch((cause: unknown) => {
+    throw new NodeFault('TOOL_MISSING', `Cannot look up the home directory of uid ${user.uid}`, { cause });
+  });
+  return stdout.toString('utf8').split(':')[5] ?? '/';
+}

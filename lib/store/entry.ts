@@ -1,0 +1,206 @@
+/**
+ * Getting a job its entry: the one that is there, or a new one.
+ *
+ *   1. Hold the entry (held-entry.ts). There: done.
+ *   2. Take the create lock, waiting with a limit; look again: another job may have made it while we waited.
+ *   3. See that the image fits, unpack it into a hidden `.partial` directory.
+ *   4. Write the lock file into it, flock it shared, and only then rename it into place.
+ *
+ * So a published entry is complete and has a holder from its first moment. The create lock is held until the rename: a
+ * partial directory whose create lock is free has no living creator, and the collector may have it.
+ */
+import { randomBytes } from 'node:crypto';
+import {
+  closeSync,
+  constants,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  renameSync,
+  rmdirSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { JobFault } from '../core/faults.ts';
+import { formatEntryMetadata } from '../core/entry-metadata.ts';
+import { createLockName, lockPath, partialName } from '../core/layout.ts';
+import type { SpaceNeed } from '../core/image.ts';
+import { withUserIds, type UserIds } from '../system/as-user.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { openRegularFile } from '../system/files.ts';
+import { flockWithin, tryFlock } from '../system/flock.ts';
+import { readMounts } from '../system/mounts.ts';
+import { holdEntry, type HeldEntry } from './held-entry.ts';
+
+export interface AcquireRequest {
+  readonly user: UserIds;
+  readonly jobId: number;
+  /** The user directory, absolute. */
+  readonly userPath: string;
+  /** What the job called the image. */
+  readonly image: string;
+  readonly name: string;
+  /** For waiting and unpacking together. */
+  readonly limitMs: number;
+  /** Loads what only a missing entry needs. */
+  readonly creator: () => Promise<EntryCreator>;
+}
+
+/** How an entry is made; differs by who runs us. */
+export interface EntryCreator {
+  /** Fills `rootfsPath`, which it must make, and may use the rest of `partialPath`. @returns what it takes on disk */
+  readonly fill: (partialPath: string, rootfsPath: string, limitMs: number) => Promise<SpaceNeed>;
+  /** Gets rid of a name in the user directory, at once; may leave the deletion to others. */
+  readonly discard: (name: string) => void;
+  /** Whether some process has the entry mounted. */
+  readonly isMounted: (name: string) => boolean;
+}
+
+export type AcquireResult = 'reused' | 'waited' | 'created';
+
+export interface Acquired {
+  readonly entry: HeldEntry;
+  readonly result: AcquireResult;
+  readonly unpackMs: number | undefined;
+}
+
+/**
+ * @throws JobFault, NodeFault; then nothing of the attempt is left but, after a crash, a partial directory
+ */
+export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
+  const { user, userPath, name, limitMs } = request;
+  const path = `${userPath}/${name}`;
+  const startedAtMs = performance.now();
+  const remainingMs = (): number => Math.max(0, limitMs - (performance.now() - startedAtMs));
+  const mounts = readMounts();
+
+  const found = await holdEntry(user, path, name, mounts);
+  if (found !== undefined) return { entry: found, result: 'reused', unpackMs: undefined };
+
+  const { fd, waited } = await takeCreateLock(user, `${userPath}/${createLockName(name)}`, remainingMs);
+  try {
+    const made = await holdEntry(user, path, name, mounts);
+    if (made !== undefined) return { entry: made, result: waited ? 'waited' : 'reused', unpackMs: undefined };
+    const creator = await request.creator();
+    setDamagedAside(creator, request, path);
+    const unpackStartMs = performance.now();
+    const entry = await createEntry(creator, request, path, remainingMs());
+    return { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs) };
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** How often somebody may remove the lock file just before we flock it; the collector does, a user can for ever. */
+const createLockAttempts = 20;
+
+async function takeCreateLock(
+  user: UserIds,
+  path: string,
+  remainingMs: () => number,
+): Promise<{ fd: number; waited: boolean }> {
+  let waited = false;
+  for (let attempt = 0; attempt < createLockAttempts; attempt++) {
+    const fd = withUserIds(user, () => openCreateLock(path));
+    let isOurs = false;
+    try {
+      if (!tryFlock(fd, 'exclusive')) {
+        waited = true;
+        if (!(await flockWithin(fd, 'exclusive', remainingMs()))) {
+          throw new JobFault(
+            'LOCK_TIMEOUT',
+            `Cannot create the entry: another process has held "${path}" until our time was up`,
+          );
+        }
+      }
+      // The collector removes the lock files of entries that are gone: one that was removed locks nothing.
+      const now = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
+      const locked = fstatSync(fd);
+      isOurs = now?.ino === locked.ino && now.dev === locked.dev;
+      if (isOurs) return { fd, waited };
+    } finally {
+      if (!isOurs) closeSync(fd);
+    }
+  }
+  throw new JobFault(
+    'LOCK_TIMEOUT',
+    `Cannot create the entry: "${path}" was removed ${createLockAttempts} times while we locked it`,
+  );
+}
+
+function openCreateLock(path: string): number {
+  try {
+    return openRegularFile(path, constants.O_CREAT);
+  } catch (cause) {
+    throw new JobFault('ENTRY_DAMAGED', `Cannot open create lock "${path}"`, { cause });
+  }
+}
+
+/**
+ * Something has the entry's name but no lock file, so it was not published by us, or was damaged since. Under the create
+ * lock nobody else deals with it.
+ */
+function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: string): void {
+  const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
+  if (!exists) return;
+  if (creator.isMounted(request.name)) {
+    throw new JobFault(
+      'ENTRY_DAMAGED',
+      `Cannot use entry "${path}": it has no lock file, and a process has it mounted`,
+    );
+  }
+  creator.discard(request.name);
+}
+
+async function createEntry(
+  creator: EntryCreator,
+  request: AcquireRequest,
+  path: string,
+  limitMs: number,
+): Promise<HeldEntry> {
+  const { user, userPath, name, jobId } = request;
+  const partial = partialName(name, jobId, randomBytes(4).toString('hex'));
+  const partialPath = `${userPath}/${partial}`;
+  const rootfsPath = `${partialPath}/rootfs`;
+  withUserIds(user, () => mkdirSync(partialPath, { mode: 0o700 }));
+  try {
+    const startedAtMs = performance.now();
+    const space = await creator.fill(partialPath, rootfsPath, limitMs);
+    const metadata = formatEntryMetadata({
+      image: request.image,
+      createdAtMs: Date.now(),
+      unpackMs: Math.round(performance.now() - startedAtMs),
+      ...space,
+    });
+    const entry = withUserIds(user, () => publish(name, path, rootfsPath, metadata));
+    if (!withUserIds(user, () => removeEmptyPartial(partialPath))) creator.discard(partial);
+    return entry;
+  } catch (error) {
+    creator.discard(partial);
+    throw error;
+  }
+}
+
+/** After the rename the partial directory is empty, but for the empty one that an import worked in. */
+function removeEmptyPartial(partialPath: string): boolean {
+  const notEmpty = ['ENOTEMPTY', 'EEXIST', 'ENOTDIR'];
+  for (const path of [`${partialPath}/tmp`, partialPath])
+    unlessErrno([...notEmpty, 'ENOENT'], () => rmdirSync(path));
+  return unlessErrno(isGone, () => lstatSync(partialPath)) === undefined;
+}
+
+function publish(name: string, path: string, rootfsPath: string, metadata: string): HeldEntry {
+  // The image may have a file, a symlink or a directory of this name: it is not our lock file.
+  rmSync(lockPath(rootfsPath), { recursive: true, force: true });
+  const fd = openRegularFile(lockPath(rootfsPath), constants.O_CREAT | constants.O_EXCL | constants.O_RDWR);
+  try {
+    writeFileSync(fd, metadata);
+    if (!tryFlock(fd, 'shared'))
+      throw new JobFault('IMAGE_CHANGED', `Cannot publish "${path}": its new lock file is locked`);
+    renameSync(rootfsPath, path);
+    return { name, path, fd };
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}

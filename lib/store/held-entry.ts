@@ -1,0 +1,112 @@
+/**
+ * Holding an entry: a shared flock on its lock file.
+ *
+ *   1. Open the lock file, no symlink followed, not waiting for a FIFO's writer.
+ *   2. flock it shared, without waiting.
+ *   3. Look whether the path still leads to the file that is locked.
+ *
+ * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we were first) or
+ * the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way is the user's own.
+ */
+import { closeSync, fstatSync, futimesSync, lstatSync } from 'node:fs';
+import { setTimeout as delay } from 'node:timers/promises';
+import { JobFault } from '../core/faults.ts';
+import { lockPath } from '../core/layout.ts';
+import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
+import { withUserIds, type UserIds } from '../system/as-user.ts';
+import { withDirectory } from '../system/directory.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
+import { openRegularFile } from '../system/files.ts';
+import { tryFlock } from '../system/flock.ts';
+
+export interface HeldEntry {
+  readonly name: string;
+  readonly path: string;
+  /** The open lock file; the flock ends when the last copy of it is closed. */
+  readonly fd: number;
+}
+
+/** How long the collector may be between its lock and its rename before we take it for something else. */
+const evictionLimitMs = 2000;
+const evictionPollMs = 20;
+
+type Attempt = { readonly fd: number } | 'missing' | 'refused';
+
+/**
+ * Holds a published entry.
+ *
+ * @returns undefined if there is none
+ * @throws JobFault LOCK_TIMEOUT if somebody keeps an exclusive flock; ENTRY_DAMAGED for what cannot be an entry
+ */
+export async function holdEntry(
+  user: UserIds,
+  path: string,
+  name: string,
+  mounts: readonly Mount[],
+): Promise<HeldEntry | undefined> {
+  // A user may mount a filesystem of their own on their own directory, and its server need never answer.
+  if (mountPointsBelow(path, mounts).length > 0 || mounts.some((mount) => mount.mountPoint === path)) {
+    throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
+  }
+  const deadlineMs = performance.now() + evictionLimitMs;
+  for (;;) {
+    const attempt = withUserIds(user, () => tryHold(user, path));
+    if (attempt === 'missing') return undefined;
+    if (attempt !== 'refused') return { name, path, fd: attempt.fd };
+    if (performance.now() > deadlineMs) {
+      throw new JobFault(
+        'LOCK_TIMEOUT',
+        `Cannot hold entry "${path}": its lock file has been locked exclusively for ${evictionLimitMs} ms`,
+      );
+    }
+    await delay(evictionPollMs);
+  }
+}
+
+function tryHold(user: UserIds, path: string): Attempt {
+  const entry = unlessErrno(isGone, () => lstatSync(path));
+  if (entry === undefined) return 'missing';
+  if (!entry.isDirectory() || entry.uid !== user.uid) {
+    throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": want a directory of uid ${user.uid}`);
+  }
+  const fd = unlessErrno(isGone, () => openLockFile(path));
+  if (fd === undefined) return 'missing';
+  let isHeld = false;
+  try {
+    const locked = fstatSync(fd);
+    if (locked.uid !== user.uid || locked.dev !== entry.dev) {
+      throw new JobFault(
+        'ENTRY_DAMAGED',
+        `Cannot use entry "${path}": its lock file is not uid ${user.uid}'s own`,
+      );
+    }
+    if (!tryFlock(fd, 'shared')) return 'refused';
+    // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
+    const now = unlessErrno(isGone, () => lstatSync(lockPath(path)));
+    isHeld = now?.ino === locked.ino && now.dev === locked.dev;
+    return isHeld ? { fd } : 'refused';
+  } finally {
+    if (!isHeld) closeSync(fd);
+  }
+}
+
+function openLockFile(entry: string): number {
+  try {
+    return openRegularFile(lockPath(entry));
+  } catch (cause) {
+    if (isGone.some((number) => number === errnoOf(cause))) throw cause;
+    throw new JobFault('ENTRY_DAMAGED', `Cannot open the lock file of entry "${entry}"`, { cause });
+  }
+}
+
+/** Sets the entry's modification time, the clock of the LRU. An entry that is gone needs none. */
+export function touchEntry(user: UserIds, path: string): void {
+  const now = new Date();
+  withUserIds(user, () =>
+    unlessErrno([...isGone, 'EACCES', 'EPERM'], () => {
+      withDirectory(path, (directory) => {
+        futimesSync(directory.fd, now, now);
+      });
+    }),
+  );
+}

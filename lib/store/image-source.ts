@@ -1,0 +1,146 @@
+/**
+ * What is behind an image name, read as the job's user in a child process with a time limit: root must not open what
+ * the user could not, and an image on a hung filesystem must not hang the Prolog.
+ */
+import { performance } from 'node:perf_hooks';
+import { JobFault, NodeFault } from '../core/faults.ts';
+import {
+  hashDigest,
+  hashReference,
+  hashSquashfs,
+  parseSuperblock,
+  superblockBytes,
+  type PathImage,
+  type RegistryImage,
+  type SquashfsFacts,
+  type Superblock,
+} from '../core/image.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import { CommandFailed, run } from '../system/run.ts';
+
+export type ImageSource = SquashfsSource | RegistrySource;
+
+export interface SquashfsSource {
+  readonly kind: 'path';
+  readonly hash: string;
+  /** As the job gave it, absolute: what is unpacked. */
+  readonly path: string;
+  readonly superblock: Superblock;
+}
+
+export interface RegistrySource {
+  readonly kind: 'registry';
+  readonly hash: string;
+  readonly uri: string;
+  /** Why the hash may be older than the registry's image. */
+  readonly warning: string | undefined;
+}
+
+/** A stat and two reads; a parallel filesystem that takes longer than this is hung. */
+const probeTimeoutMs = 15_000;
+
+/**
+ * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS
+ */
+export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
+  const facts = await readSquashfsFacts(user, image.path);
+  return { kind: 'path', hash: hashSquashfs(facts), path: image.path, superblock: parseSuperblock(facts) };
+}
+
+/**
+ * One find(1) prints type, size and time of what the path leads to, then its real path, then the first bytes. The three
+ * may be of different files if the image is being replaced; whoever unpacks probes again afterwards.
+ */
+async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsFacts> {
+  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@\\0'];
+  args.push('-type', 'f', '-exec', 'realpath', '--zero', '--', '{}', ';');
+  args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
+  let stdout: Buffer;
+  try {
+    ({ stdout } = await run(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
+  } catch (cause) {
+    throw unreadable(path, cause);
+  }
+  const statsEnd = stdout.indexOf(0);
+  const [type, size, modifiedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
+  if (type !== 'f') {
+    throw new JobFault('NOT_SQUASHFS', `Cannot use "${path}": not a regular file`);
+  }
+  const realPathEnd = stdout.indexOf(0, statsEnd + 1);
+  if (size === undefined || modifiedAt === undefined || realPathEnd < 0) {
+    throw new JobFault(
+      'IMAGE_UNREADABLE',
+      `Cannot read "${path}": permission denied or it changed meanwhile`,
+    );
+  }
+  return {
+    realPath: stdout.toString('utf8', statsEnd + 1, realPathEnd),
+    sizeBytes: Number(size),
+    modifiedAt,
+    superblock: stdout.subarray(realPathEnd + 1),
+  };
+}
+
+function unreadable(path: string, cause: unknown): Error {
+  if (!(cause instanceof CommandFailed)) return cause instanceof Error ? cause : new Error(String(cause));
+  if (cause.timedOut) {
+    return new JobFault(
+      'IMAGE_UNREADABLE',
+      `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
+    );
+  }
+  if (cause.exitCode === undefined || cause.exitCode > 1 || cause.stderrTail.startsWith('setpriv:')) {
+    return new NodeFault('TOOL_MISSING', `Cannot look at "${path}" as its user`, { cause });
+  }
+  return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });
+}
+
+/** How a registry image is resolved; the store that remembers digests and the enroot to ask come from outside. */
+export interface DigestResolver {
+  /** The digest seen last for a reference, or undefined. */
+  readonly recall: (canonical: string) => string | undefined;
+  readonly remember: (canonical: string, digest: string) => void;
+  /** Asks the registry; undefined if this enroot cannot. @throws CommandFailed if the registry does not answer */
+  readonly ask: (uri: string) => Promise<string | undefined>;
+}
+
+/**
+ * The digest behind a reference: the one it names, or the one its tag has now, or, if the registry cannot be asked,
+ * the last one seen.
+ *
+ * @throws JobFault IMPORT_FAILED if the registry cannot be asked and never was
+ */
+export async function resolveRegistry(
+  image: RegistryImage,
+  freshness: 'always' | 'if-not-present',
+  digests: DigestResolver,
+): Promise<RegistrySource> {
+  const source = (hash: string, warning?: string): RegistrySource => ({
+    kind: 'registry',
+    hash,
+    uri: image.uri,
+    warning,
+  });
+  if (image.digest !== undefined) return source(hashDigest(image.digest));
+  const last = digests.recall(image.canonical);
+  if (last !== undefined && freshness === 'if-not-present') return source(hashDigest(last));
+  const startedAtMs = performance.now();
+  try {
+    const digest = await digests.ask(image.uri);
+    if (digest === undefined)
+      return source(
+        hashReference(image.canonical),
+        'this enroot cannot tell digests: a moved tag is not noticed',
+      );
+    if (digest !== last) digests.remember(image.canonical, digest);
+    return source(hashDigest(digest));
+  } catch (cause) {
+    if (!(cause instanceof CommandFailed)) throw cause;
+    if (last === undefined) throw new JobFault('IMPORT_FAILED', `Cannot resolve "${image.uri}"`, { cause });
+    const waitedMs = Math.round(performance.now() - startedAtMs);
+    return source(
+      hashDigest(last),
+      `registry did not answer (${waitedMs} ms), using the digest seen last: ${cause.message}`,
+    );
+  }
+}

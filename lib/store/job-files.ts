@@ -1,0 +1,50 @@
+/**
+ * What a job finds in `<runtime>/jobs/<jobid>`: its task environment and which image is which entry.
+ *
+ * Root writes them and only the job's group can read them: owned by the user they could be filled until the tmpfs is full.
+ */
+import { chownSync, chmodSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../core/layout.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { writeFileAtomically } from '../system/files.ts';
+import { prepareRuntimeDirectory } from './runtime-directory.ts';
+
+export interface JobFiles {
+  readonly environment: string;
+  /** Image, as the job named it, to entry name. */
+  readonly images: ReadonlyMap<string, string>;
+}
+
+/** Everybody may pass, so that the job's group reaches its files; nobody may look around. */
+const passableMode = 0o711;
+const groupDirectoryMode = 0o750;
+const groupFileMode = 0o640;
+
+export function writeJobFiles(
+  runtimePath: string,
+  job: { jobId: number; gid: number },
+  files: JobFiles,
+): void {
+  prepareRuntimeDirectory(runtimePath, jobsPath(runtimePath), passableMode);
+  const path = jobPath(runtimePath, job.jobId);
+  unlessErrno(['EEXIST'], () => mkdirSync(path, { mode: 0o700 }));
+  const owner = { mode: groupFileMode, gid: job.gid };
+  // A tab or a newline in a name would make a line of its own; such an image is simply not listed.
+  const lines = [...files.images]
+    .filter(([image]) => !/[\t\n]/.test(image))
+    .map(([image, entry]) => `${image}\t${entry}\n`);
+  writeFileAtomically(`${path}/${jobImagesName}`, lines.join(''), owner);
+  writeFileAtomically(`${path}/${jobEnvName}`, files.environment, owner);
+  chownSync(path, 0, job.gid);
+  chmodSync(path, groupDirectoryMode);
+}
+
+export function removeJobFiles(runtimePath: string, jobId: number): void {
+  rmSync(jobPath(runtimePath, jobId), { recursive: true, force: true });
+}
+
+/** The job IDs that have files. */
+export function listJobFiles(runtimePath: string): number[] {
+  const names = unlessErrno(isGone, () => readdirSync(jobsPath(runtimePath))) ?? [];
+  return names.flatMap((name) => parseIdName(name) ?? []);
+}

@@ -1,0 +1,167 @@
+/**
+ * Leases: how a job keeps its entries from being collected.
+ *
+ * A flock ends with the last descriptor of its open file, and the Prolog exits before the job starts. So the Prolog
+ * hands the descriptors to a holder, a process that only sleeps, and the Epilog stops it:
+ *
+ *   1. Prolog: flock each lock file shared, start the holder, write the record.
+ *   2. Epilog: read the record, stop the holder if it still is that process, remove the record.
+ *   3. Collector: an exclusive flock that is refused means: in use.
+ *
+ * The holder exists before the record: a crash between the two leaves a holder without a record, which the Epilog finds
+ * by the job ID in its environment. A record whose holder is gone protects nothing and is swept by the collector.
+ *
+ * The holder is a session of its own with nothing open but /dev/null and the lock files: slurmd reads the Prolog's output
+ * until every writer is gone, then kills the Prolog's process group.
+ */
+import { spawn } from 'node:child_process';
+import { readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { basename } from 'node:path';
+import { NodeFault } from '../core/faults.ts';
+import { holderTitle, holderVariable, leasePath, leasesPath, parseIdName } from '../core/layout.ts';
+import {
+  formatLeaseRecord,
+  longestLeaseRecordBytes,
+  parseLeaseRecord,
+  type LeaseRecord,
+} from '../core/lease-record.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { prepareRuntimeDirectory } from './runtime-directory.ts';
+import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
+import type { HeldEntry } from './held-entry.ts';
+
+type Holder = LeaseRecord['holder'];
+
+/**
+ * Takes the lease of a job on entries it holds. An older lease of the same job ID, of a requeued job's former run, is
+ * released after the new one is there.
+ *
+ * @param entries stay open here: the caller closes them
+ * @throws NodeFault LEASE_FAILED; then no holder is left behind
+ */
+export function takeLease(
+  runtimePath: string,
+  job: { jobId: number; uid: number },
+  entries: readonly HeldEntry[],
+): LeaseRecord {
+  // Only the recorded one: a holder that a crash left without a record is the Epilog's to find, by a look at all processes.
+  const older = readLease(runtimePath, job.jobId)?.holder;
+  const holder = startHolder(
+    job.jobId,
+    entries.map((entry) => entry.fd),
+  );
+  const record: LeaseRecord = {
+    jobId: job.jobId,
+    uid: job.uid,
+    holder,
+    sinceMs: Date.now(),
+    entries: entries.map((entry) => entry.name),
+  };
+  try {
+    prepareRuntimeDirectory(runtimePath, leasesPath(runtimePath), 0o700);
+    writeFileAtomically(leasePath(runtimePath, job.jobId), formatLeaseRecord(record), { mode: 0o600 });
+  } catch (cause) {
+    stopHolder(job.jobId, holder);
+    throw new NodeFault('LEASE_FAILED', `Cannot write the lease of job ${job.jobId} below "${runtimePath}"`, {
+      cause,
+    });
+  }
+  if (older !== undefined) stopHolder(job.jobId, older);
+  return record;
+}
+
+function startHolder(jobId: number, descriptors: readonly number[]): Holder {
+  const file = '/usr/bin/sleep';
+  // Where all coreutils are one program (uutils, busybox) it goes by the name it is called by, and must keep it.
+  const isOwnProgram = basename(realpathSync(file)) === 'sleep';
+  const child = spawn(file, ['infinity'], {
+    argv0: isOwnProgram ? holderTitle(jobId) : 'sleep',
+    cwd: '/',
+    detached: true,
+    env: { [holderVariable]: String(jobId) },
+    stdio: ['ignore', 'ignore', 'ignore', ...descriptors],
+  });
+  // Node reports a failed start later, by this event; here a missing pid tells it at once.
+  child.on('error', () => undefined);
+  child.unref();
+  const startTicks = child.pid === undefined ? undefined : processStartTicks(child.pid);
+  if (child.pid === undefined || startTicks === undefined) {
+    throw new NodeFault(
+      'LEASE_FAILED',
+      `Cannot start the lease holder of job ${jobId}: ${file} does not run`,
+    );
+  }
+  protectFromOomKiller(child.pid);
+  return { pid: child.pid, startTicks };
+}
+
+/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. */
+function protectFromOomKiller(pid: number): void {
+  unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => {
+    writeFileSync(`/proc/${pid}/oom_score_adj`, '-1000');
+  });
+}
+
+/**
+ * Releases a job's lease: stops every holder of that job ID, recorded or not, and removes the record.
+ *
+ * @returns the record, or undefined if there was none that could be read
+ */
+export function releaseLease(
+  runtimePath: string,
+  jobId: number,
+): { record: LeaseRecord | undefined; stopped: number } {
+  const record = readLease(runtimePath, jobId);
+  const stopped = findHolders(jobId).filter((holder) => stopHolder(jobId, holder)).length;
+  rmSync(leasePath(runtimePath, jobId), { force: true });
+  return { record, stopped };
+}
+
+/** All living holders of a job: the recorded one, and those a crash left without a record. */
+function findHolders(jobId: number): Holder[] {
+  return listProcesses().flatMap((pid) => {
+    const startTicks = isHolderOf(jobId, pid) ? processStartTicks(pid) : undefined;
+    return startTicks === undefined ? [] : [{ pid, startTicks }];
+  });
+}
+
+/** A user can start a process with any environment, but not as root. */
+function isHolderOf(jobId: number, pid: number): boolean {
+  return processVariable(pid, holderVariable) === String(jobId) && processUid(pid) === 0;
+}
+
+function isAlive(jobId: number, holder: Holder): boolean {
+  return processStartTicks(holder.pid) === holder.startTicks && isHolderOf(jobId, holder.pid);
+}
+
+/** Checked once more right before: the process may have ended and its number may be another's. */
+function stopHolder(jobId: number, holder: Holder): boolean {
+  if (!isAlive(jobId, holder)) return false;
+  return unlessErrno(['ESRCH'], () => process.kill(holder.pid, 'SIGKILL')) ?? false;
+}
+
+export function readLease(runtimePath: string, jobId: number): LeaseRecord | undefined {
+  const text = readSmallFile(leasePath(runtimePath, jobId), longestLeaseRecordBytes);
+  const record = text === undefined ? undefined : parseLeaseRecord(text);
+  return record?.jobId === jobId ? record : undefined;
+}
+
+export function listLeases(runtimePath: string): LeaseRecord[] {
+  const names = unlessErrno(isGone, () => readdirSync(leasesPath(runtimePath))) ?? [];
+  return names
+    .map(parseIdName)
+    .flatMap((jobId) => (jobId === undefined ? [] : (readLease(runtimePath, jobId) ?? [])));
+}
+
+/** Removes the records whose holder is gone. @returns the job IDs */
+export function sweepLeases(runtimePath: string): number[] {
+  const dead = listLeases(runtimePath).filter((record) => !isAlive(record.jobId, record.holder));
+  for (const record of dead) {
+    // A Prolog of a requeued job may just have written a new record in its place.
+    const now = readLease(runtimePath, record.jobId);
+    if (now !== undefined && !isAlive(now.jobId, now.holder))
+      rmSync(leasePath(runtimePath, now.jobId), { force: true });
+  }
+  return dead.map((record) => record.jobId);
+}

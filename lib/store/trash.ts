@@ -1,0 +1,56 @@
+/**
+ * The way out: what is no longer wanted is renamed into `<base>/.trash`, which only root can enter, and deleted there.
+ *
+ * The rename takes a tree away at once and whole, however long the deletion takes or whoever kills it; what is left in
+ * the trash is deleted by the next collector.
+ */
+import { randomBytes } from 'node:crypto';
+import { readdirSync, renameSync } from 'node:fs';
+import { inDirectory, type Directory } from '../system/directory.ts';
+import { run } from '../system/run.ts';
+
+/** Root's view of a user directory and of the trash, both held by descriptors. */
+export interface TrashContext {
+  readonly userDirectory: Directory;
+  readonly trash: Directory;
+}
+
+/**
+ * Moves one name of a user directory into the trash; a symlink moves itself, not what it points to.
+ *
+ * @returns the name in the trash
+ * @throws ENOENT if it is gone, EBUSY if something is mounted on it
+ */
+export function moveToTrash({ userDirectory, trash }: TrashContext, name: string): string {
+  const trashed = `${name.replace(/^\.+/, '')}.${randomBytes(6).toString('hex')}`;
+  renameSync(inDirectory(userDirectory, name), inDirectory(trash, trashed));
+  return trashed;
+}
+
+export const listTrash = (trash: Directory): string[] => readdirSync(`/proc/self/fd/${trash.fd}`);
+
+/** Deleting a tree of millions of files on a slow disk; the next collector goes on where this one stopped. */
+const deleteTimeoutMs = 60 * 60_000;
+
+/**
+ * Deletes one tree of the trash. rm(1) works through descriptors, so a process that still has a directory of the tree
+ * open cannot lead it elsewhere, and it does not enter what is mounted inside.
+ */
+export async function deleteTrashed(trash: Directory, name: string): Promise<void> {
+  // Descriptor 3 of the child is the trash: the path is resolved from there, whatever the base's path is now.
+  await run({
+    file: 'setpriv',
+    args: [
+      '--pdeathsig=KILL',
+      '--',
+      'rm',
+      '--recursive',
+      '--force',
+      '--one-file-system',
+      '--',
+      `/proc/self/fd/3/${name}`,
+    ],
+    timeoutMs: deleteTimeoutMs,
+    descriptors: [trash.fd],
+  });
+}

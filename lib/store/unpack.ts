@@ -1,0 +1,207 @@
+/**
+ * Unpacking a squashfs file as a user, with the result that `enroot create` would have.
+ *
+ * enroot (src/runtime.sh, runtime::create) runs unsquashfs with the user's xattrs only, then gives the owner read
+ * permission on everything, search and write on directories. We do the same, and let device nodes be, which nobody but
+ * root can make and enroot would fail on.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { JobFault, NodeFault } from '../core/faults.ts';
+import type { SpaceNeed } from '../core/image.ts';
+import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
+import { errnoOf } from '../system/errno.ts';
+import { CommandFailed, run } from '../system/run.ts';
+
+export interface UnpackRequest {
+  readonly user: UserIds;
+  readonly imagePath: string;
+  /** Must not exist. */
+  readonly destination: string;
+  /** 0: all. */
+  readonly processors: number;
+  readonly timeoutMs: number;
+  readonly onPercent: (percent: number) => void;
+}
+
+/** unsquashfs' exit codes since squashfs-tools 4.4: 1 it gave up, 2 something could not be made but the rest is there. */
+const exitedWithOmissions = 2;
+const deviceOmission = /could not create (?:character|block) device .*, because you're not superuser!$/;
+const longestKeptLine = 300;
+
+/** unsquashfs sizes its tables by the limit of open files, which may be a billion under systemd (enroot issue 90). */
+const openFilesMax = 65_536;
+
+/** Only ever lowered: raising needs a capability. No core file: it would land in the user's data. */
+function limitOptions(): string[] {
+  const hard = /^Max open files +\S+ +(\d+)/m.exec(readFileSync('/proc/self/limits', 'latin1'))?.[1];
+  const openFiles = Math.min(openFilesMax, hard === undefined ? openFilesMax : Number(hard));
+  return [`--nofile=${openFiles}:${openFiles}`, '--core=0:0'];
+}
+
+/**
+ * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT, QUOTA_EXCEEDED; NodeFault NO_SPACE, TOOL_MISSING
+ */
+export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
+  const { user, imagePath, destination, processors, timeoutMs } = request;
+  const args = ['-user-xattrs', ...(processors > 0 ? ['-processors', String(processors)] : [])];
+  args.push('-dest', destination, imagePath);
+  const complaints = new ComplaintFilter();
+  const command = asUser(user, {
+    file: 'unsquashfs',
+    args,
+    timeoutMs,
+    onStdout: (chunk) => {
+      // The progress bar, redrawn after carriage returns, ends in "1234/5678  21%".
+      const percent = /(\d{1,3})%[^%]*$/.exec(chunk.toString('latin1'))?.[1];
+      if (percent !== undefined) request.onPercent(Number(percent));
+    },
+    onStderr: (chunk) => {
+      complaints.add(chunk.toString('utf8'));
+    },
+    onStart: makeKillable,
+  });
+  try {
+    await run({ ...command, file: 'prlimit', args: [...limitOptions(), command.file, ...command.args] });
+  } catch (cause) {
+    const firstComplaint = complaints.end();
+    if (!(cause instanceof CommandFailed)) throw cause;
+    if (cause.exitCode === exitedWithOmissions && firstComplaint === undefined) return;
+    throw unpackFault(request, cause, firstComplaint);
+  }
+}
+
+function unpackFault(
+  { imagePath, timeoutMs }: UnpackRequest,
+  cause: CommandFailed,
+  complaint: string | undefined,
+): Error {
+  const text = `${complaint ?? ''} ${cause.stderrTail}`;
+  if (cause.timedOut) {
+    return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" within ${timeoutMs} ms`, { cause });
+  }
+  if (text.includes('Disk quota exceeded')) {
+    return new JobFault(
+      'QUOTA_EXCEEDED',
+      `Cannot unpack "${imagePath}": the disk quota of its user is used up`,
+      { cause },
+    );
+  }
+  if (text.includes('No space left on device')) {
+    return new NodeFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
+  }
+  if (cause.exitCode === undefined && cause.signal === undefined) {
+    return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
+      cause,
+    });
+  }
+  const what = complaint === undefined || cause.stderrTail.includes(complaint) ? '' : `: ${complaint}`;
+  return new JobFault('UNPACK_FAILED', `Cannot unpack "${imagePath}"${what}`, { cause });
+}
+
+/**
+ * The first complaint of unsquashfs that is not about a device node: exit code 2 stands for those, but also for a
+ * symlink that found no space, and an entry without it must not be published.
+ */
+class ComplaintFilter {
+  #rest = '';
+  #first: string | undefined;
+
+  add(text: string): void {
+    const lines = (this.#rest + text).split('\n');
+    this.#rest = lines.pop() ?? '';
+    for (const line of lines) this.#see(line);
+  }
+
+  end(): string | undefined {
+    this.#see(this.#rest);
+    this.#rest = '';
+    return this.#first;
+  }
+
+  #see(line: string): void {
+    const text = line.trim();
+    if (text === '' || deviceOmission.test(text)) return;
+    this.#first ??= text.slice(0, longestKeptLine);
+  }
+}
+
+/** slurmd is exempt from the OOM killer and its children inherit that; an unpack of a user's image must not be. */
+function makeKillable(pid: number): void {
+  if (!isRoot()) return;
+  try {
+    if (Number(readFileSync(`/proc/${pid}/oom_score_adj`, 'latin1')) < 0)
+      writeFileSync(`/proc/${pid}/oom_score_adj`, '0');
+  } catch (error) {
+    if (!['ENOENT', 'ESRCH', 'EACCES'].includes(errnoOf(error) ?? '')) throw error;
+  }
+}
+
+/**
+ * Gives the owner what enroot gives, and measures the tree, in one walk.
+ *
+ * A directory gets its permissions before find(1) enters it. `-execdir` names files relative to their directory, so a
+ * tree deeper than PATH_MAX is no obstacle.
+ *
+ * @returns what the tree takes on disk, hard links counted once
+ */
+export async function settlePermissions(user: UserIds, path: string, timeoutMs: number): Promise<SpaceNeed> {
+  const closedDirectory = ['-type', 'd', '!', '-perm', '-u=rwx', '-execdir', 'chmod', 'u+rwx', '{}', ';'];
+  const closedFile = [
+    '-type',
+    'f',
+    '(',
+    '!',
+    '-perm',
+    '-u=r',
+    '-o',
+    '!',
+    '-perm',
+    '-u=x',
+    '-perm',
+    '/go=x',
+    ')',
+  ];
+  const openFile = [...closedFile, '-execdir', 'chmod', 'u+rX', '{}', '+'];
+  const measure = [
+    '(',
+    '!',
+    '-type',
+    'd',
+    '-links',
+    '+1',
+    '-printf',
+    '%b %i\\n',
+    '-o',
+    '-printf',
+    '%b\\n',
+    ')',
+  ];
+  const args = [path, ...closedDirectory, ',', ...openFile, ',', ...measure];
+  let blocks = 0;
+  let inodes = 0;
+  const linked = new Set<string>();
+  let rest = '';
+  const count = (line: string): void => {
+    const [size, inode] = line.split(' ');
+    if (inode !== undefined && linked.has(inode)) return;
+    if (inode !== undefined) linked.add(inode);
+    blocks += Number(size);
+    inodes++;
+  };
+  await run(
+    asUser(user, {
+      file: 'find',
+      args,
+      timeoutMs,
+      onStdout: (chunk) => {
+        const lines = (rest + chunk.toString('latin1')).split('\n');
+        rest = lines.pop() ?? '';
+        for (const line of lines) count(line);
+      },
+    }),
+  ).catch((cause: unknown) => {
+    throw new JobFault('UNPACK_FAILED', `Cannot set the permissions of "${path}"`, { cause });
+  });
+  const blockBytes = 512;
+  return { bytes: blocks * blockBytes, inodes };
+}

@@ -1,0 +1,179 @@
+/**
+ * The base and the user directories below it, made and checked through descriptors.
+ *
+ * The base belongs to root and nobody else can write it, so a name in it can only be what root put there. A user directory
+ * belongs to its user; nothing below it is trusted. What is wrong is refused and named, never mended: a repaired
+ * permission may hide who changed it.
+ */
+import {
+  closeSync,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+} from 'node:fs';
+import { dirname } from 'node:path';
+import { NodeFault } from '../core/faults.ts';
+import { trashName } from '../core/layout.ts';
+import { missingMounts } from '../core/mountinfo.ts';
+import type { UserIds } from '../system/as-user.ts';
+import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
+import { readMounts } from '../system/mounts.ts';
+
+const groupOrOtherMayWrite = 0o022;
+const sticky = 0o1000;
+const baseMode = 0o755;
+const privateMode = 0o700;
+
+/**
+ * Opens the base; makes it if only its last component is missing.
+ *
+ * @throws NodeFault BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted
+ */
+export function openBase(basePath: string): Directory {
+  checkAncestors(basePath);
+  checkMounted(basePath);
+  try {
+    return openSafeBase(basePath);
+  } catch (error) {
+    if (errnoOf(error) !== 'ENOENT') throw baseFault(basePath, error);
+  }
+  try {
+    // Somebody may have made it meanwhile: whatever is there is checked like any other.
+    unlessErrno(['EEXIST'], () => mkdirSync(basePath, baseMode));
+    return openSafeBase(basePath);
+  } catch (error) {
+    throw baseFault(basePath, error);
+  }
+}
+
+function openSafeBase(basePath: string): Directory {
+  const base = openDirectory(basePath);
+  try {
+    if (base.stats.uid !== 0) throw new Error(`owned by uid ${base.stats.uid}, want root`);
+    if ((base.stats.mode & groupOrOtherMayWrite) !== 0) {
+      throw new Error(`mode ${octal(base.stats.mode)}, want 0755: nobody but root may write`);
+    }
+    return base;
+  } catch (error) {
+    closeSync(base.fd);
+    throw error;
+  }
+}
+
+function baseFault(basePath: string, cause: unknown): NodeFault {
+  if (cause instanceof NodeFault) return cause;
+  const what = errnoOf(cause) === 'ENOTDIR' ? ': it is a symlink or no directory, want a directory' : '';
+  return new NodeFault('BASE_UNSAFE', `Cannot use container_cache_data_path "${basePath}"${what}`, { cause });
+}
+
+/** Who can rename a directory on the way to the base can put another in its place. */
+function checkAncestors(basePath: string): void {
+  for (let path = dirname(basePath); ; path = dirname(path)) {
+    let stats;
+    try {
+      stats = lstatSync(path);
+    } catch (cause) {
+      throw new NodeFault('BASE_UNSAFE', `Cannot use container_cache_data_path "${basePath}"`, { cause });
+    }
+    const isSafe =
+      stats.uid === 0 && ((stats.mode & groupOrOtherMayWrite) === 0 || (stats.mode & sticky) !== 0);
+    if (!isSafe || !stats.isDirectory()) {
+      const found = stats.isDirectory()
+        ? `owned by uid ${stats.uid}, mode ${octal(stats.mode)}`
+        : 'no directory';
+      throw new NodeFault(
+        'BASE_UNSAFE',
+        `Cannot use container_cache_data_path "${basePath}": "${path}" is ${found}, ` +
+          'want a directory of root that nobody else can write (or a sticky one)',
+      );
+    }
+    if (path === '/') return;
+  }
+}
+
+/** An unmounted disk leaves an empty directory on the root filesystem, which a cache would fill. */
+function checkMounted(basePath: string): void {
+  const fstab = unlessErrno([...isGone, 'EACCES'], () => readFileSync('/etc/fstab', 'utf8')) ?? '';
+  const [missing] = missingMounts(basePath, fstab, readMounts());
+  if (missing !== undefined) {
+    throw new NodeFault(
+      'BASE_UNSAFE',
+      `Cannot use container_cache_data_path "${basePath}": "${missing}" is in /etc/fstab but not mounted`,
+    );
+  }
+}
+
+/**
+ * Opens `<base>/<uid>`, mode 0700, made for the user if it is not there.
+ *
+ * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made
+ */
+export function openUserDirectory(base: Directory, user: UserIds): Directory {
+  const name = String(user.uid);
+  try {
+    unlessErrno(['EEXIST'], () => mkdirSync(inDirectory(base, name), privateMode));
+    const directory = openDirectory(inDirectory(base, name), `${base.path}/${name}`);
+    try {
+      own(directory, user);
+      return directory;
+    } catch (error) {
+      closeSync(directory.fd);
+      throw error;
+    }
+  } catch (cause) {
+    const wanted = errnoOf(cause) === 'ENOTDIR' ? ': it is a symlink or no directory, want a directory' : '';
+    throw new NodeFault('USER_DIRECTORY', `Cannot use user directory "${base.path}/${name}"${wanted}`, {
+      cause,
+    });
+  }
+}
+
+/** The same, but only if it is there and the user's: nothing is made or changed. */
+export function findUserDirectory(base: Directory, uid: number): Directory | undefined {
+  const directory = unlessErrno(isGone, () =>
+    openDirectory(inDirectory(base, String(uid)), `${base.path}/${uid}`),
+  );
+  if (directory === undefined || directory.stats.uid === uid) return directory;
+  closeSync(directory.fd);
+  return undefined;
+}
+
+function own(directory: Directory, user: UserIds): void {
+  const { fd, stats } = directory;
+  if (stats.uid !== user.uid) {
+    // Only root can have made it: we, killed between mkdir and chown, or an admin, whose files stay the admin's.
+    if (stats.uid !== 0 || readdirSync(`/proc/self/fd/${fd}`).length > 0) {
+      throw new Error(`owned by uid ${stats.uid}, want ${user.uid}`);
+    }
+    fchownSync(fd, user.uid, user.gid);
+  } else if (stats.gid !== user.gid) {
+    fchownSync(fd, -1, user.gid);
+  }
+  if ((stats.mode & 0o7777) !== privateMode) fchmodSync(fd, privateMode);
+  const now = fstatSync(fd);
+  if (now.uid !== user.uid || (now.mode & 0o7777) !== privateMode) {
+    throw new Error(`still uid ${now.uid} and mode ${octal(now.mode)}, want ${user.uid} and 0700`);
+  }
+}
+
+/** Opens `<base>/.trash`, which only root can enter, on the same filesystem as the entries. */
+export function openTrash(base: Directory): Directory {
+  unlessErrno(['EEXIST'], () => mkdirSync(inDirectory(base, trashName), privateMode));
+  const trash = openDirectory(inDirectory(base, trashName), `${base.path}/${trashName}`);
+  if (trash.stats.uid === 0 && trash.stats.dev === base.stats.dev) {
+    fchmodSync(trash.fd, privateMode);
+    return trash;
+  }
+  closeSync(trash.fd);
+  throw new NodeFault(
+    'BASE_UNSAFE',
+    `Cannot use "${trash.path}": want a directory of root on the base's filesystem`,
+  );
+}
+
+const octal = (mode: number): string => (mode & 0o7777).toString(8).padStart(4, '0');

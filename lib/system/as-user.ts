@@ -1,0 +1,83 @@
+/**
+ * Acting as a job's user: in a child process that has given up root, or for a few system calls in our own.
+ *
+ * Whatever may hang or is long goes into a child: only a child can be waited for with a limit. For the rest, inside
+ * the user's own directory on a local filesystem, our effective ids are switched to the user's, so that the kernel refuses
+ * whatever the user could not do. The real uid stays 0, so the user cannot send us signals or trace us (credentials(7)).
+ */
+import process from 'node:process';
+import type { Command } from './run.ts';
+
+export interface UserIds {
+  readonly uid: number;
+  readonly gid: number;
+}
+
+const userId = (): number => process.geteuid?.() ?? -1;
+
+/** Whether we are root and so may act as another. */
+export const isRoot = (): boolean => userId() === 0;
+
+/**
+ * Runs `action` with the user's effective ids, group alone: enough for what the user owns, and without asking a
+ * directory service. The action must be synchronous: nothing else may run while we are somebody else.
+ */
+export function withUserIds<T>(user: UserIds, action: () => T extends Promise<unknown> ? never : T): T {
+  if (userId() === user.uid) return action();
+  const { seteuid, setegid, setgroups, getgroups, getegid } = process;
+  if (!seteuid || !setegid || !setgroups || !getgroups || !getegid)
+    throw new Error('Cannot switch users here');
+  const groups = getgroups();
+  const gid = getegid();
+  setgroups([user.gid]);
+  try {
+    setegid(user.gid);
+    seteuid(user.uid);
+    return action();
+  } finally {
+    seteuid(0);
+    setegid(gid);
+    setgroups(groups);
+  }
+}
+
+/** What a command of a user may still gain from the programs it executes. */
+export interface Privileges {
+  /** enroot may live on file capabilities (its package "enroot+caps"); nothing else may. */
+  readonly canGain: boolean;
+  /** What the kernel sends it when we die. TERM is for a command that ends others in turn. */
+  readonly deathSignal?: 'KILL' | 'TERM';
+}
+
+/**
+ * The same command, run as the user with all of the user's groups, killed when we die.
+ *
+ * Groups come from the system's databases (`--init-groups`), which can be slow or away: mind the command's time limit.
+ */
+export function asUser(
+  user: UserIds,
+  command: Command,
+  privileges: Privileges = { canGain: false },
+): Command {
+  const ids =
+    userId() === user.uid
+      ? []
+      : [`--reuid=${user.uid}`, `--regid=${user.gid}`, user.uid === 0 ? '--keep-groups' : '--init-groups'];
+  const confinement =
+    privileges.canGain || user.uid === 0
+      ? []
+      : ['--no-new-privs', ...(isRoot() ? ['--bounding-set=-all'] : [])];
+  return {
+    ...command,
+    file: 'setpriv',
+    args: [
+      ...ids,
+      '--inh-caps=-all',
+      ...confinement,
+      `--pdeathsig=${privileges.deathSignal ?? 'KILL'}`,
+      '--',
+      command.file,
+      ...command.args,
+    ],
+  };
+}

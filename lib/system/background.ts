@@ -1,0 +1,27 @@
+/** Programs that go on when we are gone. */
+import { spawn } from 'node:child_process';
+import { childEnvironment } from './run.ts';
+import { selfCommand } from './self.ts';
+
+/**
+ * Starts a collector at idle priority, in a session of its own, so that slurmd neither waits for it nor kills it with
+ * the Prolog.
+ *
+ * @param configPath the configuration we were started with, if not the default
+ */
+export function startBackgroundCollector(configPath: string | undefined): void {
+  const self = selfCommand();
+  const child = spawn(
+    'ionice',
+    ['--class', 'idle', 'nice', '--adjustment=19', self.file, ...self.args, 'gc', '--background'],
+    {
+      cwd: '/',
+      detached: true,
+      env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },
+      stdio: 'ignore',
+    },
+  );
+  // Without a collector the node fills up, and the next one is tried with the next job.
+  child.on('error', () => undefined);
+  child.unref();
+}

@@ -1,0 +1,20 @@
+/** Error numbers of failed system calls, as Node reports them. */
+
+/** @returns "ENOENT" and the like; undefined for what is no failed system call */
+export function errnoOf(error: unknown): string | undefined {
+  const code = error instanceof Error && 'code' in error ? error.code : undefined;
+  return typeof code === 'string' ? code : undefined;
+}
+
+/** Runs `action`; a failure with one of these numbers gives undefined. */
+export function unlessErrno<T>(numbers: readonly string[], action: () => T): T | undefined {
+  try {
+    return action();
+  } catch (error) {
+    if (numbers.includes(errnoOf(error) ?? '')) return undefined;
+    throw error;
+  }
+}
+
+/** What a lookup of something that is not there, or no longer, fails with. */
+export const isGone = ['ENOENT', 'ENOTDIR'] as const;

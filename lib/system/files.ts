@@ -1,0 +1,94 @@
+/**
+ * Small files: read with a limit and without following a symlink, written aside and published by rename.
+ */
+import { randomBytes } from 'node:crypto';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fchownSync,
+  fstatSync,
+  openSync,
+  readSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
+import { dirname, basename } from 'node:path';
+import { isGone, unlessErrno } from './errno.ts';
+
+/** O_NONBLOCK: opening a FIFO that somebody put there must not wait for a writer. */
+const safeRead = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
+
+/**
+ * Opens what must be a regular file, to read it or to flock it.
+ *
+ * @throws ELOOP for a symlink; EFTYPE-like Error for anything that is not a regular file
+ */
+export function openRegularFile(path: string, extraFlags = 0, mode = 0o600): number {
+  const fd = openSync(path, safeRead | extraFlags, mode);
+  try {
+    if (!fstatSync(fd).isFile()) throw new Error(`Cannot use ${path}: not a regular file`);
+    return fd;
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** @returns at most `limitBytes` from the start of an open file */
+export function readStart(fd: number, limitBytes: number): Buffer {
+  const buffer = Buffer.alloc(limitBytes);
+  let bytes = 0;
+  for (;;) {
+    const count = readSync(fd, buffer, bytes, limitBytes - bytes, bytes);
+    bytes += count;
+    if (count === 0 || bytes === limitBytes) return buffer.subarray(0, bytes);
+  }
+}
+
+/**
+ * @returns the text, or undefined if there is no such file
+ * @throws if it is longer than the limit, a symlink or no regular file
+ */
+export function readSmallFile(path: string, limitBytes: number): string | undefined {
+  const fd = unlessErrno(isGone, () => openRegularFile(path));
+  if (fd === undefined) return undefined;
+  try {
+    const start = readStart(fd, limitBytes + 1);
+    if (start.byteLength > limitBytes)
+      throw new Error(`Cannot read ${path}: longer than ${limitBytes} bytes`);
+    return start.toString('utf8');
+  } finally {
+    closeSync(fd);
+  }
+}
+
+export interface FileOwner {
+  readonly mode: number;
+  readonly gid?: number;
+}
+
+/** Replaces a file at once: a reader sees the old text or the new, never a part. */
+export function writeFileAtomically(path: string, text: string, owner: FileOwner): void {
+  const aside = `${dirname(path)}/.${basename(path)}.${randomBytes(6).toString('hex')}`;
+  // Plain creation flags: the name is unguessable and the directory is ours or the acting user's.
+  const fd = openSync(
+    aside,
+    constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+    0o600,
+  );
+  try {
+    try {
+      writeFileSync(fd, text);
+      if (owner.gid !== undefined) fchownSync(fd, -1, owner.gid);
+      fchmodSync(fd, owner.mode);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(aside, path);
+  } catch (error) {
+    rmSync(aside, { force: true });
+    throw error;
+  }
+}

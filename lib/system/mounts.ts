@@ -1,0 +1,47 @@
+/** The mounts of this process, and those of all processes of the node. */
+import { readFileSync, readlinkSync } from 'node:fs';
+import { locationOf, namesInUse, parseMountinfo, type Mount } from '../core/mountinfo.ts';
+import { unlessErrno } from './errno.ts';
+import { listProcesses, processMountinfo, processUid } from './processes.ts';
+
+export function readMounts(): Mount[] {
+  return parseMountinfo(readFileSync('/proc/self/mountinfo', 'latin1'));
+}
+
+const goneOrHidden = ['ENOENT', 'ESRCH', 'EACCES', 'EPERM'];
+
+/**
+ * Which of a user's entries are mounted in any process's view.
+ *
+ * Only processes of that user and of root count: in a user namespace anybody can make an overlay whose options show
+ * any path, and must not keep another's entry by it.
+ *
+ * @returns a function of uid and entry name
+ */
+export function findMountedEntries(basePath: string): (uid: number, name: string) => boolean {
+  const base = locationOf(basePath, readMounts());
+  if (base === undefined) throw new Error(`Cannot find the mount of ${basePath} in /proc/self/mountinfo`);
+  const usersByName = new Map<string, Set<number>>();
+  const seen = new Set<string>();
+  for (const pid of listProcesses()) {
+    const uid = processUid(pid);
+    if (uid === undefined) continue;
+    // Processes that share a mount namespace and a root see the same; a node has few views, however many processes.
+    const view = unlessErrno(
+      goneOrHidden,
+      () => `${uid} ${readlinkSync(`/proc/${pid}/ns/mnt`)} ${readlinkSync(`/proc/${pid}/root`)}`,
+    );
+    if (view === undefined || seen.has(view)) continue;
+    const mountinfo = processMountinfo(pid);
+    if (mountinfo === undefined) continue;
+    seen.add(view);
+    for (const name of namesInUse(parseMountinfo(mountinfo), basePath, base)) {
+      const users = usersByName.get(name) ?? new Set();
+      usersByName.set(name, users.add(uid));
+    }
+  }
+  return (uid, name) => {
+    const users = usersByName.get(`${uid}/${name}`);
+    return users !== undefined && (users.has(uid) || users.has(0));
+  };
+}

@@ -1,0 +1,57 @@
+/** Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to tell. */
+import { readFileSync, readdirSync } from 'node:fs';
+import { errnoOf } from './errno.ts';
+
+/** Reads a file of /proc/<pid>. ESRCH: it ended while we read. EACCES: hidden from us. */
+function readProcessFile(pid: number, name: string): string | undefined {
+  try {
+    return readFileSync(`/proc/${pid}/${name}`, 'latin1');
+  } catch (error) {
+    if (['ENOENT', 'ESRCH', 'EACCES', 'EPERM'].includes(errnoOf(error) ?? '')) return undefined;
+    throw error;
+  }
+}
+
+/** @returns when the process started, clock ticks after boot; undefined if it is gone or a zombie */
+export function processStartTicks(pid: number): string | undefined {
+  const stat = readProcessFile(pid, 'stat');
+  // The second field is the name in parentheses and may hold blanks and parentheses itself.
+  const fields = stat?.slice(stat.lastIndexOf(')') + 2).split(' ');
+  const [state, startTicks] = [fields?.[0], fields?.[19]];
+  return state === 'Z' || state === 'X' ? undefined : startTicks;
+}
+
+/** @returns the value of a variable in the environment the process was started with */
+export function processVariable(pid: number, name: string): string | undefined {
+  const variable = readProcessFile(pid, 'environ')
+    ?.split('\0')
+    .find((text) => text.startsWith(`${name}=`));
+  return variable?.slice(name.length + 1);
+}
+
+/** The command line, arguments joined by blanks. */
+export function processCommandLine(pid: number): string | undefined {
+  return readProcessFile(pid, 'cmdline')?.replace(/\0+$/, '').replaceAll('\0', ' ');
+}
+
+/** @returns the real uid, or undefined if the process is gone */
+export function processUid(pid: number): number | undefined {
+  const uid = /^Uid:\s+(\d+)/m.exec(readProcessFile(pid, 'status') ?? '')?.[1];
+  return uid === undefined ? undefined : Number(uid);
+}
+
+export function processMountinfo(pid: number): string | undefined {
+  try {
+    return readProcessFile(pid, 'mountinfo');
+  } catch (error) {
+    // A process that is about to end has no mount namespace any more.
+    if (errnoOf(error) === 'EINVAL') return undefined;
+    throw error;
+  }
+}
+
+export function listProcesses(): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .map(Number);
+}

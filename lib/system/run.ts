@@ -1,0 +1,133 @@
+/**
+ * Running other programs: bounded in time and output, with a fixed environment, and never outliving us.
+ *
+ * Each command starts through setpriv(1), which asks the kernel to kill it when we die (`--pdeathsig`) and, for a
+ * command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
+ * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
+ */
+import { spawn } from 'node:child_process';
+
+/** What every child gets: slurmd gives the Prolog no PATH, and a user's must not count. */
+export const systemPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+export const childEnvironment: Readonly<Record<string, string>> = { PATH: systemPath, LC_ALL: 'C' };
+
+export interface Command {
+  readonly file: string;
+  readonly args: readonly string[];
+  readonly timeoutMs: number;
+  /** Beside PATH and LC_ALL. */
+  readonly environment?: Readonly<Record<string, string>>;
+  readonly input?: string;
+  /** Sees all of stdout; without it the first `capturedBytes` are kept. */
+  readonly onStdout?: (chunk: Buffer) => void;
+  readonly onStderr?: (chunk: Buffer) => void;
+  /** Descriptors that the child gets as 3, 4, … */
+  readonly descriptors?: readonly number[];
+  /** Called once, right after the start. */
+  readonly onStart?: (pid: number) => void;
+}
+
+export interface CommandResult {
+  readonly stdout: Buffer;
+  readonly durationMs: number;
+}
+
+/** Bytes of stdout kept, and of stderr, whose end is kept. */
+const capturedBytes = 64 * 1024;
+const stderrTailBytes = 1024;
+
+/** A command that could not be started, failed, or was killed. */
+export class CommandFailed extends Error {
+  override readonly name = 'CommandFailed';
+  readonly file: string;
+  readonly exitCode: number | undefined;
+  readonly signal: string | undefined;
+  readonly timedOut: boolean;
+  readonly stderrTail: string;
+  readonly durationMs: number;
+
+  constructor(command: Command, end: CommandEnd, options?: ErrorOptions) {
+    super(describeEnd(command, end), options);
+    this.file = command.file;
+    this.exitCode = end.exitCode;
+    this.signal = end.signal;
+    this.timedOut = end.timedOut;
+    this.stderrTail = end.stderrTail;
+    this.durationMs = end.durationMs;
+  }
+}
+
+interface CommandEnd {
+  readonly exitCode: number | undefined;
+  readonly signal: string | undefined;
+  readonly timedOut: boolean;
+  readonly stderrTail: string;
+  readonly durationMs: number;
+}
+
+function describeEnd(command: Command, end: CommandEnd): string {
+  const tail = end.stderrTail === '' ? '' : `: ${end.stderrTail}`;
+  if (end.timedOut) return `${command.file} did not end within ${command.timeoutMs} ms and was killed${tail}`;
+  if (end.signal !== undefined) return `${command.file} was ended by ${end.signal}${tail}`;
+  if (end.exitCode !== undefined) return `${command.file} exited with ${end.exitCode}${tail}`;
+  return `${command.file} could not be started${tail}`;
+}
+
+/**
+ * Runs a command to its end.
+ *
+ * @throws CommandFailed unless it exits with 0 in time
+ */
+export function run(command: Command): Promise<CommandResult> {
+  const startedAtMs = performance.now();
+  const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
+  const child = spawn(command.file, command.args, {
+    cwd: '/',
+    env: { ...childEnvironment, ...command.environment },
+    stdio: [command.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe', ...(command.descriptors ?? [])],
+  });
+  const stdout: Buffer[] = [];
+  let stdoutBytes = 0;
+  let stderrTail = Buffer.alloc(0);
+  let timedOut = false;
+
+  const fail = (exitCode: number | undefined, signal: string | undefined, cause?: unknown): void => {
+    const durationMs = Math.round(performance.now() - startedAtMs);
+    const end = { exitCode, signal, timedOut, durationMs, stderrTail: stderrTail.toString('utf8').trim() };
+    reject(new CommandFailed(command, end, { cause }));
+  };
+  const timer = setTimeout(() => {
+    timedOut = true;
+    child.kill('SIGKILL');
+    // Not until it has ended: in an uninterruptible wait it may never end.
+    child.stdout?.destroy();
+    child.stderr?.destroy();
+    child.unref();
+    fail(undefined, 'SIGKILL');
+  }, command.timeoutMs);
+
+  child.stdout?.on('data', (chunk: Buffer) => {
+    if (command.onStdout !== undefined) command.onStdout(chunk);
+    else if (stdoutBytes < capturedBytes) stdout.push(chunk.subarray(0, capturedBytes - stdoutBytes));
+    stdoutBytes += chunk.byteLength;
+  });
+  child.stderr?.on('data', (chunk: Buffer) => {
+    command.onStderr?.(chunk);
+    stderrTail = Buffer.concat([stderrTail, chunk]).subarray(-stderrTailBytes);
+  });
+  child.on('error', (error) => {
+    clearTimeout(timer);
+    fail(undefined, undefined, error);
+  });
+  child.on('close', (exitCode, signal) => {
+    clearTimeout(timer);
+    if (exitCode === 0)
+      resolve({ stdout: Buffer.concat(stdout), durationMs: performance.now() - startedAtMs });
+    else fail(exitCode ?? undefined, signal ?? undefined);
+  });
+  // EPIPE, if the child ends without reading: its exit code tells the rest.
+  child.stdin?.on('error', () => undefined);
+  child.stdin?.end(command.input);
+  if (child.pid !== undefined) command.onStart?.(child.pid);
+  return promise;
+}

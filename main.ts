@@ -1,0 +1,30 @@
+/**
+ * One executable, several programs: the name it is called by picks one, as with busybox.
+ *
+ * Slurm starts `prolog` and `epilog` for every job, so they must cost little: each program is loaded
+ * only when it is the one called for. (build/build.ts keeps the admin command's code apart.)
+ */
+import { basename } from 'node:path';
+
+async function runProgram(): Promise<number> {
+  // In the executable, argv[1] is the name it was called by, also through a link.
+  const [, calledBy = '', ...parameters] = process.argv;
+  switch (basename(calledBy)) {
+    case 'prolog': {
+      const { runProlog } = await import('./prolog/prolog.ts');
+      return runProlog();
+    }
+    case 'epilog': {
+      const { runEpilog } = await import('./epilog/epilog.ts');
+      return runEpilog();
+    }
+    default: {
+      const { runAdmin } = await import('./admin/cli.ts');
+      return runAdmin(parameters);
+    }
+  }
+}
+
+void runProgram().then((exitCode) => {
+  process.exitCode = exitCode;
+});

@@ -1,0 +1,145 @@
+/**
+ * What only a job needs whose image is not on the node, or is not a file: asking a registry, unpacking, making room.
+ *
+ * Apart from prolog.ts so that a warm Prolog does not load it.
+ */
+import { closeSync, mkdirSync } from 'node:fs';
+import { hashReference, parseDigest, type RegistryImage } from '../lib/core/image.ts';
+import type { Job } from '../lib/core/job.ts';
+import { digestPath, digestsName, userPath } from '../lib/core/layout.ts';
+import type { Settings } from '../lib/core/settings.ts';
+import { collect } from '../lib/store/collector.ts';
+import { fillRootfs, type CreateContext } from '../lib/store/create.ts';
+import { openEnroot } from '../lib/store/enroot.ts';
+import type { EntryCreator } from '../lib/store/entry.ts';
+import { resolveRegistry, type ImageSource, type RegistrySource } from '../lib/store/image-source.ts';
+import { moveToTrash } from '../lib/store/trash.ts';
+import { openTrash } from '../lib/store/user-directory.ts';
+import { withUserIds, type UserIds } from '../lib/system/as-user.ts';
+import { startBackgroundCollector } from '../lib/system/background.ts';
+import type { Directory } from '../lib/system/directory.ts';
+import { readUsage } from '../lib/system/disk-usage.ts';
+import { isGone, unlessErrno } from '../lib/system/errno.ts';
+import { readSmallFile, writeFileAtomically } from '../lib/system/files.ts';
+import { findMountedEntries } from '../lib/system/mounts.ts';
+import type { Log } from '../lib/system/syslog.ts';
+
+export interface Provision {
+  readonly job: Job;
+  readonly settings: Settings;
+  readonly base: Directory;
+  readonly userDirectory: Directory;
+  readonly source: ImageSource;
+  readonly log: Log;
+  readonly configPath: string | undefined;
+}
+
+/** @throws JobFault, NodeFault TOOL_MISSING */
+export async function findRegistrySource(
+  user: UserIds,
+  image: RegistryImage,
+  settings: Settings,
+): Promise<RegistrySource> {
+  const path = digestPath(settings.basePath, user.uid, hashReference(image.canonical));
+  return resolveRegistry(image, settings.imageFreshness, {
+    recall: () => recallDigest(user, path),
+    remember: (_, digest) => {
+      rememberDigest(user, path, digest);
+    },
+    ask: async (uri) => {
+      const enroot = await openEnroot(settings.enrootPath, user, userPath(settings.basePath, user.uid));
+      return enroot.digest(uri);
+    },
+  });
+}
+
+const longestDigestBytes = 256;
+
+/** The file is the user's: whatever is no digest is as good as nothing. */
+function recallDigest(user: UserIds, path: string): string | undefined {
+  try {
+    return parseDigest(withUserIds(user, () => readSmallFile(path, longestDigestBytes)) ?? '');
+  } catch {
+    return undefined;
+  }
+}
+
+function rememberDigest(user: UserIds, path: string, digest: string): void {
+  withUserIds(user, () =>
+    // Not remembered is asked again: nothing a user puts here may fail the job.
+    unlessErrno([...isGone, 'EEXIST', 'EACCES', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT'], () => {
+      const directory = path.slice(0, path.indexOf(`/${digestsName}/`) + digestsName.length + 1);
+      unlessErrno(['EEXIST'], () => mkdirSync(directory, { mode: 0o700 }));
+      writeFileAtomically(path, `${digest}\n`, { mode: 0o600 });
+    }),
+  );
+}
+
+/** What acquireEntry needs to make an entry as root for a user. */
+export async function openCreator(provision: Provision): Promise<EntryCreator> {
+  const { job, settings, base, userDirectory, source, configPath } = provision;
+  const enroot =
+    source.kind === 'registry' ? await openEnroot(settings.enrootPath, job, userDirectory.path) : undefined;
+  const context: CreateContext = {
+    user: job,
+    source,
+    processors: settings.createProcessors,
+    policy: settings,
+    enroot,
+    readUsage: () => readUsage(base.path),
+    startCollector: () => {
+      startBackgroundCollector(configPath);
+    },
+    makeRoom: async (need, limitMs) => {
+      await collect({
+        base,
+        runtimePath: settings.runtimePath,
+        policy: settings,
+        need,
+        lockTimeoutMs: limitMs,
+        deadlineMs: Date.now() + limitMs,
+        log: provision.log.write,
+      });
+    },
+    onProgress: progressLogger(provision),
+  };
+  return {
+    fill: (partialPath, rootfsPath, limitMs) => fillRootfs(context, partialPath, rootfsPath, limitMs),
+    isMounted: (name) => findMountedEntries(base.path)(job.uid, name),
+    discard: (name) => {
+      discard(base, userDirectory, name);
+      startBackgroundCollector(configPath);
+    },
+  };
+}
+
+function discard(base: Directory, userDirectory: Directory, name: string): void {
+  const trash = openTrash(base);
+  try {
+    unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
+  } finally {
+    closeSync(trash.fd);
+  }
+}
+
+const progressIntervalMs = 30_000;
+
+/** A line at the start and one every 30 s, so that an operator sees that a node is at work and how far it is. */
+function progressLogger({ job, log }: Provision): CreateContext['onProgress'] {
+  let lastMs = -Infinity;
+  let lastPhase: string | undefined;
+  return ({ phase, percent }) => {
+    const nowMs = performance.now();
+    if (phase === lastPhase && nowMs - lastMs < progressIntervalMs) return;
+    lastMs = nowMs;
+    lastPhase = phase;
+    log.write('info', 'prolog-progress', {
+      job: job.jobId,
+      uid: job.uid,
+      image: job.container?.image,
+      phase,
+      percent,
+    });
+    void log.flush();
+  };
+}

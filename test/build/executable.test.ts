@@ -1,0 +1,182 @@
+/**
+ * The executable where it has nothing to lean on: no environment, no privilege, no Node, nowhere to
+ * load an addon from. Each place is a mount namespace of its own; nothing is mounted on the machine.
+ */
+// test: timeout 300 s
+import { spawnSync } from 'node:child_process';
+import {
+  closeSync,
+  copyFileSync,
+  mkdtempSync,
+  openSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { build, bundleProgram, distDirectory, executable, makeExecutable } from '../../build/build.ts';
+import { tryFlock } from '../../lib/system/flock.ts';
+import { assert, suite, unlessRoot } from '../helpers/suite.ts';
+
+/** Any user without rights; it need not exist. */
+const NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', '--no-new-privs'];
+
+let directory: string;
+let probe: string;
+let lockPath: string;
+
+function run(command: readonly string[], env: NodeJS.ProcessEnv = {}): string {
+  const [file = '', ...parameters] = command;
+  const { status, stdout, stderr, error } = spawnSync(file, parameters, {
+    encoding: 'utf8',
+    // spawn looks the file up with this PATH; env(1) then takes it away.
+    env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', ...env },
+  });
+  if (error) throw error;
+  assert.is(status, 0, `${command.join(' ')}: ${stderr}`);
+  return stdout;
+}
+
+/**
+ * Runs the probe on its lock file, once free and once held by us, with an empty environment.
+ *
+ * @param wrapper what starts it, for example as another user
+ * @param setUp shell commands that change the mounts first; the probe's directory is then at /mnt
+ */
+function probeLock(wrapper: readonly string[], setUp?: string): { free: string; held: string } {
+  const place = setUp === undefined ? directory : '/mnt';
+  const program = [...wrapper, 'env', '-i', join(place, 'probe'), join(place, 'lock')];
+  const command =
+    setUp === undefined
+      ? program
+      : // The bind mount comes first: what is mounted over /tmp may hide the directory.
+        [
+          'unshare',
+          '--mount',
+          'sh',
+          '-euc',
+          `mount --bind "$0" /mnt; ${setUp}; exec "$@"`,
+          directory,
+          ...program,
+        ];
+  const free = run(command).trim();
+  const holder = openSync(lockPath, 'r');
+  try {
+    assert.ok(tryFlock(holder, 'shared'));
+    return { free, held: run(command).trim() };
+  } finally {
+    closeSync(holder);
+  }
+}
+
+const byAddon = { free: 'locked by addon', held: 'refused by addon' };
+const byCommand = { free: 'locked by command', held: 'refused by command' };
+
+function noexec(...mountPoints: string[]): string {
+  return mountPoints.map((path) => `mount --types tmpfs --options noexec,mode=1777 tmpfs ${path}`).join('; ');
+}
+
+const EVERY_TEMPORARY_DIRECTORY = ['/dev/shm', '/run', '/tmp', '/var/tmp'];
+
+const addon = suite("fs-ext's addon in an executable");
+
+addon.before(async () => {
+  directory = mkdtempSync(join(tmpdir(), 'executable-test-'));
+  run(['chmod', '0755', directory]);
+  probe = join(directory, 'probe');
+  lockPath = join(directory, 'lock');
+  writeFileSync(lockPath, '');
+  await makeExecutable('test/build/addon-probe.ts', probe);
+});
+
+addon.after(() => {
+  rmSync(directory, { recursive: true });
+});
+
+addon('loads without an environment', () => {
+  assert.equal(probeLock([]), byAddon);
+});
+
+addon.unless(unlessRoot, 'loads for a user without rights', () => {
+  assert.equal(probeLock(NOBODY), byAddon);
+});
+
+for (const mountPoints of [
+  ['/tmp'],
+  ['/run'],
+  ['/tmp', '/run', '/var/tmp'],
+  ['/dev/shm', '/run', '/var/tmp'],
+]) {
+  addon.unless(unlessRoot, `loads for root and for a user where ${mountPoints.join(', ')} are noexec`, () => {
+    assert.equal(probeLock([], noexec(...mountPoints)), byAddon);
+    assert.equal(probeLock(NOBODY, noexec(...mountPoints)), byAddon);
+  });
+}
+
+addon.unless(unlessRoot, "loads for root from the executable's directory where every other is noexec", () => {
+  assert.equal(probeLock([], noexec(...EVERY_TEMPORARY_DIRECTORY)), byAddon);
+});
+
+addon.unless(unlessRoot, 'is done without for a user who can load it from nowhere', () => {
+  assert.equal(probeLock(NOBODY, noexec(...EVERY_TEMPORARY_DIRECTORY)), byCommand);
+});
+
+addon.unless(unlessRoot, 'is done without for root where everything is noexec or read-only', () => {
+  const readOnly = 'mount --options remount,bind,ro /mnt';
+  assert.equal(probeLock([], `${noexec(...EVERY_TEMPORARY_DIRECTORY)}; ${readOnly}`), byCommand);
+});
+
+addon.run();
+
+const dist = suite('dist/');
+
+dist.before(async () => {
+  await build();
+});
+
+dist('has one executable under several names', () => {
+  assert.is(readlinkSync(join(distDirectory, 'prolog')), 'container-cache');
+  assert.is(readlinkSync(join(distDirectory, 'epilog')), 'container-cache');
+});
+
+dist('is not made again from the same sources', async () => {
+  assert.not(await build());
+});
+
+dist('the admin command tells its version under any other name, and without an environment', () => {
+  const { version } = JSON.parse(run(['cat', 'package.json'])) as { version: string };
+  assert.is(run([executable, '--version']).trim(), version);
+  const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
+  try {
+    const link = join(elsewhere, 'another-name');
+    symlinkSync(executable, link);
+    assert.is(run(['env', '-i', link, '--version']).trim(), version);
+    const copy = join(elsewhere, 'a-copy');
+    copyFileSync(executable, copy);
+    assert.is(run(['env', '-i', copy, '--version']).trim(), version);
+  } finally {
+    rmSync(elsewhere, { recursive: true });
+  }
+});
+
+dist("a job's NODE_OPTIONS do not reach it", () => {
+  run([executable, '--version'], { NODE_OPTIONS: '--require /nonexistent' });
+});
+
+dist('the Prolog and the Epilog carry nothing of the admin command', async () => {
+  const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
+  try {
+    const modules = await bundleProgram('main.ts', join(elsewhere, 'main.cjs'));
+    assert.ok(modules.includes('prolog/prolog.ts') && modules.includes('epilog/epilog.ts'));
+    assert.equal(
+      modules.filter((path) => /^(?:admin|node_modules)\//.test(path)),
+      [],
+    );
+  } finally {
+    rmSync(elsewhere, { recursive: true });
+  }
+});
+
+dist.run();

@@ -1,0 +1,131 @@
+/** Rules that no tool we use knows: the source tree tests itself. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { projectRoot, shellScripts, sourceFiles } from '../build/source-files.ts';
+import { assert, suite } from './helpers/suite.ts';
+
+const files = sourceFiles();
+const textOf = (path: string): string => readFileSync(join(projectRoot, path), 'utf8');
+const isShipped = (path: string): boolean =>
+  /^(?:lib|prolog|epilog|admin|taskprolog|enroot)\/|^main\.ts$/.test(path);
+
+/** Lines of `path` that match, as file:line. */
+function linesMatching(path: string, pattern: RegExp, text = textOf(path)): string[] {
+  return text
+    .split('\n')
+    .flatMap((line, index) => (pattern.test(line) ? [`${path}:${index + 1}: ${line.trim()}`] : []));
+}
+
+// In pieces, or this file would break its own rule.
+const UNFINISHED = new RegExp(
+  ['\\bTO' + 'DO\\b', '\\bFIX' + 'ME\\b', '\\bX' + 'XX\\b', 'not impl' + 'emented'].join('|'),
+);
+
+/** Suites declared at the start of a line, by variable. */
+function suitesWithoutRun(text: string): string[] {
+  const declared = [...text.matchAll(/^const (\w+) = suite[(<]/gm)].map(([, name = '']) => name);
+  return declared.filter((name) => !new RegExp(`^${name}\\.run\\(\\);`, 'm').test(text));
+}
+
+function startsWithDocComment(text: string): boolean {
+  return /^(?:#![^\n]*\n)?\/\*\*/.test(text);
+}
+
+function onlyCalls(text: string): boolean {
+  return /^\s*\w+\.only\(/m.test(text);
+}
+
+/** Addresses of a registry: npm writes them as "resolved", and nothing else in a lock file is a download. */
+function resolvedAddresses(lock: { packages?: Record<string, { resolved?: string }> }): string[] {
+  return Object.values(lock.packages ?? {}).flatMap(({ resolved }) =>
+    resolved === undefined ? [] : [resolved],
+  );
+}
+
+const tidy = suite('tidy');
+
+tidy('nothing is marked as unfinished', () => {
+  assert.equal(
+    files.flatMap((path) => linesMatching(path, UNFINISHED)),
+    [],
+  );
+  assert.is(linesMatching('x.ts', UNFINISHED, `// ${'TO' + 'DO'}: later`).length, 1);
+});
+
+tidy('every module says what it is for', () => {
+  const silent = files.filter((path) => path.endsWith('.ts') && !startsWithDocComment(textOf(path)));
+  assert.equal(
+    silent.filter((path) => isShipped(path) || path.startsWith('build/')),
+    [],
+  );
+  assert.not(startsWithDocComment("import { join } from 'node:path';\n/** Later. */"));
+});
+
+tidy('every shell script says what it is for', () => {
+  const silent = shellScripts(files).filter((path) => !/^#!.*\n#/.test(textOf(path)));
+  assert.equal(silent, []);
+});
+
+tidy('every suite of a test file is run', () => {
+  const tests = files.filter((path) => path.endsWith('.test.ts'));
+  assert.equal(
+    tests.flatMap((path) => suitesWithoutRun(textOf(path)).map((name) => `${path}: ${name}`)),
+    [],
+  );
+  assert.equal(suitesWithoutRun("const a = suite('a');\nconst b = suite('b');\na.run();\n"), ['b']);
+});
+
+tidy('no test file leaves the others of its suite out', () => {
+  const tests = files.filter((path) => path.endsWith('.test.ts'));
+  assert.equal(
+    tests.filter((path) => onlyCalls(textOf(path))),
+    [],
+  );
+  assert.ok(onlyCalls("test.only('x', () => {});"));
+});
+
+tidy('tests reach uvu through test/helpers, where its gaps are closed', () => {
+  const direct = /from 'uvu(?:\/\w+)?'/;
+  const others = files.filter((path) => path.endsWith('.ts') && !path.startsWith('test/helpers/'));
+  assert.equal(
+    others.filter((path) => path !== 'test/tidy.test.ts').flatMap((path) => linesMatching(path, direct)),
+    [],
+  );
+  assert.is(linesMatching('x.ts', direct, "import { suite } from 'uvu';").length, 1);
+});
+
+tidy('no file holds a path of the machine it was written on', () => {
+  const pattern = new RegExp(`${projectRoot.replaceAll(/[^\w/]/g, '\\$&')}(?![\\w-])`);
+  // A checkout in / or /app would forbid half of all paths.
+  const telling = projectRoot.split('/').length > 2;
+  assert.equal(telling ? files.flatMap((path) => linesMatching(path, pattern)) : [], []);
+});
+
+tidy('the lock file names no registry', () => {
+  assert.equal(resolvedAddresses(JSON.parse(textOf('package-lock.json')) as object), []);
+  assert.is(
+    resolvedAddresses({ packages: { 'node_modules/a': { resolved: 'https://registry.example/a.tgz' } } })
+      .length,
+    1,
+  );
+});
+
+tidy('packages are pinned to one exact version', () => {
+  const manifest = JSON.parse(textOf('package.json')) as Record<string, Record<string, string> | undefined>;
+  const ranges = ['dependencies', 'devDependencies', 'optionalDependencies']
+    .flatMap((kind) => Object.entries(manifest[kind] ?? {}))
+    .filter(([, version]) => !/^\d+\.\d+\.\d+$/.test(version));
+  assert.equal(ranges, []);
+});
+
+tidy('the runtime is the same version on every architecture', () => {
+  const { optionalDependencies = {} } = JSON.parse(textOf('package.json')) as {
+    optionalDependencies?: Record<string, string>;
+  };
+  const versions = Object.entries(optionalDependencies).filter(([name]) => name.startsWith('node-linux-'));
+  assert.is(versions.length, 2);
+  assert.is(new Set(versions.map(([, version]) => version)).size, 1);
+  assert.is(process.version, `v${versions[0]?.[1] ?? ''}`);
+});
+
+tidy.run();
