@@ -14,7 +14,6 @@ export default tseslint.config(
     rules: {
       // Of ESLint's own recommended rules, those that the compiler does not cover.
       'no-async-promise-executor': 'error',
-      'no-control-regex': 'error',
       'no-empty': 'error',
       'no-unsafe-finally': 'error',
       'no-useless-escape': 'error',
@@ -23,7 +22,6 @@ export default tseslint.config(
       'no-console': 'error',
       'prefer-const': 'error',
       'object-shorthand': 'error',
-      'require-atomic-updates': 'error',
       'no-promise-executor-return': 'error',
       'no-unused-expressions': 'off',
       '@typescript-eslint/no-unused-expressions': 'error',

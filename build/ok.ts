@@ -110,7 +110,8 @@ function run(
   const child = spawn(file, parameters, {
     cwd: projectRoot,
     stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...process.env, NO_COLOR: '1', FORCE_COLOR: '0' },
+    // shfmt takes any FORCE_COLOR for a yes.
+    env: { ...process.env, NO_COLOR: '1', FORCE_COLOR: undefined },
   });
   let output = '';
   for (const stream of [child.stdout, child.stderr]) {

@@ -19,6 +19,7 @@ import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
 import { writeJobFiles } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
+import { prepareFlock } from '../lib/system/flock.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
 import type { Provision } from './provision.ts';
@@ -71,19 +72,18 @@ async function prepareJob(
   log: Log,
 ): Promise<Prepared> {
   const { container } = job;
-  // The image is looked at by a child process; the directories are prepared meanwhile.
-  const source = container === undefined ? undefined : findSource(job, container, settings);
-  source?.catch(() => undefined);
   const base = openBase(settings.basePath);
   const userDirectory = openUserDirectory(base, job);
-  if (container === undefined || source === undefined) return { acquired: undefined, warning: undefined };
+  if (container === undefined) return { acquired: undefined, warning: undefined };
 
+  const looking = findSource(job, container, settings);
+  prepareFlock();
   const provision = {
     job,
     settings,
     base,
     userDirectory,
-    source: await source,
+    source: await looking,
     log,
     configPath: environment['CONTAINER_CACHE_CONF'],
   };

@@ -4,7 +4,8 @@
  * Apart from prolog.ts so that a warm Prolog does not load it.
  */
 import { closeSync, mkdirSync } from 'node:fs';
-import { hashReference, parseDigest, type RegistryImage } from '../lib/core/image.ts';
+import { hashReference } from '../lib/core/image-hash.ts';
+import { parseDigest, type RegistryImage } from '../lib/core/image.ts';
 import type { Job } from '../lib/core/job.ts';
 import { digestPath, digestsName, userPath } from '../lib/core/layout.ts';
 import type { Settings } from '../lib/core/settings.ts';

@@ -13,7 +13,8 @@ export interface EntryMetadata {
   readonly inodes: number;
 }
 
-export const longestEntryMetadataBytes = 16 * 1024;
+/** An image path of PATH_MAX bytes, all of them escaped to six, fits. */
+export const longestEntryMetadataBytes = 32 * 1024;
 
 export function formatEntryMetadata(metadata: EntryMetadata): string {
   return `${JSON.stringify({ version: 1, ...metadata })}\n`;

@@ -5,7 +5,6 @@
  * entries. The rules for telling a path from a reference are pyxis' (a path starts with `.` or `/`), those for the
  * parts of a reference are enroot's (enroot-import(1)).
  */
-import { createHash } from 'node:crypto';
 import { JobFault } from './faults.ts';
 
 export type ImageRequest = PathImage | RegistryImage;
@@ -66,10 +65,16 @@ function parseReference(image: string): RegistryImage {
       `Cannot use the image reference: longer than ${longestReference} characters`,
     );
   }
-  const match = /^docker:\/\/(?:(?<user>.+)@)?(?<name>[^@]+?)(?:@(?<digest>sha256:[0-9a-f]{64}))?$/.exec(uri);
-  const { user, name, digest } = match?.groups ?? {};
+  // The digest comes off first: to a greedy USER, IMAGE@DIGEST would look like USER@IMAGE:TAG.
+  const { reference = '', digest } =
+    /^docker:\/\/(?<reference>.*?)(?:@(?<digest>sha256:[A-Za-z0-9]+))?$/s.exec(uri)?.groups ?? {};
+  const { user, name } = /^(?:(?<user>.+)@)?(?<name>[^@]+)$/.exec(reference)?.groups ?? {};
   const parts = name === undefined ? undefined : splitName(name);
-  if (parts === undefined || (user !== undefined && !/^[\w.!~*'()%;:&=+$,@-]+$/.test(user))) {
+  if (
+    parts === undefined ||
+    (digest !== undefined && parseDigest(digest) === undefined) ||
+    (user !== undefined && !/^[\w.!~*'()%;:&=+$,@-]+$/.test(user))
+  ) {
     throw new JobFault(
       'BAD_REFERENCE',
       `Cannot parse "${image}", want [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]`,
@@ -179,31 +184,6 @@ export function estimateSpace(superblock: Superblock): SpaceNeed {
     bytes: superblock.usedBytes * growth + superblock.inodes * tailBytesPerInode,
     inodes: superblock.inodes + ownInodes,
   };
-}
-
-/** The hash of a squashfs file: a file that was rebuilt, moved or touched is another image. */
-export function hashSquashfs(facts: SquashfsFacts): string {
-  return shortHash(['squashfs', facts.realPath, String(facts.sizeBytes), facts.modifiedAt, facts.superblock]);
-}
-
-/** @param digest `sha256:…` of the image's manifest */
-export function hashDigest(digest: string): string {
-  return shortHash(['digest', digest]);
-}
-
-/** For an enroot that cannot tell digests, and as the name of the file that remembers one. */
-export function hashReference(canonical: string): string {
-  return shortHash(['reference', canonical]);
-}
-
-/** 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together. */
-function shortHash(parts: readonly (string | Uint8Array)[]): string {
-  const hash = createHash('sha256');
-  for (const part of parts) {
-    const bytes = typeof part === 'string' ? Buffer.from(part) : part;
-    hash.update(`${bytes.byteLength}:`).update(bytes);
-  }
-  return hash.digest('hex').slice(0, 16);
 }
 
 /** @returns the digest in the output of `enroot digest`, or undefined */

@@ -43,7 +43,7 @@ export function readJob(environment: Environment): Job {
   };
 }
 
-/** The three numbers an Epilog needs; it must work for jobs whose options are nonsense. */
+/** All that an Epilog needs; it must work for jobs whose options are nonsense. */
 export function readJobId(environment: Environment): number {
   return requiredId(environment, 'SLURM_JOB_ID', 1);
 }

@@ -20,8 +20,16 @@ export function formatLogLine(word: string, fields: Readonly<Record<string, LogV
 }
 
 function formatValue(value: string): string {
-  const text = escapeControls(value.length > longestValue ? `${value.slice(0, longestValue - 1)}…` : value);
+  const text = shorten(escapeControls(value));
   return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `"${text}"`;
+}
+
+/** Cuts what is escaped already: a value that grew by its escapes must not push the later keys off the line. */
+function shorten(escaped: string): string {
+  if (escaped.length <= longestValue) return escaped;
+  // No half escape and no half surrogate pair at the cut.
+  const whole = /^(?:[^\\]|\\u[0-9a-f]{4}|\\[^u])*/u.exec(escaped.slice(0, longestValue - 1));
+  return `${(whole?.[0] ?? '').replace(/[\ud800-\udbff]$/, '')}…`;
 }
 
 /**
@@ -30,7 +38,7 @@ function formatValue(value: string): string {
  */
 export function escapeControls(text: string): string {
   return text.replace(
-    /[\\"\u0000-\u001f\u007f-\u009f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g,
+    /[\\"\u0000-\u001f\u007f-\u009f\u2028\u2029\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g,
     (character) => {
       if (character === '\\' || character === '"') return `\\${character}`;
       if (character === '\n') return '\\n';

@@ -112,14 +112,15 @@ function overlayLayers(superOptions: string): string[] {
  */
 export function missingMounts(path: string, fstab: string, mounts: readonly Mount[]): string[] {
   const mounted = new Set(mounts.map((mount) => mount.mountPoint));
-  return fstab
-    .split('\n')
-    .map((line) => line.trim().split(/\s+/))
-    .filter(([device]) => device !== undefined && device !== '' && !device.startsWith('#'))
-    .map(([, point = '']) => unescapeOctal(point))
-    .filter(
-      (point) => point.startsWith('/') && point !== '/' && isWithin(path, point) && !mounted.has(point),
-    );
+  return (
+    fstab
+      .split('\n')
+      .map((line) => line.trim().split(/\s+/))
+      .filter(([device]) => device !== undefined && device !== '' && !device.startsWith('#'))
+      // mount(8) takes `/raid/` for `/raid`; the root itself is always there.
+      .map(([, point = '']) => unescapeOctal(point).replace(/\/+$/, ''))
+      .filter((point) => point.startsWith('/') && isWithin(path, point) && !mounted.has(point))
+  );
 }
 
 function isWithin(path: string, parent: string): boolean {

@@ -166,7 +166,13 @@ export function parseSettings(text: string, file: string): ParsedSettings {
 
   const gcHighPercent = values.container_cache_gc_high ?? 85;
   const gcLowPercent = values.container_cache_gc_low ?? 80;
-  if (gcLowPercent >= gcHighPercent) {
+  // Against the default of a value that was not understood the comparison would only confuse.
+  const isUnderstood = (key: Key): boolean => !lineOf.has(key) || values[key] !== undefined;
+  if (
+    gcLowPercent >= gcHighPercent &&
+    isUnderstood('container_cache_gc_low') &&
+    isUnderstood('container_cache_gc_high')
+  ) {
     const key = lineOf.has('container_cache_gc_low') ? 'container_cache_gc_low' : 'container_cache_gc_high';
     problems.push(
       `${file}:${lineOf.get(key) ?? 1}: ${key}: found low ${gcLowPercent} and high ${gcHighPercent}, want low below high`,
@@ -223,12 +229,12 @@ const registryLimitMs = 60 * 60_000;
 /**
  * How long a job may wait for its entry, milliseconds. Without `create_timeout`: five minutes and a second for
  * each 4 MiB of an image file, so slow that only a hung disk reaches it; an hour for an image whose size only the
- * registry knows.
+ * registry knows. Never more than a day, as with `create_timeout`: a user can make the size of a file anything.
  *
  * @param imageBytes undefined for an image from a registry
  */
 export function createLimitMs(settings: Settings, imageBytes: number | undefined): number {
   if (settings.createTimeoutSeconds > 0) return settings.createTimeoutSeconds * 1000;
   if (imageBytes === undefined) return registryLimitMs;
-  return createFloorMs + Math.ceil(imageBytes / slowestUnpackBytesPerMs);
+  return Math.min(createFloorMs + Math.ceil(imageBytes / slowestUnpackBytesPerMs), oneDayInSeconds * 1000);
 }

@@ -9,7 +9,6 @@
  * So a published entry is complete and has a holder from its first moment. The create lock is held until the rename: a
  * partial directory whose create lock is free has no living creator, and the collector may have it.
  */
-import { randomBytes } from 'node:crypto';
 import {
   closeSync,
   constants,
@@ -31,6 +30,7 @@ import { openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
 import { holdEntry, type HeldEntry } from './held-entry.ts';
+import { uniqueHex } from '../system/unique.ts';
 
 export interface AcquireRequest {
   readonly user: UserIds;
@@ -159,7 +159,7 @@ async function createEntry(
   limitMs: number,
 ): Promise<HeldEntry> {
   const { user, userPath, name, jobId } = request;
-  const partial = partialName(name, jobId, randomBytes(4).toString('hex'));
+  const partial = partialName(name, jobId, uniqueHex());
   const partialPath = `${userPath}/${partial}`;
   const rootfsPath = `${partialPath}/rootfs`;
   withUserIds(user, () => mkdirSync(partialPath, { mode: 0o700 }));

@@ -2,12 +2,8 @@
  * What is behind an image name, read as the job's user in a child process with a time limit: root must not open what
  * the user could not, and an image on a hung filesystem must not hang the Prolog.
  */
-import { performance } from 'node:perf_hooks';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import {
-  hashDigest,
-  hashReference,
-  hashSquashfs,
   parseSuperblock,
   superblockBytes,
   type PathImage,
@@ -16,7 +12,7 @@ import {
   type Superblock,
 } from '../core/image.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, runBriefly } from '../system/run.ts';
 
 export type ImageSource = SquashfsSource | RegistrySource;
 
@@ -43,7 +39,9 @@ const probeTimeoutMs = 15_000;
  * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS
  */
 export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
-  const facts = await readSquashfsFacts(user, image.path);
+  const reading = readSquashfsFacts(user, image.path);
+  // While the child reads: see image-hash.ts.
+  const [facts, { hashSquashfs }] = await Promise.all([reading, import('../core/image-hash.ts')]);
   return { kind: 'path', hash: hashSquashfs(facts), path: image.path, superblock: parseSuperblock(facts) };
 }
 
@@ -57,7 +55,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
   let stdout: Buffer;
   try {
-    ({ stdout } = await run(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
+    ({ stdout } = await runBriefly(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
   } catch (cause) {
     throw unreadable(path, cause);
   }
@@ -115,6 +113,7 @@ export async function resolveRegistry(
   freshness: 'always' | 'if-not-present',
   digests: DigestResolver,
 ): Promise<RegistrySource> {
+  const { hashDigest, hashReference } = await import('../core/image-hash.ts');
   const source = (hash: string, warning?: string): RegistrySource => ({
     kind: 'registry',
     hash,

@@ -4,10 +4,10 @@
  * The rename takes a tree away at once and whole, however long the deletion takes or whoever kills it; what is left in
  * the trash is deleted by the next collector.
  */
-import { randomBytes } from 'node:crypto';
 import { readdirSync, renameSync } from 'node:fs';
 import { inDirectory, type Directory } from '../system/directory.ts';
 import { run } from '../system/run.ts';
+import { uniqueHex } from '../system/unique.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
 export interface TrashContext {
@@ -22,7 +22,7 @@ export interface TrashContext {
  * @throws ENOENT if it is gone, EBUSY if something is mounted on it
  */
 export function moveToTrash({ userDirectory, trash }: TrashContext, name: string): string {
-  const trashed = `${name.replace(/^\.+/, '')}.${randomBytes(6).toString('hex')}`;
+  const trashed = `${name.replace(/^\.+/, '')}.${uniqueHex()}`;
   renameSync(inDirectory(userDirectory, name), inDirectory(trash, trashed));
   return trashed;
 }

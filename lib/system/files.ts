@@ -1,7 +1,6 @@
 /**
  * Small files: read with a limit and without following a symlink, written aside and published by rename.
  */
-import { randomBytes } from 'node:crypto';
 import {
   closeSync,
   constants,
@@ -16,6 +15,7 @@ import {
 } from 'node:fs';
 import { dirname, basename } from 'node:path';
 import { isGone, unlessErrno } from './errno.ts';
+import { uniqueHex } from './unique.ts';
 
 /** O_NONBLOCK: opening a FIFO that somebody put there must not wait for a writer. */
 const safeRead = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
@@ -36,14 +36,20 @@ export function openRegularFile(path: string, extraFlags = 0, mode = 0o600): num
   }
 }
 
+const firstReadBytes = 4096;
+
 /** @returns at most `limitBytes` from the start of an open file */
 export function readStart(fd: number, limitBytes: number): Buffer {
-  const buffer = Buffer.alloc(limitBytes);
+  let buffer = Buffer.allocUnsafe(Math.min(firstReadBytes, limitBytes));
   let bytes = 0;
   for (;;) {
-    const count = readSync(fd, buffer, bytes, limitBytes - bytes, bytes);
+    const count = readSync(fd, buffer, bytes, buffer.byteLength - bytes, bytes);
     bytes += count;
     if (count === 0 || bytes === limitBytes) return buffer.subarray(0, bytes);
+    if (bytes < buffer.byteLength) continue;
+    const larger = Buffer.allocUnsafe(Math.min(2 * bytes, limitBytes));
+    buffer.copy(larger, 0, 0, bytes);
+    buffer = larger;
   }
 }
 
@@ -71,8 +77,8 @@ export interface FileOwner {
 
 /** Replaces a file at once: a reader sees the old text or the new, never a part. */
 export function writeFileAtomically(path: string, text: string, owner: FileOwner): void {
-  const aside = `${dirname(path)}/.${basename(path)}.${randomBytes(6).toString('hex')}`;
-  // Plain creation flags: the name is unguessable and the directory is ours or the acting user's.
+  const aside = `${dirname(path)}/.${basename(path)}.${uniqueHex()}`;
+  // The directory is root's, or the acting user's, who could only be in their own way.
   const fd = openSync(
     aside,
     constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,

@@ -37,6 +37,11 @@ function loadAddon(): FsExtAddon | null {
   return addon;
 }
 
+/** Loads what the first lock needs, for a caller that is waiting anyway. */
+export function prepareFlock(): void {
+  loadAddon();
+}
+
 /**
  * Takes the lock, or changes it to `mode`, without waiting. To change a lock is not atomic: it is
  * given up first, and may be lost to another (flock(2)).

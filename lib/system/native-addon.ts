@@ -10,10 +10,11 @@
  * be told beforehand, so the candidates are tried in turn. If none serves, the caller must do
  * without (flock.ts falls back to flock(1)).
  */
-import { closeSync, constants, openSync, writeSync } from 'node:fs';
+import { closeSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { getRawAsset, isSea } from 'node:sea';
+import { openUnnamedFile } from './unnamed-file.ts';
 
 /** What flock.ts calls of fs-ext's addon. Its own JavaScript would only map names to the constants. */
 export interface FsExtAddon {
@@ -24,9 +25,6 @@ export interface FsExtAddon {
 
 /** The asset's name in the executable: build/build.ts puts it there. */
 export const ADDON_ASSET = 'fs_ext.node';
-
-/** fcntl.h has O_TMPFILE as this bit together with O_DIRECTORY; Node does not export it. */
-const O_TMPFILE = 0o20000000 | constants.O_DIRECTORY;
 
 let loaded: FsExtAddon | undefined;
 
@@ -76,8 +74,7 @@ function candidateDirectories(): string[] {
 }
 
 function loadThrough(directory: string, bytes: Uint8Array): FsExtAddon {
-  // O_EXCL: nor can it be given a name later.
-  const descriptor = openSync(directory, O_TMPFILE | constants.O_RDWR | constants.O_EXCL, 0o700);
+  const descriptor = openUnnamedFile(directory, 0o700);
   try {
     let written = 0;
     while (written < bytes.length) written += writeSync(descriptor, bytes, written);

@@ -6,6 +6,9 @@
  * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
  */
 import { spawn } from 'node:child_process';
+import { closeSync, writeSync } from 'node:fs';
+import { readStart } from './files.ts';
+import { openScratchFile } from './unnamed-file.ts';
 
 /** What every child gets: slurmd gives the Prolog no PATH, and a user's must not count. */
 export const systemPath = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
@@ -100,8 +103,7 @@ export function run(command: Command): Promise<CommandResult> {
     timedOut = true;
     child.kill('SIGKILL');
     // Not until it has ended: in an uninterruptible wait it may never end.
-    child.stdout?.destroy();
-    child.stderr?.destroy();
+    for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
     child.unref();
     fail(undefined, 'SIGKILL');
   }, command.timeoutMs);
@@ -128,6 +130,65 @@ export function run(command: Command): Promise<CommandResult> {
   // EPIPE, if the child ends without reading: its exit code tells the rest.
   child.stdin?.on('error', () => undefined);
   child.stdin?.end(command.input);
+  if (child.pid !== undefined) command.onStart?.(child.pid);
+  return promise;
+}
+
+/**
+ * Runs a command whose output is short, through files in memory instead of pipes: half the cost, in a process that has
+ * made no pipe before. Otherwise like run(); callbacks for the output are not called.
+ *
+ * @throws CommandFailed unless it exits with 0 in time
+ */
+export function runBriefly(command: Command): Promise<CommandResult> {
+  const files = [openScratchFile(), openScratchFile(), openScratchFile()] as const;
+  const [input, output, complaints] = files;
+  const close = (): void => {
+    for (const fd of files) if (fd !== undefined) closeSync(fd);
+  };
+  if (input === undefined || output === undefined || complaints === undefined) {
+    close();
+    return run(command);
+  }
+  const startedAtMs = performance.now();
+  const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
+  // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
+  writeSync(input, command.input ?? '', 0);
+  const child = spawn(command.file, command.args, {
+    cwd: '/',
+    env: { ...childEnvironment, ...command.environment },
+    stdio: [input, output, complaints, ...(command.descriptors ?? [])],
+  });
+  let isOver = false;
+  const end = (
+    exitCode: number | undefined,
+    signal: string | undefined,
+    timedOut: boolean,
+    cause?: unknown,
+  ): void => {
+    if (isOver) return;
+    isOver = true;
+    clearTimeout(timer);
+    const durationMs = Math.round(performance.now() - startedAtMs);
+    const stdout = readStart(output, capturedBytes);
+    const stderrTail = readStart(complaints, stderrTailBytes).toString('utf8').trim();
+    close();
+    if (exitCode === 0) resolve({ stdout, durationMs });
+    else
+      reject(new CommandFailed(command, { exitCode, signal, timedOut, stderrTail, durationMs }, { cause }));
+  };
+  const timer = setTimeout(() => {
+    child.kill('SIGKILL');
+    // Not until it has ended: in an uninterruptible wait it may never end.
+    child.unref();
+    end(undefined, 'SIGKILL', true);
+  }, command.timeoutMs);
+  child.on('error', (error) => {
+    end(undefined, undefined, false, error);
+  });
+  child.on('exit', (exitCode, signal) => {
+    end(exitCode ?? undefined, signal ?? undefined, false);
+  });
   if (child.pid !== undefined) command.onStart?.(child.pid);
   return promise;
 }

@@ -8,7 +8,7 @@ import { writeSync } from 'node:fs';
 import process from 'node:process';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
-import { run } from './run.ts';
+import { runBriefly } from './run.ts';
 
 export type LogFields = Readonly<Record<string, LogValue>>;
 
@@ -70,7 +70,7 @@ export function openLog(settings: LogSettings): Log {
         '--size',
         String(longestMessageBytes),
       ];
-      await run({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
+      await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
         writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
       });
     },

@@ -61,6 +61,11 @@ const START_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 20_000;
 const SYSLOG_TIMEOUT_MS = 10_000;
 const POLL_INTERVAL_MS = 50;
+/**
+ * How long a requeued job must rest so that slurmd treats it as new. slurmd compares its credentials by
+ * whole seconds: a job that comes back sooner is launched without a Prolog. Slurm itself waits 121 s.
+ */
+const REQUEUE_REST_MS = 2100;
 
 type Daemon = 'munged' | 'rsyslogd' | 'slurmctld' | 'slurmd';
 
@@ -135,7 +140,7 @@ export interface Cluster extends AsyncDisposable, ClusterPaths {
   waitForJob: (jobId: string, timeoutMs?: number) => Promise<JobResult>;
   /** Waits until the job (all of an array) is in one of the states; returns that of the first record. */
   waitForJobState: (jobId: string, states: readonly string[], timeoutMs?: number) => Promise<string>;
-  /** Requeues a running job and lets it start again at once: Slurm would wait for two minutes. */
+  /** Requeues a running job and lets it start again after 2 s, where Slurm would wait for two minutes. */
   requeue: (jobId: string) => Promise<void>;
 
   nodeState: () => Promise<NodeState>;
@@ -202,7 +207,8 @@ export async function startCluster(
     const logs = await logTails(directory);
     if (supervisor === undefined) await fsp.rm(directory, { recursive: true, force: true });
     else await stopSupervisor(supervisor);
-    throw new ClusterError(`Cannot start a cluster in "${directory}"\n${logs}`, { cause });
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new ClusterError(`Cannot start a cluster in "${directory}": ${reason}\n${logs}`, { cause });
   }
 }
 
@@ -301,6 +307,7 @@ class RunningCluster implements Cluster {
     await this.exec(['scontrol', 'requeue', jobId]);
     // First COMPLETING (its Epilog runs), then PENDING with a start time in the future.
     await this.waitForJobState(jobId, ['PENDING']);
+    await sleep(REQUEUE_REST_MS);
     await this.exec(['scontrol', 'update', `JobId=${jobId}`, 'StartTime=now']);
   }
 
@@ -368,7 +375,10 @@ class RunningCluster implements Cluster {
     await pollFor(
       'slurmctld to answer',
       START_TIMEOUT_MS,
-      () => this.run('root', ['scontrol', 'ping']),
+      async () => {
+        await this.#mustRun('slurmctld');
+        return this.run('root', ['scontrol', 'ping']);
+      },
       (result) => result.stdout.includes('UP'),
       (result) => result.stdout + result.stderr,
     );
@@ -387,6 +397,7 @@ class RunningCluster implements Cluster {
       () => 'it still exists',
     );
     await this.#startSlurmd(environment);
+    await this.#mustRun('slurmd');
     await this.#waitForNode('answering', START_TIMEOUT_MS, isAnswering);
   }
 
@@ -409,7 +420,8 @@ class RunningCluster implements Cluster {
 
   #entering(argv: readonly string[]): string[] {
     const target = `--target=${this.#supervisor.initPid}`;
-    return ['nsenter', target, '--mount', '--pid', '--uts', '--ipc', '--', ...argv];
+    // --root, because tests may themselves run in a chroot: a mount namespace has its own idea of "/".
+    return ['nsenter', target, '--mount', '--root', '--pid', '--uts', '--ipc', '--', ...argv];
   }
 
   /** Starts a program that goes to the background by itself, in the environment a service has. */
@@ -434,6 +446,14 @@ class RunningCluster implements Cluster {
         return `${jobs.join(', ')}, node ${JSON.stringify(await this.nodeState())}`;
       },
     );
+  }
+
+  /** Some mistakes in slurm.conf are found only after a daemon has gone to the background. */
+  async #mustRun(daemon: Daemon): Promise<void> {
+    const processes = await readProcesses(this.hostPath('/proc'));
+    if (!processes.some(({ program }) => isProgramOf(daemon, program))) {
+      throw new ClusterError(`Cannot start ${daemon}: it ended, wanted it to run`);
+    }
   }
 
   async #waitForNode(name: string, timeoutMs: number, isWanted: (node: NodeState) => boolean): Promise<void> {
@@ -476,9 +496,13 @@ function isAnswering(node: NodeState): boolean {
   return !node.flags.includes('NOT_RESPONDING') && !['DOWN', 'UNKNOWN'].includes(node.base);
 }
 
-/** Debian calls the real program slurmd-wlm. */
 function isDaemon(program: string): boolean {
-  return Object.keys(PID_FILES).some((daemon) => program === daemon || program === `${daemon}-wlm`);
+  return Object.keys(PID_FILES).some((daemon) => isProgramOf(daemon as Daemon, program));
+}
+
+/** Debian calls the real program slurmd-wlm. */
+function isProgramOf(daemon: Daemon, program: string): boolean {
+  return program === daemon || program === `${daemon}-wlm`;
 }
 
 /** The ends of all logs, for the message of a failure. */

@@ -1,8 +1,6 @@
-/**
- * Tests of the harness itself: what a test on a real Slurm may rely on.
- *
- * test: timeout 300 s
- */
+/** Tests of the harness itself: what a test on a real Slurm may rely on. */
+// test: timeout 300 s
+
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import * as fs from 'node:fs';
@@ -12,6 +10,7 @@ import { pathToFileURL } from 'node:url';
 
 import { assert, suite } from '../helpers/suite.ts';
 import { ClusterError, slurmAvailable, startCluster, type Cluster, type ClusterPaths } from './cluster.ts';
+import { readIfPresent } from './prepare.ts';
 
 const unavailable = slurmAvailable();
 
@@ -194,7 +193,7 @@ job('array: has a Prolog, an Epilog and a record for each task', async ({ cluste
   }
 });
 
-job('requeued: runs again at once, with a Prolog and an Epilog of each run', async ({ cluster }) => {
+job('requeued: runs again soon, with a Prolog and an Epilog of each run', async ({ cluster }) => {
   const script =
     '#!/bin/sh\necho "run ${SLURM_RESTART_COUNT:-0}"\n[ -n "$SLURM_RESTART_COUNT" ] || sleep 300\n';
   const jobId = await cluster!.sbatch('usera', [], script);
@@ -298,7 +297,7 @@ const lifetime = suite('a test cluster', { skip: unavailable });
 async function machineState(): Promise<unknown> {
   const files = ['/etc/passwd', '/etc/group', '/etc/shadow', '/etc/hosts'];
   return {
-    texts: await Promise.all(files.map((file) => fsp.readFile(file, 'utf8'))),
+    texts: await Promise.all(files.map(readIfPresent)),
     slurm: fs.existsSync('/etc/slurm') ? await fsp.readdir('/etc/slurm') : undefined,
     log: fs.existsSync('/dev/log'),
     munge: fs.existsSync('/run/munge/munge.socket.2'),

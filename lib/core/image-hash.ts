@@ -1,0 +1,31 @@
+/**
+ * The hash under which an image's rootfs is kept. Apart from image.ts because the runtime takes milliseconds to load its
+ * cryptography: the Prolog does that while it waits for the look at the image.
+ */
+import { createHash } from 'node:crypto';
+import type { SquashfsFacts } from './image.ts';
+
+/** The hash of a squashfs file: a file that was rebuilt, moved or touched is another image. */
+export function hashSquashfs(facts: SquashfsFacts): string {
+  return shortHash(['squashfs', facts.realPath, String(facts.sizeBytes), facts.modifiedAt, facts.superblock]);
+}
+
+/** @param digest `sha256:…` of the image's manifest */
+export function hashDigest(digest: string): string {
+  return shortHash(['digest', digest]);
+}
+
+/** For an enroot that cannot tell digests, and as the name of the file that remembers one. */
+export function hashReference(canonical: string): string {
+  return shortHash(['reference', canonical]);
+}
+
+/** 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together. */
+function shortHash(parts: readonly (string | Uint8Array)[]): string {
+  const hash = createHash('sha256');
+  for (const part of parts) {
+    const bytes = typeof part === 'string' ? Buffer.from(part) : part;
+    hash.update(`${bytes.byteLength}:`).update(bytes);
+  }
+  return hash.digest('hex').slice(0, 16);
+}

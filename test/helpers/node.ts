@@ -1,0 +1,364 @@
+/**
+ * A node in a temporary root: a base, a runtime directory and a configuration of its own, on which the built programs run
+ * as slurmd runs them: Slurm's variables and nothing else, a process group of their own, output read until the last writer
+ * is gone.
+ */
+import { spawn, type ChildProcess } from 'node:child_process';
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { build, distDirectory } from '../../build/build.ts';
+import { holderVariable, isEntryNameOf, lockFileName } from '../../lib/core/layout.ts';
+import type { LeaseRecord } from '../../lib/core/lease-record.ts';
+import { listLeases } from '../../lib/store/lease.ts';
+import { makeImage, type Tree } from './image.ts';
+import { command, machineRoot, type TestUser } from './private-machine.ts';
+
+/** A job as slurmd tells it. */
+export interface JobRequest {
+  readonly id: number;
+  readonly user: TestUser;
+  /** `--container-image` at allocation. */
+  readonly image?: string;
+  readonly name?: string;
+  readonly save?: string;
+  readonly workPath?: string;
+  /** Beside Slurm's; undefined takes one of them away. */
+  readonly environment?: Readonly<Record<string, string | undefined>>;
+}
+
+export interface LogLine {
+  readonly level: string;
+  readonly word: string;
+  readonly fields: Readonly<Record<string, string>>;
+}
+
+export interface ProgramResult {
+  readonly exitCode: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  readonly lines: readonly LogLine[];
+  /** The one line that a Prolog or Epilog ends with, its fields as text. */
+  readonly line: Readonly<Record<string, string>>;
+}
+
+export interface RunningProgram {
+  readonly pid: number;
+  /** Resolves when the program has ended and nobody has its output open any more. */
+  readonly result: Promise<ProgramResult>;
+  readonly kill: (signal: NodeJS.Signals) => void;
+}
+
+export interface NodeOptions {
+  /** Where the base is made; default: in the node's root. */
+  readonly basePath?: string;
+  /** Lines of the configuration file beside the base, the runtime directory and the log's target. */
+  readonly settings?: Readonly<Record<string, string | number>>;
+}
+
+/** Longer than anything a test waits for: a test that hangs fails by it, none passes by it. */
+const hangLimitMs = 60_000;
+const pollMs = 5;
+
+/** Resolves when `condition` gives something other than undefined and false; it is for states, never for durations. */
+export async function until<T>(what: string, condition: () => T | undefined | false): Promise<T> {
+  const deadlineMs = performance.now() + hangLimitMs;
+  for (;;) {
+    const value = condition();
+    if (value !== undefined && value !== false) return value;
+    if (performance.now() > deadlineMs) throw new Error(`Waited ${hangLimitMs} ms in vain until ${what}`);
+    await sleep(pollMs);
+  }
+}
+
+export class TestNode implements AsyncDisposable {
+  readonly root: string;
+  readonly basePath: string;
+  readonly runtimePath: string;
+  readonly configPath: string;
+  readonly #running = new Set<ChildProcess>();
+  #images = 0;
+
+  private constructor(options: NodeOptions) {
+    this.root = mkdtempSync(join(machineRoot, 'node-'));
+    chmodSync(this.root, 0o755);
+    mkdirSync(join(this.root, 'images'), { mode: 0o755 });
+    this.basePath = options.basePath ?? join(this.root, 'data');
+    this.runtimePath = join(this.root, 'run');
+    this.configPath = join(this.root, 'container-cache.conf');
+    this.configure(options.settings ?? {});
+  }
+
+  static async start(options: NodeOptions = {}): Promise<TestNode> {
+    await build();
+    return new TestNode(options);
+  }
+
+  /** Writes the configuration anew. */
+  configure(settings: Readonly<Record<string, string | number>>): void {
+    const all = {
+      container_cache_data_path: this.basePath,
+      runtime_dir: this.runtimePath,
+      log_target: 'stderr',
+      log_level: 'debug',
+      ...settings,
+    };
+    this.writeConfig(
+      Object.entries(all)
+        .map(([key, value]) => `${key}=${value}\n`)
+        .join(''),
+    );
+  }
+
+  writeConfig(text: string): void {
+    writeFileSync(this.configPath, text);
+  }
+
+  /** Makes another image file of the node. */
+  image(tree?: Tree, options?: readonly string[]): string {
+    return makeImage(join(this.root, 'images', `image-${++this.#images}.sqsh`), tree, options);
+  }
+
+  prolog(job: JobRequest): Promise<ProgramResult> {
+    return this.startProlog(job).result;
+  }
+
+  startProlog(job: JobRequest): RunningProgram {
+    return this.#start('prolog', [], jobEnvironment(job, 'prolog_slurmd'));
+  }
+
+  epilog(job: JobRequest): Promise<ProgramResult> {
+    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd')).result;
+  }
+
+  /** `container-cache gc OPTION…` */
+  gc(...options: readonly string[]): Promise<ProgramResult> {
+    return this.startGc(...options).result;
+  }
+
+  startGc(...options: readonly string[]): RunningProgram {
+    return this.admin('gc', ...options);
+  }
+
+  admin(...parameters: readonly string[]): RunningProgram {
+    return this.#start('container-cache', parameters, {});
+  }
+
+  #start(
+    program: string,
+    parameters: readonly string[],
+    environment: Readonly<Record<string, string | undefined>>,
+  ): RunningProgram {
+    const child = spawn(join(distDirectory, program), parameters, {
+      cwd: '/',
+      detached: true,
+      env: { CONTAINER_CACHE_CONF: this.configPath, ...environment },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    this.#running.add(child);
+    const { promise, resolve, reject } = Promise.withResolvers<ProgramResult>();
+    const output = { stdout: '', stderr: '' };
+    for (const name of ['stdout', 'stderr'] as const)
+      child[name].setEncoding('utf8').on('data', (text: string) => (output[name] += text));
+    child.on('error', reject);
+    child.on('close', (exitCode, signal) => {
+      this.#running.delete(child);
+      const lines = parseLog(output.stderr);
+      const line = lines.findLast(({ word }) => word === program)?.fields ?? {};
+      resolve({ exitCode, signal, ...output, lines, line });
+    });
+    const { pid } = child;
+    if (pid === undefined) throw new Error(`Cannot start ${program}`);
+    return {
+      pid,
+      result: promise,
+      kill: (signal) => {
+        process.kill(pid, signal);
+      },
+    };
+  }
+
+  userPath(user: TestUser): string {
+    return join(this.basePath, String(user.uid));
+  }
+
+  /** Paths of the user's entries: whatever has an entry's name. */
+  entries(user: TestUser): string[] {
+    return this.#names(user)
+      .filter((name) => isEntryNameOf(user.uid, name))
+      .map((name) => join(this.userPath(user), name));
+  }
+
+  /** Names in the user directory that are no entry's. */
+  others(user: TestUser): string[] {
+    return this.#names(user).filter((name) => !isEntryNameOf(user.uid, name));
+  }
+
+  partials(user: TestUser): string[] {
+    return this.others(user).filter((name) => name.endsWith('.partial'));
+  }
+
+  #names(user: TestUser): string[] {
+    return existsSync(this.userPath(user)) ? readdirSync(this.userPath(user)).sort() : [];
+  }
+
+  trash(): string[] {
+    const path = join(this.basePath, '.trash');
+    return existsSync(path) ? readdirSync(path) : [];
+  }
+
+  leases(): LeaseRecord[] {
+    return listLeases(this.runtimePath);
+  }
+
+  lease(jobId: number): LeaseRecord | undefined {
+    return this.leases().find((record) => record.jobId === jobId);
+  }
+
+  jobFile(jobId: number, name: 'env' | 'images'): string | undefined {
+    const path = join(this.runtimePath, 'jobs', String(jobId), name);
+    return existsSync(path) ? readFileSync(path, 'utf8') : undefined;
+  }
+
+  /** Resolves when no collector runs in the background any more. */
+  async settle(): Promise<void> {
+    await until('the background collectors have ended', () => backgroundCollectors().length === 0);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    for (const child of this.#running) child.kill('SIGKILL');
+    for (const { pid } of holders()) kill(pid);
+    for (const pid of backgroundCollectors()) kill(pid);
+    await until('nothing of the node runs', () => holders().length === 0 && backgroundCollectors().length === 0);
+    command('rm', '--recursive', '--force', '--one-file-system', this.root);
+  }
+}
+
+function kill(pid: number): void {
+  try {
+    process.kill(pid, 'SIGKILL');
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error;
+  }
+}
+
+function jobEnvironment(job: JobRequest, context: string): Record<string, string | undefined> {
+  const option = (name: string, value: string | undefined): Record<string, string> =>
+    value === undefined ? {} : { [`SPANK__SLURM_SPANK_OPTION_pyxis_${name}`]: value };
+  return {
+    SLURM_JOB_ID: String(job.id),
+    SLURM_JOB_UID: String(job.user.uid),
+    SLURM_JOB_GID: String(job.user.gid),
+    SLURM_JOB_USER: job.user.name,
+    SLURM_JOB_WORK_DIR: job.workPath ?? '/',
+    SLURM_JOB_PARTITION: 'main',
+    SLURMD_NODENAME: 'node0',
+    SLURM_CONF: '/etc/slurm/slurm.conf',
+    SLURM_SCRIPT_CONTEXT: context,
+    ...option('container_image', job.image),
+    ...option('container_name', job.name),
+    ...option('container_save', job.save),
+    ...job.environment,
+  };
+}
+
+/** Lines of log_target=stderr: `container-cache[7]: info: prolog job=1 image="a b"`. */
+export function parseLog(text: string): LogLine[] {
+  return text.split('\n').flatMap((line) => {
+    const match = /^container-cache\[\d+\]: (?<level>\w+): (?<word>[\w-]+)(?<rest>.*)$/.exec(line)?.groups;
+    if (match === undefined) return [];
+    const fields: Record<string, string> = {};
+    for (const [, key = '', quoted, plain] of match['rest']!.matchAll(/ (\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S+))/g))
+      fields[key] = quoted ?? plain ?? '';
+    return [{ level: match['level']!, word: match['word']!, fields }];
+  });
+}
+
+export interface Process {
+  readonly pid: number;
+  readonly commandLine: string;
+  readonly environment: readonly string[];
+}
+
+/** The processes of this machine that have not ended. */
+export function processes(): Process[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .flatMap((name) => {
+      try {
+        if (/^State:\t[ZX]/m.test(readFileSync(`/proc/${name}/status`, 'utf8'))) return [];
+        return {
+          pid: Number(name),
+          commandLine: readFileSync(`/proc/${name}/cmdline`, 'utf8').replaceAll('\0', ' ').trim(),
+          environment: readFileSync(`/proc/${name}/environ`, 'utf8').split('\0'),
+        };
+      } catch {
+        return [];
+      }
+    });
+}
+
+export const isAlive = (pid: number): boolean => processes().some((one) => one.pid === pid);
+
+/** Processes that by their environment are a lease's holder, genuine or not. */
+export function holders(jobId?: number): Process[] {
+  return processes().filter(({ environment }) =>
+    environment.some((text) =>
+      jobId === undefined ? text.startsWith(`${holderVariable}=`) : text === `${holderVariable}=${jobId}`,
+    ),
+  );
+}
+
+function backgroundCollectors(): number[] {
+  return processes()
+    .filter(({ commandLine }) => commandLine.endsWith('gc --background'))
+    .map(({ pid }) => pid);
+}
+
+export interface OpenFile {
+  readonly fd: number;
+  readonly path: string;
+  readonly inode: number;
+}
+
+/** What a process has open; a path that is gone ends in " (deleted)". */
+export function openFiles(pid: number): OpenFile[] {
+  return readdirSync(`/proc/${pid}/fd`).map((name) => ({
+    fd: Number(name),
+    path: readlinkSync(`/proc/${pid}/fd/${name}`),
+    inode: statSync(`/proc/${pid}/fd/${name}`).ino,
+  }));
+}
+
+export const lockFileOf = (entry: string): string => join(entry, lockFileName);
+
+/** Whether the process has the lock file open that the entry's path leads to now. */
+export function holds(pid: number, entry: string): boolean {
+  const inode = lstatSync(lockFileOf(entry)).ino;
+  return openFiles(pid).some((file) => file.inode === inode && file.path === lockFileOf(entry));
+}
+
+/** Makes an entry look unused for that long. */
+export function setUsed(entry: string, secondsAgo: number): void {
+  const at = Date.now() / 1000 - secondsAgo;
+  utimesSync(entry, at, at);
+}
+
+export function remove(path: string): void {
+  rmSync(path, { recursive: true, force: true });
+}
