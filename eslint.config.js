@@ -22,7 +22,6 @@ export default tseslint.config(
       'no-console': 'error',
       'prefer-const': 'error',
       'object-shorthand': 'error',
-      'no-promise-executor-return': 'error',
       'no-unused-expressions': 'off',
       '@typescript-eslint/no-unused-expressions': 'error',
       '@typescript-eslint/no-floating-promises': 'error',

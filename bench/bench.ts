@@ -23,7 +23,7 @@ import { runAndCleanUp, type Defer } from './clean-up.ts';
 import { measurements } from './measurements.ts';
 import { privateNodeUnavailable, startPrivateNode, type PrivateNode } from './private-node.ts';
 import { renderReport, type Facts, type Measured, type Report } from './report.ts';
-import { makeSampleImage, type SampleImage } from './sample-image.ts';
+import { imageMaker, type SampleImage } from './sample-image.ts';
 import type { SampleJob } from './slurmd.ts';
 import type { Plan } from './workbench.ts';
 
@@ -69,9 +69,14 @@ async function main(defer: Defer): Promise<number> {
   if (!node.hasSyslog)
     throw new Error('Cannot log as in production: rsyslogd not found, apt-get install rsyslog');
 
+  const makeImage = imageMaker(defer);
   say(`making an image of ${bigFileCount.toLocaleString('en')} files`);
-  const big = await makeSampleImage({ path: join(directory, 'big.sqsh'), seed: 1, fileCount: bigFileCount });
-  const tiny = await makeSampleImage({
+  const big = await makeImage({
+    path: join(directory, 'big.sqsh'),
+    seed: 1,
+    fileCount: bigFileCount,
+  });
+  const tiny = await makeImage({
     path: join(directory, 'tiny.sqsh'),
     seed: 2,
     fileCount: tinyFileCount,

@@ -106,7 +106,7 @@ function measureWarm(bench: Workbench): Finding[] {
 }
 
 const coldGoal = 1.05;
-const coldRounds = 7;
+const coldRounds = 6;
 const warmPerCold = 3;
 
 async function measureCold(bench: Workbench): Promise<Finding[]> {
@@ -202,7 +202,7 @@ function lookAtUnpack(pid: number): { argv: string[]; limits: string; uid: strin
 }
 
 const evictionGoal = 1.5;
-const evictionRounds = 7;
+const evictionRounds = 6;
 const warmPerEviction = 3;
 const oneDaySeconds = 86_400;
 

@@ -12,6 +12,7 @@ import * as fs from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
 import { projectRoot } from '../build/source-files.ts';
+import type { Defer } from './clean-up.ts';
 
 export interface SampleImageRequest {
   /** The squashfs file to be made. The tree is made beside it, on the same filesystem, and deleted again. */
@@ -51,12 +52,32 @@ const compressors = [
   ['gzip', '-Xcompression-level', '3'],
 ] as const;
 
-/** @throws {Error} if mksquashfs cannot make it; nothing is left then */
-export async function makeSampleImage(request: SampleImageRequest): Promise<SampleImage> {
+/**
+ * A maker of images, one after the other. The clean-up stops it, and waits until it has stopped: mksquashfs must not write
+ * into a directory that is being deleted.
+ *
+ * The promise of an image rejects if mksquashfs cannot make it or was stopped.
+ */
+export function imageMaker(defer: Defer): (request: SampleImageRequest) => Promise<SampleImage> {
+  const stopping = new AbortController();
+  let current: Promise<unknown> = Promise.resolve();
+  defer(async () => {
+    stopping.abort();
+    await current.catch(() => undefined);
+  });
+  return (request) => {
+    const made = makeSampleImage(request, stopping.signal);
+    current = made;
+    return made;
+  };
+}
+
+async function makeSampleImage(request: SampleImageRequest, signal: AbortSignal): Promise<SampleImage> {
+  signal.throwIfAborted();
   const treePath = join(dirname(request.path), `.${basename(request.path)}.tree-${randomInt(2 ** 31)}`);
   try {
     const tree = makeTree(treePath, request);
-    const compressor = await pack(treePath, request.path);
+    const compressor = await pack(treePath, request.path, signal);
     return { ...tree, path: request.path, imageBytes: fs.statSync(request.path).size, compressor };
   } finally {
     fs.rmSync(treePath, { recursive: true, force: true });
@@ -135,7 +156,7 @@ function readPiece(fd: number, fileBytes: number, size: number, random: () => nu
 }
 
 /** @returns the compressor */
-async function pack(treePath: string, imagePath: string): Promise<string> {
+async function pack(treePath: string, imagePath: string, signal: AbortSignal): Promise<string> {
   let complaint = '';
   for (const [compressor, ...options] of compressors) {
     fs.rmSync(imagePath, { force: true });
@@ -151,9 +172,14 @@ async function pack(treePath: string, imagePath: string): Promise<string> {
     ];
     // Standard output is a long report.
     const child = spawn('mksquashfs', args, { stdio: ['ignore', 'ignore', 'pipe'] });
+    // Not spawn's own option: that would reject before the process has ended, and it still has files open.
+    const abort = (): unknown => child.kill('SIGKILL');
+    signal.addEventListener('abort', abort);
     complaint = '';
     child.stderr.setEncoding('utf8').on('data', (chunk: string) => (complaint += chunk));
     const [exitCode] = (await once(child, 'close')) as [number | null];
+    signal.removeEventListener('abort', abort);
+    signal.throwIfAborted();
     if (exitCode === 0) return compressor;
   }
   fs.rmSync(imagePath, { force: true });

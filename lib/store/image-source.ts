@@ -65,7 +65,10 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
     throw new JobFault('NOT_SQUASHFS', `Cannot use "${path}": not a regular file`);
   }
   const realPathEnd = stdout.indexOf(0, statsEnd + 1);
-  if (size === undefined || modifiedAt === undefined || realPathEnd < 0) {
+  const superblock = stdout.subarray(realPathEnd + 1);
+  // find(1) exits with 0 where what it executed could not open the file: then the first bytes are missing.
+  const isRead = realPathEnd >= 0 && superblock.byteLength >= Math.min(superblockBytes, Number(size));
+  if (size === undefined || modifiedAt === undefined || !isRead) {
     throw new JobFault(
       'IMAGE_UNREADABLE',
       `Cannot read "${path}": permission denied or it changed meanwhile`,
@@ -75,7 +78,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
     realPath: stdout.toString('utf8', statsEnd + 1, realPathEnd),
     sizeBytes: Number(size),
     modifiedAt,
-    superblock: stdout.subarray(realPathEnd + 1),
+    superblock,
   };
 }
 

@@ -53,6 +53,14 @@ export function readStart(fd: number, limitBytes: number): Buffer {
   }
 }
 
+/** @returns at most `limitBytes` from the end of an open file */
+export function readEnd(fd: number, limitBytes: number): Buffer {
+  const { size } = fstatSync(fd);
+  const buffer = Buffer.alloc(Math.min(size, limitBytes));
+  const count = readSync(fd, buffer, 0, buffer.byteLength, size - buffer.byteLength);
+  return buffer.subarray(0, count);
+}
+
 /**
  * @returns the text, or undefined if there is no such file
  * @throws if it is longer than the limit, a symlink or no regular file

@@ -5,9 +5,9 @@
  * command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
  * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
  */
-import { spawn } from 'node:child_process';
+import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
-import { readStart } from './files.ts';
+import { readEnd, readStart } from './files.ts';
 import { openScratchFile } from './unnamed-file.ts';
 
 /** What every child gets: slurmd gives the Prolog no PATH, and a user's must not count. */
@@ -76,19 +76,30 @@ function describeEnd(command: Command, end: CommandEnd): string {
   return `${command.file} could not be started${tail}`;
 }
 
+/** Some failures to start are events of the child, others (no memory, too long a command line) are thrown. */
+function start(command: Command, stdio: StdioOptions): ChildProcess {
+  try {
+    return spawn(command.file, command.args, {
+      cwd: '/',
+      env: { ...childEnvironment, ...command.environment },
+      stdio,
+    });
+  } catch (cause) {
+    const end = { exitCode: undefined, signal: undefined, timedOut: false, stderrTail: '', durationMs: 0 };
+    throw new CommandFailed(command, end, { cause });
+  }
+}
+
 /**
  * Runs a command to its end.
  *
  * @throws CommandFailed unless it exits with 0 in time
  */
-export function run(command: Command): Promise<CommandResult> {
+export async function run(command: Command): Promise<CommandResult> {
   const startedAtMs = performance.now();
   const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
-  const child = spawn(command.file, command.args, {
-    cwd: '/',
-    env: { ...childEnvironment, ...command.environment },
-    stdio: [command.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe', ...(command.descriptors ?? [])],
-  });
+  const input = command.input === undefined ? 'ignore' : 'pipe';
+  const child = start(command, [input, 'pipe', 'pipe', ...(command.descriptors ?? [])]);
   const stdout: Buffer[] = [];
   let stdoutBytes = 0;
   let stderrTail = Buffer.alloc(0);
@@ -140,7 +151,7 @@ export function run(command: Command): Promise<CommandResult> {
  *
  * @throws CommandFailed unless it exits with 0 in time
  */
-export function runBriefly(command: Command): Promise<CommandResult> {
+export async function runBriefly(command: Command): Promise<CommandResult> {
   const files = [openScratchFile(), openScratchFile(), openScratchFile()] as const;
   const [input, output, complaints] = files;
   const close = (): void => {
@@ -152,13 +163,15 @@ export function runBriefly(command: Command): Promise<CommandResult> {
   }
   const startedAtMs = performance.now();
   const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
-  // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
-  writeSync(input, command.input ?? '', 0);
-  const child = spawn(command.file, command.args, {
-    cwd: '/',
-    env: { ...childEnvironment, ...command.environment },
-    stdio: [input, output, complaints, ...(command.descriptors ?? [])],
-  });
+  let child: ChildProcess;
+  try {
+    // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
+    writeSync(input, command.input ?? '', 0);
+    child = start(command, [input, output, complaints, ...(command.descriptors ?? [])]);
+  } catch (error) {
+    close();
+    throw error;
+  }
   let isOver = false;
   const end = (
     exitCode: number | undefined,
@@ -171,7 +184,7 @@ export function runBriefly(command: Command): Promise<CommandResult> {
     clearTimeout(timer);
     const durationMs = Math.round(performance.now() - startedAtMs);
     const stdout = readStart(output, capturedBytes);
-    const stderrTail = readStart(complaints, stderrTailBytes).toString('utf8').trim();
+    const stderrTail = readEnd(complaints, stderrTailBytes).toString('utf8').trim();
     close();
     if (exitCode === 0) resolve({ stdout, durationMs });
     else

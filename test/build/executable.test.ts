@@ -7,6 +7,7 @@ import { spawnSync } from 'node:child_process';
 import {
   closeSync,
   copyFileSync,
+  mkdirSync,
   mkdtempSync,
   openSync,
   readlinkSync,
@@ -15,7 +16,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { build, bundleProgram, distDirectory, executable, makeExecutable } from '../../build/build.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { assert, suite, unlessRoot } from '../helpers/suite.ts';
@@ -132,6 +133,19 @@ addon.run();
 
 const dist = suite('dist/');
 
+/** What a program logs that is given no job: it must end well, and say by its line who it is. */
+function logLineOf(command: readonly string[], directory: string): string {
+  const configPath = join(directory, 'container-cache.conf');
+  writeFileSync(configPath, `container_cache_data_path=${directory}/data\nlog_target=stderr\n`);
+  const [file = '', ...parameters] = command;
+  const { status, stderr } = spawnSync(file, parameters, {
+    encoding: 'utf8',
+    env: { CONTAINER_CACHE_CONF: configPath },
+  });
+  assert.is(status, 0, stderr);
+  return stderr;
+}
+
 dist.before(async () => {
   await build();
 });
@@ -160,6 +174,24 @@ dist('the admin command tells its version under any other name, and without an e
     rmSync(elsewhere, { recursive: true });
   }
 });
+
+for (const program of ['prolog', 'epilog']) {
+  dist(`runs as ${program} by that name: in dist/, through a link, as a copy, and as argv[0] says`, () => {
+    const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
+    try {
+      const [link, copy] = [join(elsewhere, 'link', program), join(elsewhere, 'copy', program)];
+      for (const path of [link, copy]) mkdirSync(dirname(path));
+      symlinkSync(join(distDirectory, program), link);
+      copyFileSync(executable, copy);
+      const renamed = ['bash', '-c', 'exec -a "$0" "$1"', `/etc/slurm/${program}`, executable];
+      for (const command of [[join(distDirectory, program)], [link], [copy], renamed]) {
+        assert.match(logLineOf(command, elsewhere), new RegExp(`: ${program} result=`));
+      }
+    } finally {
+      rmSync(elsewhere, { recursive: true });
+    }
+  });
+}
 
 dist("a job's NODE_OPTIONS do not reach it", () => {
   run([executable, '--version'], { NODE_OPTIONS: '--require /nonexistent' });

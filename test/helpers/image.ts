@@ -1,6 +1,15 @@
 /** Squashfs images for tests, made by the real mksquashfs from a description. */
 import { spawnSync } from 'node:child_process';
-import { chmodSync, linkSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join } from 'node:path';
 import { command, machineRoot } from './private-machine.ts';
 
@@ -35,7 +44,11 @@ export function treeOfFiles(count: number, content: string | Buffer = 'x'): Tree
  *
  * @param modifiedAtS the image file's time; every image gets another by default, as its content and time make its identity
  */
-export function makeImage(imagePath: string, tree: Tree = smallTree, options: readonly string[] = []): string {
+export function makeImage(
+  imagePath: string,
+  tree: Tree = smallTree,
+  options: readonly string[] = [],
+): string {
   const source = mkdtempSync(join(machineRoot, 'tree-'));
   try {
     const pseudo = layOut(source, tree);

@@ -6,6 +6,7 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,
+  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -22,7 +23,8 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { build, distDirectory } from '../../build/build.ts';
-import { holderVariable, isEntryNameOf, lockFileName } from '../../lib/core/layout.ts';
+import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
+import { entryName, holderVariable, isEntryNameOf, lockFileName } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { makeImage, type Tree } from './image.ts';
@@ -69,6 +71,17 @@ export interface NodeOptions {
   readonly basePath?: string;
   /** Lines of the configuration file beside the base, the runtime directory and the log's target. */
   readonly settings?: Readonly<Record<string, string | number>>;
+}
+
+export interface PlantedEntry {
+  /** 16 hex digits. */
+  readonly hash: string;
+  readonly usedSecondsAgo: number;
+  /** Of its first file. */
+  readonly bytes?: number;
+  readonly files?: number;
+  /** Text of the lock file in place of a true one; null: no lock file. */
+  readonly metadata?: string | null;
 }
 
 /** Longer than anything a test waits for: a test that hangs fails by it, none passes by it. */
@@ -217,6 +230,37 @@ export class TestNode implements AsyncDisposable {
     return existsSync(this.userPath(user)) ? readdirSync(this.userPath(user)).sort() : [];
   }
 
+  /**
+   * Puts an entry on the node as a Prolog would have, unpacked that long ago and not used since.
+   *
+   * @returns its path
+   */
+  plant(user: TestUser, entry: PlantedEntry): string {
+    const path = join(this.userPath(user), entryName(user.uid, entry.hash));
+    this.makeUserDirectory(user);
+    mkdirSync(path);
+    for (let index = 0; index < (entry.files ?? 1); index++)
+      writeFileSync(join(path, `f${index}`), index === 0 ? Buffer.alloc(entry.bytes ?? 0, 1) : '');
+    const metadata = { image: `/images/${entry.hash}.sqsh`, createdAtMs: 0, unpackMs: 1 };
+    const space = { bytes: entry.bytes ?? 0, inodes: (entry.files ?? 1) + 1 };
+    if (entry.metadata !== null)
+      writeFileSync(
+        join(path, lockFileName),
+        entry.metadata ?? formatEntryMetadata({ ...metadata, ...space }),
+      );
+    command('chown', '--recursive', `${user.uid}:${user.gid}`, path);
+    setUsed(path, entry.usedSecondsAgo);
+    return path;
+  }
+
+  makeUserDirectory(user: TestUser): string {
+    if (existsSync(this.userPath(user))) return this.userPath(user);
+    mkdirSync(this.basePath, { recursive: true, mode: 0o755 });
+    mkdirSync(this.userPath(user), { mode: 0o700 });
+    chownSync(this.userPath(user), user.uid, user.gid);
+    return this.userPath(user);
+  }
+
   trash(): string[] {
     const path = join(this.basePath, '.trash');
     return existsSync(path) ? readdirSync(path) : [];
@@ -244,7 +288,10 @@ export class TestNode implements AsyncDisposable {
     for (const child of this.#running) child.kill('SIGKILL');
     for (const { pid } of holders()) kill(pid);
     for (const pid of backgroundCollectors()) kill(pid);
-    await until('nothing of the node runs', () => holders().length === 0 && backgroundCollectors().length === 0);
+    await until(
+      'nothing of the node runs',
+      () => holders().length === 0 && backgroundCollectors().length === 0,
+    );
     command('rm', '--recursive', '--force', '--one-file-system', this.root);
   }
 }
@@ -283,7 +330,9 @@ export function parseLog(text: string): LogLine[] {
     const match = /^container-cache\[\d+\]: (?<level>\w+): (?<word>[\w-]+)(?<rest>.*)$/.exec(line)?.groups;
     if (match === undefined) return [];
     const fields: Record<string, string> = {};
-    for (const [, key = '', quoted, plain] of match['rest']!.matchAll(/ (\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S+))/g))
+    for (const [, key = '', quoted, plain] of match['rest']!.matchAll(
+      / (\w+)=(?:"((?:[^"\\]|\\.)*)"|(\S+))/g,
+    ))
       fields[key] = quoted ?? plain ?? '';
     return [{ level: match['level']!, word: match['word']!, fields }];
   });

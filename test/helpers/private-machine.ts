@@ -37,7 +37,9 @@ export const readersGid = 59900;
 const isInside = process.env[insideVariable] !== undefined;
 
 /** Where everything of the tests is; the checkout must not vanish under the tmpfs. */
-export const machineRoot = ['/mnt', '/media', '/srv'].find((top) => !`${projectRoot}/`.startsWith(`${top}/`))!;
+export const machineRoot = ['/mnt', '/media', '/srv'].find(
+  (top) => !`${projectRoot}/`.startsWith(`${top}/`),
+)!;
 const programsPath = '/usr/local/sbin';
 /** What our programs handed to logger(1). */
 export const syslogPath = join(machineRoot, 'syslog');
@@ -62,8 +64,11 @@ export function enterPrivateMachine(): void {
 }
 
 function runAgainInside(): never {
-  // The shell stays as process 1 and reaps orphans: to a program that looks for it, a zombie is a process.
-  const init = ['sh', '-c', '"$@"; exit $?', 'sh'];
+  // The shell stays as process 1 and reaps orphans: to a program that looks for it, a zombie is a process. Like slurmd
+  // it hands on nothing but the standard streams.
+  const script =
+    'for fd in /proc/self/fd/*; do fd=${fd##*/}; if ((fd > 2)); then eval "exec $fd>&-"; fi; done; "$@"; exit $?';
+  const init = ['bash', '-c', script, 'bash'];
   const self = [process.execPath, ...process.execArgv, ...process.argv.slice(1)];
   process.execve!('/usr/bin/unshare', ['unshare', ...namespaces, ...init, ...self], {
     ...(process.env as Record<string, string>),
@@ -79,12 +84,17 @@ function setUp(): void {
   mount('--bind', programs, programsPath);
   const users = [alice, bob];
   replaceFile('/etc/passwd', (text) =>
-    [text, ...users.map(({ name, uid, gid }) => `${name}:x:${uid}:${gid}::${homeOf({ name })}:/bin/sh\n`)].join(''),
+    [
+      text,
+      ...users.map(({ name, uid, gid }) => `${name}:x:${uid}:${gid}::${homeOf({ name })}:/bin/sh\n`),
+    ].join(''),
   );
   replaceFile('/etc/group', (text) =>
-    [text, ...users.map(({ name, gid }) => `${name}:x:${gid}:\n`), `imagereaders:x:${readersGid}:${alice.name}\n`].join(
-      '',
-    ),
+    [
+      text,
+      ...users.map(({ name, gid }) => `${name}:x:${gid}:\n`),
+      `imagereaders:x:${readersGid}:${alice.name}\n`,
+    ].join(''),
   );
   if (existsSync('/etc/fstab')) replaceFile('/etc/fstab', () => '');
   for (const user of users) {
@@ -138,7 +148,7 @@ export function command(file: string, ...parameters: readonly string[]): string 
     maxBuffer: 64 * 1024 * 1024,
   });
   if (error) throw error;
-  if (status !== 0) throw new Error(`${file} ${parameters.join(' ')}: exit code ${String(status)}: ${stderr}`);
+  if (status !== 0)
+    throw new Error(`${file} ${parameters.join(' ')}: exit code ${String(status)}: ${stderr}`);
   return stdout;
 }
-

@@ -397,7 +397,17 @@ class RunningCluster implements Cluster {
       () => 'it still exists',
     );
     await this.#startSlurmd(environment);
-    await this.#mustRun('slurmd');
+    // Ask slurmd itself: slurmctld may not have noticed yet that it was gone.
+    await pollFor(
+      'slurmd to answer again',
+      START_TIMEOUT_MS,
+      async () => {
+        await this.#mustRun('slurmd');
+        return this.run('root', ['scontrol', 'show', 'slurmd', NODE_NAME]);
+      },
+      (result) => result.exitCode === 0 && fs.existsSync(this.hostPath(PID_FILES.slurmd)),
+      (result) => result.stdout + result.stderr,
+    );
     await this.#waitForNode('answering', START_TIMEOUT_MS, isAnswering);
   }
 

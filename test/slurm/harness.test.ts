@@ -277,6 +277,11 @@ job('is told apart from what it leaves behind', async ({ cluster }) => {
 
   const escape = ['sh', '-c', 'setsid --fork sleep 4321 >/dev/null 2>&1'];
   await cluster!.run('userb', escape);
+  // setsid --fork returns before its child has become `sleep`.
+  await until(
+    async () => (await cluster!.leftovers()).every(({ command }) => !command.startsWith('setsid')),
+    'the escaped process to be itself',
+  );
   const leftovers = await cluster!.leftovers();
   assert.equal(
     leftovers.map(({ uid, command }) => ({ uid, command })),

@@ -75,7 +75,7 @@ export async function writeEtc(paths: ClusterPaths, users: readonly ClusterUser[
   }
 
   const hosts = await readIfPresent('/etc/hosts');
-  await replaceFile(path.join(paths.etc, 'hosts'), `127.0.0.1 ${NODE_NAME}\n${hosts}`);
+  await replaceFile(path.join(paths.etc, 'hosts'), `127.0.0.1 ${NODE_NAME}\n127.0.0.1 localhost\n${hosts}`);
   // Often a link to a file in /run, which is not the machine's inside.
   await replaceFile(path.join(paths.etc, 'resolv.conf'), await readIfPresent('/etc/resolv.conf'));
   await replaceFile(path.join(paths.etc, 'rsyslog.conf'), rsyslogConf());

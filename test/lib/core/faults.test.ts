@@ -1,0 +1,60 @@
+/** faults.ts: whose problem a failure is, and how it is told in one line. */
+import { describeError, faultCode, JobFault, NodeFault } from '../../../lib/core/faults.ts';
+import { assert, suite } from '../../helpers/suite.ts';
+
+const codes = suite('faultCode()');
+
+codes('is the code that a fault was made with', () => {
+  assert.is(faultCode(new JobFault('NOT_SQUASHFS', 'x')), 'NOT_SQUASHFS');
+  assert.is(faultCode(new NodeFault('NO_SPACE', 'x')), 'NO_SPACE');
+});
+
+codes('is BUG for whatever else is thrown', () => {
+  for (const thrown of [new Error('x'), new TypeError('x'), 'x', 0, null, undefined, { code: 'NO_SPACE' }]) {
+    assert.is(faultCode(thrown), 'BUG');
+  }
+  // What a failed system call carries is no code of ours.
+  assert.is(faultCode(Object.assign(new Error('x'), { code: 'ENOSPC' })), 'BUG');
+});
+
+codes('a fault of the job is none of the node, and the other way round', () => {
+  assert.not.instance(new JobFault('BAD_JOB', 'x'), NodeFault);
+  assert.not.instance(new NodeFault('BAD_CONFIG', 'x'), JobFault);
+  assert.instance(new JobFault('BAD_JOB', 'x'), Error);
+});
+
+codes('a fault keeps its message, its class name and its cause', () => {
+  const cause = new Error('EACCES');
+  const fault = new NodeFault('BASE_UNSAFE', 'Cannot use "/raid"', { cause });
+  assert.is(fault.message, 'Cannot use "/raid"');
+  assert.is(fault.name, 'NodeFault');
+  assert.is(fault.cause, cause);
+  assert.is(String(new JobFault('BAD_JOB', 'x')), 'JobFault: x');
+});
+
+codes.run();
+
+const describe = suite('describeError()');
+
+describe('names an error and its causes, outermost first', () => {
+  const inner = new Error('EIO: i/o error, read', { cause: 'the disk is gone' });
+  const outer = new JobFault('IMAGE_UNREADABLE', 'Cannot read "/x"', { cause: inner });
+  assert.is(describeError(outer), 'Cannot read "/x": EIO: i/o error, read: the disk is gone');
+});
+
+describe('ends where an error is its own cause', () => {
+  const error = new Error('round');
+  error.cause = error;
+  assert.is(describeError(error), 'round: round: round: round: round');
+});
+
+describe('has something to say about whatever is thrown', () => {
+  assert.is(describeError('text'), 'text');
+  assert.is(describeError(42), 'unknown error');
+  assert.is(describeError({ message: 'not an Error' }), 'unknown error');
+  assert.is(describeError(undefined), '');
+  assert.is(describeError(new Error('x', { cause: null })), 'x');
+  assert.is(describeError(new Error('x', { cause: { toString: undefined } })), 'x: unknown error');
+});
+
+describe.run();
