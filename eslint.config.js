@@ -12,6 +12,8 @@ export default tseslint.config(
     },
     linterOptions: { reportUnusedDisableDirectives: 'error' },
     rules: {
+      // `_` takes what a `using` declaration or a pattern must name and nobody reads.
+      '@typescript-eslint/no-unused-vars': ['error', { varsIgnorePattern: '^_', argsIgnorePattern: '^_' }],
       // Of ESLint's own recommended rules, those that the compiler does not cover.
       'no-async-promise-executor': 'error',
       'no-empty': 'error',

@@ -11,7 +11,7 @@ import process from 'node:process';
 import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
-import { entryPath, parsePartialName } from '../lib/core/layout.ts';
+import { entryPath, parsePartialName, userPath } from '../lib/core/layout.ts';
 import {
   defaultRuntimePath,
   requireSettings,
@@ -22,7 +22,7 @@ import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease } from '../lib/store/lease.ts';
 import { moveToTrash } from '../lib/store/trash.ts';
-import { findUserDirectory, openBase, openTrash } from '../lib/store/user-directory.ts';
+import { findUserDirectory, hasMounts, openBase, openTrash } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector } from '../lib/system/background.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
@@ -118,6 +118,7 @@ function attempt(report: Report, step: () => void): void {
 function markUsed(job: Job, settings: Settings | undefined, runtimePath: string): void {
   const record = readLease(runtimePath, job.jobId);
   if (record === undefined || settings === undefined) return;
+  if (hasMounts(userPath(settings.basePath, record.uid))) return;
   const user = { uid: record.uid, gid: job.gid };
   for (const name of record.entries) touchEntry(user, entryPath(settings.basePath, record.uid, name));
 }
@@ -140,8 +141,11 @@ function removePartials(job: Job, base: ReturnType<typeof openBase>): number {
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return 0;
   try {
-    const names = withUserIds(job, () => readdirSync(`/proc/self/fd/${userDirectory.fd}`));
-    const partials = names.filter((name) => parsePartialName(name)?.jobId === job.jobId);
+    // Who has closed the directory leaves the rest to the collector.
+    const names = withUserIds(job, () =>
+      unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)),
+    );
+    const partials = (names ?? []).filter((name) => parsePartialName(name)?.jobId === job.jobId);
     if (partials.length === 0) return 0;
     const trash = openTrash(base);
     try {

@@ -11,7 +11,7 @@
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */
-import { closeSync, constants, fstatSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
+import { closeSync, constants, fchmodSync, fstatSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
@@ -161,12 +161,18 @@ function logSummary(result: CollectResult, after: Usage, log: CollectRequest['lo
   });
 }
 
-/** The user directories of a base: names that are a uid, directories, owned by that uid. */
-function* userDirectories(base: Directory): Generator<{ user: UserIds; directory: Directory }> {
+/** What somebody may mount on their user directory may refuse us. */
+const unreadable = ['EACCES', 'ENOTCONN', 'EIO'] as const;
+
+/** The user directories of a base: names that are a uid, directories, owned by that uid, with nothing mounted on them. */
+function* userDirectories(
+  base: Directory,
+  mounts: readonly Mount[],
+): Generator<{ user: UserIds; directory: Directory }> {
   for (const name of readdirSync(`/proc/self/fd/${base.fd}`)) {
     const uid = parseIdName(name);
-    if (uid === undefined) continue;
-    const directory = unlessErrno([...isGone, 'ELOOP'], () =>
+    if (uid === undefined || mounts.some((mount) => mount.mountPoint === `${base.path}/${name}`)) continue;
+    const directory = unlessErrno([...isGone, ...unreadable, 'ELOOP'], () =>
       openDirectory(inDirectory(base, name), `${base.path}/${name}`),
     );
     if (directory === undefined) continue;
@@ -185,9 +191,10 @@ function namesIn(user: UserIds, directory: Directory, mounts: readonly Mount[]):
   const covered = mountPointsBelow(directory.path, mounts).map(
     (point) => point.slice(directory.path.length + 1).split('/', 1)[0],
   );
-  return withUserIds(user, () => readdirSync(`/proc/self/fd/${directory.fd}`)).filter(
-    (name) => !covered.includes(name),
+  const names = withUserIds(user, () =>
+    unlessErrno(unreadable, () => readdirSync(`/proc/self/fd/${directory.fd}`)),
   );
+  return (names ?? []).filter((name) => !covered.includes(name));
 }
 
 function listEntries(
@@ -196,7 +203,7 @@ function listEntries(
   mounts: readonly Mount[],
 ): FoundEntry[] {
   const entries: FoundEntry[] = [];
-  for (const { user, directory } of userDirectories(base)) {
+  for (const { user, directory } of userDirectories(base, mounts)) {
     for (const name of namesIn(user, directory, mounts)) {
       if (!isEntryNameOf(user.uid, name)) continue;
       const facts = withUserIds(user, () => lookAtEntry(user, directory, name));
@@ -325,7 +332,8 @@ function moveEntryAway(
 function isPathOf(fd: number, paths: readonly string[]): boolean {
   const file = fstatSync(fd);
   return paths.some((path) => {
-    const now = unlessErrno(isGone, () => lstatSync(path));
+    // EACCES: a closed entry, whose lock file nobody can reach.
+    const now = unlessErrno([...isGone, 'EACCES'], () => lstatSync(path));
     return now?.ino === file.ino && now.dev === file.dev;
   });
 }
@@ -334,7 +342,9 @@ function isPathOf(fd: number, paths: readonly string[]): boolean {
 function sweep(request: CollectRequest, trash: Directory): void {
   const { base, log } = request;
   const mounts = readMounts();
-  for (const { user, directory } of userDirectories(base)) {
+  for (const { user, directory } of userDirectories(base, mounts)) {
+    // As the Prolog does: who closes their own directory does not keep entries by it.
+    if ((directory.stats.mode & 0o700) !== 0o700) fchmodSync(directory.fd, 0o700);
     const names = namesIn(user, directory, mounts);
     const present = new Set(names);
     const entries = new Set(

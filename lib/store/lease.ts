@@ -85,7 +85,7 @@ function startHolder(jobId: number, descriptors: readonly number[]): Holder {
   // Node reports a failed start later, by this event; here a missing pid tells it at once.
   child.on('error', () => undefined);
   child.unref();
-  const startTicks = child.pid === undefined ? undefined : processStartTicks(child.pid);
+  const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid);
   if (child.pid === undefined || startTicks === undefined) {
     throw new NodeFault(
       'LEASE_FAILED',
@@ -94,6 +94,22 @@ function startHolder(jobId: number, descriptors: readonly number[]): Holder {
   }
   protectFromOomKiller(child.pid);
   return { pid: child.pid, startTicks };
+}
+
+const holderStartLimitMs = 1000;
+
+/**
+ * A process that is being executed closes the pipe that spawn waits for a moment before its new environment can be read;
+ * in that moment it could not be recognised, and so not be stopped.
+ *
+ * @returns when it started, or undefined if it does not run
+ */
+function waitForHolder(jobId: number, pid: number): string | undefined {
+  const deadlineMs = performance.now() + holderStartLimitMs;
+  while (!isHolderOf(jobId, pid)) {
+    if (processStartTicks(pid) === undefined || performance.now() > deadlineMs) return undefined;
+  }
+  return processStartTicks(pid);
 }
 
 /** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. */

@@ -16,9 +16,9 @@ import {
   readFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { NodeFault } from '../core/faults.ts';
+import { JobFault, NodeFault } from '../core/faults.ts';
 import { trashName } from '../core/layout.ts';
-import { missingMounts } from '../core/mountinfo.ts';
+import { missingMounts, mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
@@ -109,12 +109,27 @@ function checkMounted(basePath: string): void {
 }
 
 /**
+ * Whether something is mounted on a directory or below it. A user may mount a filesystem of their own (FUSE) in their own
+ * directory; it refuses us, or its server never answers.
+ */
+export function hasMounts(path: string, mounts: readonly Mount[] = readMounts()): boolean {
+  return mountPointsBelow(path, mounts).length > 0 || mounts.some((mount) => mount.mountPoint === path);
+}
+
+/**
  * Opens `<base>/<uid>`, mode 0700, made for the user if it is not there.
  *
- * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made
+ * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made; JobFault ENTRY_DAMAGED for
+ *   what a user can bring about: a mount in it
  */
 export function openUserDirectory(base: Directory, user: UserIds): Directory {
   const name = String(user.uid);
+  if (hasMounts(`${base.path}/${name}`)) {
+    throw new JobFault(
+      'ENTRY_DAMAGED',
+      `Cannot use user directory "${base.path}/${name}": something is mounted on it or in it`,
+    );
+  }
   try {
     unlessErrno(['EEXIST'], () => mkdirSync(inDirectory(base, name), privateMode));
     const directory = openDirectory(inDirectory(base, name), `${base.path}/${name}`);
@@ -133,8 +148,9 @@ export function openUserDirectory(base: Directory, user: UserIds): Directory {
   }
 }
 
-/** The same, but only if it is there and the user's: nothing is made or changed. */
+/** The same, but only if it is there, the user's, and without mounts: nothing is made or changed. */
 export function findUserDirectory(base: Directory, uid: number): Directory | undefined {
+  if (hasMounts(`${base.path}/${uid}`)) return undefined;
   const directory = unlessErrno(isGone, () =>
     openDirectory(inDirectory(base, String(uid)), `${base.path}/${uid}`),
   );

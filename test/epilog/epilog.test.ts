@@ -156,8 +156,8 @@ const started: ChildProcess[] = [];
 /** A process that calls itself a holder of job 7, by whatever right `wrapper` gives it. */
 async function impostor(...wrapper: readonly string[]): Promise<number> {
   const [file, ...parameters] = [...wrapper, '/usr/bin/sleep', 'infinity'];
-  const child = spawn(file!, parameters, {
-    argv0: wrapper.length === 0 ? 'container-cache-lease 7' : file!,
+  const child = spawn(file, parameters, {
+    argv0: wrapper.length === 0 ? 'container-cache-lease 7' : file,
     env: { PATH: '/usr/bin:/bin', CONTAINER_CACHE_LEASE: '7' },
     stdio: 'ignore',
   });

@@ -1,8 +1,20 @@
-/** Small real filesystems for tests that fill them: ext4 in a file, limited in blocks and inodes. */
-import { mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+/**
+ * Real filesystems for tests: small ones to be filled (ext4 in a file, limited in blocks and inodes), and such as a user may
+ * mount on their own directory (FUSE, with a server that never answers).
+ */
+import { spawn } from 'node:child_process';
+import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
-import { command, machineRoot, mount, umount, unlessPrivateMachine } from './private-machine.ts';
+import { until } from './node.ts';
+import {
+  command,
+  machineRoot,
+  mount,
+  umount,
+  unlessPrivateMachine,
+  type TestUser,
+} from './private-machine.ts';
 
 export interface FilesystemSize {
   readonly mebibytes: number;
@@ -46,3 +58,32 @@ export function unlessExt4(): string | undefined {
     return `needs a loop-mounted ext4: ${(error as Error).message.trim()}`;
   }
 }
+
+export interface FuseOptions {
+  /** `allow_other`: else the kernel refuses everybody but the user, root too. */
+  readonly forOthers: boolean;
+}
+
+/** Mounts a FUSE filesystem of a user whose server lives and never answers: whoever is let in waits for ever. */
+export async function mountSilentFuse(
+  path: string,
+  user: TestUser,
+  { forOthers }: FuseOptions,
+): Promise<AsyncDisposable> {
+  const ids = `user_id=${user.uid},group_id=${user.gid}${forOthers ? ',allow_other' : ''}`;
+  const script = `exec 3<>/dev/fuse; mount -i -t fuse -o "fd=3,rootmode=40000,${ids}" fuse "$1"; exec sleep infinity`;
+  const server = spawn('sh', ['-euc', script, 'sh', path], { stdio: ['ignore', 'inherit', 'inherit'] });
+  await until(`a FUSE is mounted on ${path}`, () => {
+    if (server.exitCode !== null) throw new Error(`Cannot mount a FUSE on ${path}`);
+    return command('cat', '/proc/self/mountinfo').includes(` ${path} `);
+  });
+  return {
+    [Symbol.asyncDispose]: async () => {
+      umount(path);
+      server.kill('SIGKILL');
+      await until('the FUSE server has ended', () => server.exitCode !== null || server.signalCode !== null);
+    },
+  };
+}
+
+export const unlessFuse = unlessPrivateMachine ?? (existsSync('/dev/fuse') ? undefined : 'needs /dev/fuse');

@@ -184,6 +184,7 @@ export class TestNode implements AsyncDisposable {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#running.add(child);
+    const limit = setTimeout(() => child.kill('SIGKILL'), hangLimitMs);
     const { promise, resolve, reject } = Promise.withResolvers<ProgramResult>();
     const output = { stdout: '', stderr: '' };
     for (const name of ['stdout', 'stderr'] as const)
@@ -191,6 +192,7 @@ export class TestNode implements AsyncDisposable {
     child.on('error', reject);
     child.on('close', (exitCode, signal) => {
       this.#running.delete(child);
+      clearTimeout(limit);
       const lines = parseLog(output.stderr);
       const line = lines.findLast(({ word }) => word === program)?.fields ?? {};
       resolve({ exitCode, signal, ...output, lines, line });

@@ -312,6 +312,8 @@ test('with a broken configuration jobs run and the line says where; with on_fail
     const jobId = await cluster.sbatch('usera', [`--container-image=${path}`], '#!/bin/sh\ntrue\n');
     while (!(await cluster.nodeState()).drained) await new Promise((resolve) => setTimeout(resolve, 100));
     await cluster.run('usera', ['scancel', jobId]);
+    // Its Epilog drains the node once more: not after we have resumed it.
+    await cluster.waitForJob(jobId, 30_000);
   } finally {
     writeConfig(cluster.etc, cluster.root);
     await cluster.resumeNode();

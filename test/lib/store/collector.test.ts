@@ -24,13 +24,13 @@ import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { tryFlock } from '../../../lib/system/flock.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
 import { isAlive, lockFileOf, setUsed, TestNode, until, type ProgramResult } from '../../helpers/node.ts';
+import { HeldProgram } from '../../helpers/held-program.ts';
 import {
   alice,
   bob,
   command,
   enterPrivateMachine,
   machineRoot,
-  replaceProgram,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
 import { assert, suite } from '../../helpers/suite.ts';
@@ -160,7 +160,8 @@ goal('that cannot be reached: says so, by hand also with exit code 1, and why th
   const { exitCode, line, lines } = await node.gc();
   assert.is(exitCode, 1);
   const summary = lines.findLast(({ word }) => word === 'gc');
-  assert.is(summary?.level, 'warning');
+  assert.ok(summary);
+  assert.is(summary.level, 'warning');
   assert.equal(
     [summary.fields['result'], summary.fields['evicted'], summary.fields['kept_young']],
     ['goal-missed', '1', '1'],
@@ -222,7 +223,7 @@ kept("a job's entry, from its Prolog to its Epilog, however old", async () => {
   assert.equal(await collectAll(node), { leased: 1 });
   assert.ok(existsSync(join(entry!, 'etc/os-release')));
   await node.epilog({ id: 7, user: alice });
-  await node.settle();
+  assert.equal(await collectAll(node), {});
   assert.equal([node.entries(alice), node.trash()], [[], []]);
 });
 
@@ -237,7 +238,7 @@ kept('an entry whose job has ended without an Epilog goes, and so does the recor
 });
 
 const overlay = (lower: string): string =>
-  `mkdir -p /media/u /media/w; mount -t overlay -o "lowerdir=${lower},upperdir=/media/u,workdir=/media/w" overlay /srv`;
+  `mkdir -p /media/u /media/w; mount -t overlay -o "lowerdir=${lower},upperdir=/media/u,workdir=/media/w,userxattr" overlay /srv`;
 
 kept('an entry that is mounted in any namespace: bound, or the lower layer of an overlay', async () => {
   await using node = await TestNode.start({ settings: everything });
@@ -272,7 +273,7 @@ const asUser = (uid: number): string[] => [
 const ownNamespaces = ['unshare', '--user', '--map-root-user', '--mount'];
 const overlayProbe = spawnSync(
   'unshare',
-  [...ownNamespaces.slice(1), 'sh', '-euc', `mount -t tmpfs tmpfs /media; ${overlay('/usr')}`],
+  [...ownNamespaces.slice(1), 'sh', '-euc', `mount -t tmpfs tmpfs /media; ${overlay('/usr/bin')}`],
   { encoding: 'utf8', env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' } },
 );
 const unlessUserOverlay =
@@ -372,7 +373,7 @@ kept('what is no entry of ours, in the base and in a user directory', async () =
 
 /** Everything below a directory, with owner, mode and modification time. */
 function listing(path: string): string[] {
-  return command('find', path, '-printf', '%p %i %u %m %T@ %l\n').trimEnd().split('\n');
+  return command('find', path, '-printf', '%p %i %u %m %T@ %l\n').split('\n');
 }
 
 kept('a mount point of the user, whose server need not answer, and all that is in it', async () => {
@@ -514,21 +515,12 @@ gone.run();
 
 const races = suite('collector: races', { skip: unlessPrivateMachine });
 
-/** Lets each deletion of the collector wait: it writes `<gate>.at` and goes on when `<gate>.go` is there. */
-function holdDeletions(gate: string): Disposable {
-  return replaceProgram(
-    'rm',
-    `echo >${gate}.at; while [ ! -e ${gate}.go ]; do sleep 0.01; done; exec /usr/bin/rm "$@"`,
-  );
-}
-
 races('an entry that is used, leased or mounted after the plan stays', async () => {
   await using node = await TestNode.start({ settings: everything });
   const image = node.image();
   await node.prolog({ id: 1, user: bob, image });
   await node.epilog({ id: 1, user: bob });
   await node.settle();
-  const gate = join(node.root, 'gate');
   // The Epilog has collected bob's entry already: it is made again, with a job that ends without an Epilog.
   await node.prolog({ id: 2, user: bob, image });
   process.kill(node.lease(2)!.holder.pid, 'SIGKILL');
@@ -537,16 +529,16 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
   const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 9000 });
   const used = node.plant(alice, { hash: hash(2), usedSecondsAgo: 2000 });
   const last = node.plant(alice, { hash: hash(3), usedSecondsAgo: 500 });
-  using _ = holdDeletions(gate);
+  using deletions = new HeldProgram('rm');
   const collection = node.startGc('--force', '--json');
-  await until('the first deletion has begun', () => existsSync(`${gate}.at`));
+  await deletions.started();
   // The plan is made. The entry is gone at once and whole, although nothing of it is deleted yet.
   assert.not(existsSync(first));
   assert.is(node.trash().length, 1);
   utimesSync(used, new Date(), new Date());
   const { line } = await node.prolog({ id: 3, user: bob, image });
   assert.is(line['result'], 'reused');
-  writeFileSync(`${gate}.go`, '');
+  deletions.letGo();
   const { stdout } = await collection.result;
   const { kept: reasons } = JSON.parse(stdout) as { kept: unknown };
   assert.equal(reasons, { leased: 1, used: 1 });
@@ -559,11 +551,10 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
 races('a collector killed in a deletion leaves trash, which the next one deletes', async () => {
   await using node = await TestNode.start({ settings: everything });
   const entry = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000, files: 50 });
-  const gate = join(node.root, 'gate');
   {
-    using _ = holdDeletions(gate);
+    using deletions = new HeldProgram('rm');
     const collection = node.startGc('--force');
-    await until('the deletion has begun', () => existsSync(`${gate}.at`));
+    await deletions.started();
     collection.kill('SIGKILL');
     // Also proves that the deletion died with it: it has the output's pipe open.
     await collection.result;
@@ -577,10 +568,9 @@ races('a collector killed in a deletion leaves trash, which the next one deletes
 races('of two collectors one works: by hand the second waits, in the background it leaves', async () => {
   await using node = await TestNode.start({ settings: everything });
   const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000 });
-  const gate = join(node.root, 'gate');
-  using _ = holdDeletions(gate);
+  using deletions = new HeldProgram('rm');
   const one = node.startGc('--force');
-  await until('the deletion has begun', () => existsSync(`${gate}.at`));
+  await deletions.started();
   const second = node.plant(alice, { hash: hash(2), usedSecondsAgo: 1000 });
   const background = await node.gc('--background', '--force');
   assert.is(background.exitCode, 0);
@@ -594,7 +584,7 @@ races('of two collectors one works: by hand the second waits, in the background 
   await until('the second waits for the lock', () =>
     readFileSync('/proc/locks', 'utf8').includes('-> FLOCK'),
   );
-  writeFileSync(`${gate}.go`, '');
+  deletions.letGo();
   const results = [await one.result, await two.result];
   assert.equal(results.map(evicted), [[nameOf(first)], [nameOf(second)]]);
 });
@@ -607,14 +597,13 @@ races('a user who replaces an entry between plan and eviction loses only what is
   mkdirSync(precious);
   writeFileSync(join(precious, lockFileName), '');
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, precious);
-  const gate = join(node.root, 'gate');
-  using _ = holdDeletions(gate);
+  using deletions = new HeldProgram('rm');
   const collection = node.startGc('--force');
-  await until('the first deletion has begun', () => existsSync(`${gate}.at`));
+  await deletions.started();
   command('mv', entry, `${entry}.aside`);
   symlinkSync(precious, entry);
   lchownSync(entry, alice.uid, alice.gid);
-  writeFileSync(`${gate}.go`, '');
+  deletions.letGo();
   await collection.result;
   assert.ok(existsSync(join(precious, lockFileName)));
   assert.ok(lstatSync(`${entry}.aside`).isDirectory());

@@ -1,0 +1,281 @@
+/** run.ts with real programs: bounded in time and output, and waiting for nothing it need not wait for. */
+import { spawnSync } from 'node:child_process';
+import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { errnoOf } from '../../../lib/system/errno.ts';
+import { childEnvironment, CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run.ts';
+import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
+import { command, enterPrivateMachine } from '../../helpers/private-machine.ts';
+import { assert, suite } from '../../helpers/suite.ts';
+
+enterPrivateMachine();
+
+/** Long enough never to decide a test's outcome. */
+const longMs = 60_000;
+/** For commands that never end by themselves. */
+const shortMs = 200;
+
+let directory: string;
+
+const shell = (script: string, more: Partial<Command> = {}): Command => ({
+  file: 'sh',
+  args: ['-c', script],
+  timeoutMs: longMs,
+  ...more,
+});
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\t[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'));
+  } catch {
+    return false;
+  }
+}
+
+async function untilEnded(pid: number): Promise<void> {
+  while (isRunning(pid)) await sleep(5);
+}
+
+/** Resolves when no more descriptors are open than that; pipes are closed a little later than their command ends. */
+async function untilOpen(descriptors: number): Promise<void> {
+  while (readdirSync('/proc/self/fd').length > descriptors) await sleep(5);
+}
+
+for (const runner of [run, runBriefly]) {
+  const test = suite(`${runner.name}()`);
+
+  test.before.each(() => {
+    directory = mkdtempSync(join(tmpdir(), 'run-test-'));
+  });
+  test.after.each(() => {
+    rmSync(directory, { recursive: true });
+  });
+
+  const outputOf = async (script: string, more: Partial<Command> = {}): Promise<string> =>
+    (await runner(shell(script, more))).stdout.toString('utf8');
+
+  const failureOf = (script: string, more: Partial<Command> = {}): Promise<CommandFailed> =>
+    assert.rejects(runner(shell(script, more)), CommandFailed);
+
+  test('gives what the command printed, and how long it took', async () => {
+    const { stdout, durationMs } = await runner(shell("printf 'a\\0b\\377'; echo complaint >&2"));
+    assert.ok(stdout.equals(Buffer.from([0x61, 0, 0x62, 0xff])));
+    assert.ok(durationMs > 0);
+  });
+
+  test('the command starts in / with a fixed environment, and what is added to it', async () => {
+    process.env['CONTAINER_CACHE_TEST_SECRET'] = 'x';
+    const { stdout } = await runner({ file: 'env', args: [], timeoutMs: longMs, environment: { A: 'b c' } });
+    delete process.env['CONTAINER_CACHE_TEST_SECRET'];
+    assert.equal(stdout.toString().trimEnd().split('\n').sort(), ['A=b c', 'LC_ALL=C', `PATH=${childEnvironment['PATH']!}`]);
+    assert.is(await outputOf('pwd -P'), '/\n');
+  });
+
+  test('arguments are handed on as they are', async () => {
+    const args = ['%s|', '$(id)', 'a b', "'", '"', '\n', '*', ''];
+    const { stdout } = await runner({ file: 'printf', args, timeoutMs: longMs });
+    assert.is(stdout.toString(), args.slice(1).map((text) => `${text}|`).join(''));
+  });
+
+  test('input reaches the command to its end; without input it reads nothing', async () => {
+    const input = 'größe\n'.repeat(8000);
+    assert.is(await outputOf('sha256sum', { input }), await outputOf(`sha256sum <${writeInput(input)}`));
+    assert.is(await outputOf('cat'), '');
+  });
+
+  function writeInput(text: string): string {
+    const path = join(directory, 'input');
+    writeFileSync(path, text);
+    return path;
+  }
+
+  test('a command that does not read its input has not failed by that', async () => {
+    assert.is(await outputOf('echo done', { input: 'x'.repeat(1_000_000) }), 'done\n');
+  });
+
+  test('descriptors arrive as 3, 4, …, and no other is open', async () => {
+    const paths = ['a', 'b'].map((name) => join(directory, name));
+    for (const path of paths) writeFileSync(path, path);
+    const unrelated = openSync(paths[0]!, 'r');
+    const descriptors = paths.map((path) => openSync(path, 'r'));
+    assert.is(await outputOf('cat <&4; cat <&3', { descriptors }), `${paths[1]!}${paths[0]!}`);
+    const open = await outputOf('ls /proc/self/fd', { descriptors });
+    // 5 is the directory itself, as ls reads it.
+    assert.is(open, '0\n1\n2\n3\n4\n5\n');
+    for (const fd of [unrelated, ...descriptors]) closeSync(fd);
+  });
+
+  test('an exit code other than 0 is a failure that tells it', async () => {
+    const failure = await failureOf('echo oops >&2; exit 3');
+    assert.is(failure.message, 'sh exited with 3: oops');
+    assert.is(failure.file, 'sh');
+    assert.equal([failure.exitCode, failure.signal, failure.timedOut], [3, undefined, false]);
+    assert.is(failure.stderrTail, 'oops');
+    assert.ok(Number.isSafeInteger(failure.durationMs));
+    assert.is((await failureOf('exit 1')).message, 'sh exited with 1');
+  });
+
+  test('a signal is a failure that tells it', async () => {
+    const failure = await failureOf('kill -TERM $$');
+    assert.is(failure.message, 'sh was ended by SIGTERM');
+    assert.equal([failure.exitCode, failure.signal, failure.timedOut], [undefined, 'SIGTERM', false]);
+  });
+
+  test('a program that is not there, may not be executed or gets too much is a failure to start', async () => {
+    const before = readdirSync('/proc/self/fd').length;
+    for (const [file, args, errno] of [
+      ['container-cache-no-such-program', [], 'ENOENT'],
+      ['/etc/passwd', [], 'EACCES'],
+      ['true', ['x'.repeat(1_000_000)], 'E2BIG'],
+    ] as const) {
+      const failure = await assert.rejects(runner({ file, args, timeoutMs: longMs }), CommandFailed);
+      assert.is(failure.message, `${file} could not be started`);
+      assert.equal([failure.exitCode, failure.signal, failure.timedOut], [undefined, undefined, false]);
+      assert.is(errnoOf(failure.cause), errno);
+    }
+    await untilOpen(before);
+  });
+
+  test('the end of what it complained is kept, and no more of it', async () => {
+    const failure = await failureOf('head --bytes=300000 /dev/zero | tr "\\0" x >&2; echo " last words" >&2; exit 1');
+    assert.ok(failure.stderrTail.endsWith('x last words'));
+    assert.ok(failure.stderrTail.length <= 1024);
+    assert.ok(failure.stderrTail.length > 900);
+  });
+
+  test('the start of what it printed is kept, and no more of it', async () => {
+    const { stdout } = await runner(shell('head --bytes=1000000 /dev/zero | tr "\\0" x'));
+    assert.is(stdout.toString(), 'x'.repeat(64 * 1024));
+  });
+
+  test('a command that does not end in time is killed', async () => {
+    let pid = 0;
+    const failure = await failureOf('trap "" TERM INT HUP; echo working >&2; while :; do sleep 0.01; done', {
+      timeoutMs: shortMs,
+      onStart: (started) => (pid = started),
+    });
+    assert.is(failure.message, `sh did not end within ${shortMs} ms and was killed: working`);
+    assert.equal([failure.exitCode, failure.signal, failure.timedOut], [undefined, 'SIGKILL', true]);
+    await untilEnded(pid);
+  });
+
+  test('a stopped command is killed like any other', async () => {
+    let pid = 0;
+    const options = { timeoutMs: shortMs, onStart: (started: number) => (pid = started) };
+    assert.ok((await failureOf('kill -STOP $$', options)).timedOut);
+    await untilEnded(pid);
+  });
+
+  test('the pid is told once, right after the start, and not of what did not start', async () => {
+    const pids: number[] = [];
+    const onStart = (pid: number): number => pids.push(pid);
+    const running = runner(shell('echo $$', { onStart }));
+    assert.is(pids.length, 1);
+    assert.is((await running).stdout.toString(), `${pids[0]!}\n`);
+    await assert.rejects(runner({ file: 'no-such-program', args: [], timeoutMs: longMs, onStart }), CommandFailed);
+    assert.is(pids.length, 1);
+  });
+
+  test('no descriptor stays open, whatever comes of it', async () => {
+    // What Node itself opens on first use is open now.
+    await runner(shell('true', { input: 'x' }));
+    const before = readdirSync('/proc/self/fd').length;
+    await runner(shell('echo x', { input: 'x' }));
+    await failureOf('exit 1');
+    await failureOf('exec sleep infinity', { timeoutMs: shortMs });
+    await untilOpen(before);
+  });
+
+  /**
+   * Runs a program of ours that runs a command with a limit of 200 ms, prints how that ended, and must then come to its own
+   * end: were it to wait for the command, spawnSync's limit would end it.
+   */
+  function endOfProgram(script: string): { stdout: string; status: number | null } {
+    const path = join(directory, 'program.ts');
+    const module = join(import.meta.dirname, '../../../lib/system/run.ts');
+    writeFileSync(
+      path,
+      `import { ${runner.name} } from ${JSON.stringify(module)};
+       const command = { file: 'sh', args: ['-c', ${JSON.stringify(script)}], timeoutMs: ${shortMs}, input: 'x'.repeat(300_000) };
+       await ${runner.name}(command).then(
+         ({ stdout }) => { console.log('ended', stdout.toString()); },
+         (error) => { console.log(error.timedOut ? 'timed out' : error.message); },
+       );`,
+    );
+    const { stdout, status } = spawnSync(process.execPath, [path], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'inherit'],
+      timeout: 20_000,
+      killSignal: 'SIGKILL',
+    });
+    return { stdout: stdout.trim(), status };
+  }
+
+  test('a process that outlives the command with its output open is not waited for beyond the limit', async () => {
+    const pidPath = join(directory, 'pid');
+    const { stdout, status } = endOfProgram(`sleep infinity & echo $! >${pidPath}; echo mine`);
+    const outliving = Number(readFileSync(pidPath, 'utf8'));
+    try {
+      assert.is(status, 0);
+      // A pipe has a writer as long as that process lives; a file has its end when the command has ended.
+      assert.is(stdout, runner === run ? 'timed out' : 'ended mine');
+      assert.ok(isRunning(outliving));
+    } finally {
+      process.kill(outliving, 'SIGKILL');
+      await untilEnded(outliving);
+    }
+  });
+
+  test.unless(unlessExt4(), 'a command that cannot even be killed is not waited for', async () => {
+    using filesystem = makeExt4({ mebibytes: 4, inodes: 64 });
+    const pidPath = join(directory, 'pid');
+    // Who writes to a frozen filesystem waits uninterruptibly.
+    command('fsfreeze', '--freeze', filesystem.path);
+    let end, stuck;
+    try {
+      end = endOfProgram(`echo $$ >${pidPath}; exec touch ${filesystem.path}/x`);
+      stuck = Number(readFileSync(pidPath, 'utf8'));
+      assert.ok(isRunning(stuck));
+    } finally {
+      command('fsfreeze', '--unfreeze', filesystem.path);
+    }
+    await untilEnded(stuck);
+    assert.equal(end, { stdout: 'timed out', status: 0 });
+  });
+
+  test.run();
+}
+
+const streams = suite('run() with callbacks');
+
+streams('sees all that is printed, and keeps nothing of it', async () => {
+  let printed = 0;
+  let complained = 0;
+  const { stdout } = await run(
+    shell('head --bytes=1000000 /dev/zero; head --bytes=500000 /dev/zero >&2', {
+      onStdout: (chunk) => (printed += chunk.byteLength),
+      onStderr: (chunk) => (complained += chunk.byteLength),
+    }),
+  );
+  assert.equal([printed, complained, stdout.byteLength], [1_000_000, 500_000, 0]);
+});
+
+streams('sees it while the command runs', async () => {
+  const seen: string[] = [];
+  let pid = 0;
+  await run(
+    shell('trap "exit 0" TERM; echo one; while :; do sleep 0.01; done', {
+      onStart: (started) => (pid = started),
+      onStdout: (chunk) => {
+        seen.push(String(chunk));
+        process.kill(pid, 'SIGTERM');
+      },
+    }),
+  );
+  assert.equal(seen, ['one\n']);
+});
+
+streams.run();
