@@ -96,7 +96,19 @@ function startHolder(jobId: number, descriptors: readonly number[]): Holder {
   return { pid: child.pid, startTicks };
 }
 
-const holderStartLimitMs = 1000;
+/** What a start or an end of a process takes at most, on the busiest node; it is a millisecond otherwise. */
+const processChangeLimitMs = 1000;
+
+/** Waits without the event loop, for what is about to happen. @returns whether it did */
+function waitUntil(happened: () => boolean): boolean {
+  const deadlineMs = performance.now() + processChangeLimitMs;
+  const pause = new Int32Array(new SharedArrayBuffer(4));
+  while (!happened()) {
+    if (performance.now() > deadlineMs) return false;
+    Atomics.wait(pause, 0, 0, 1);
+  }
+  return true;
+}
 
 /**
  * A process that is being executed closes the pipe that spawn waits for a moment before its new environment can be read;
@@ -105,11 +117,8 @@ const holderStartLimitMs = 1000;
  * @returns when it started, or undefined if it does not run
  */
 function waitForHolder(jobId: number, pid: number): string | undefined {
-  const deadlineMs = performance.now() + holderStartLimitMs;
-  while (!isHolderOf(jobId, pid)) {
-    if (processStartTicks(pid) === undefined || performance.now() > deadlineMs) return undefined;
-  }
-  return processStartTicks(pid);
+  const isRunning = waitUntil(() => isHolderOf(jobId, pid) || processStartTicks(pid) === undefined);
+  return isRunning ? processStartTicks(pid) : undefined;
 }
 
 /** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. */
@@ -151,10 +160,15 @@ function isAlive(jobId: number, holder: Holder): boolean {
   return processStartTicks(holder.pid) === holder.startTicks && isHolderOf(jobId, holder.pid);
 }
 
-/** Checked once more right before: the process may have ended and its number may be another's. */
+/**
+ * Checked once more right before: the process may have ended and its number may be another's. Waits for its end, so that
+ * whoever comes next does not find the entry still held.
+ */
 function stopHolder(jobId: number, holder: Holder): boolean {
   if (!isAlive(jobId, holder)) return false;
-  return unlessErrno(['ESRCH'], () => process.kill(holder.pid, 'SIGKILL')) ?? false;
+  const isSignalled = unlessErrno(['ESRCH'], () => process.kill(holder.pid, 'SIGKILL')) ?? false;
+  waitUntil(() => processStartTicks(holder.pid) !== holder.startTicks);
+  return isSignalled;
 }
 
 export function readLease(runtimePath: string, jobId: number): LeaseRecord | undefined {
