@@ -60,7 +60,7 @@ export function renderReport(report: Report): string {
     `log         ${facts.log}`,
     '',
     ...renderTable([
-      ['', 'A', 'B', 'A', 'B', 'result', 'goal', 'holds'],
+      ['', 'what (A)', 'against (B)', 'A', 'B', 'result', 'goal', 'holds'],
       ...findings.map((finding) => [
         `(${finding.id})`,
         finding.a.what,

@@ -79,9 +79,10 @@ export async function mountSilentFuse(
   });
   return {
     [Symbol.asyncDispose]: async () => {
-      umount(path);
+      // The server first: umount(8), too, would wait for its answer.
       server.kill('SIGKILL');
       await until('the FUSE server has ended', () => server.exitCode !== null || server.signalCode !== null);
+      umount(path);
     },
   };
 }

@@ -69,7 +69,18 @@ test('another version, another kind of image or another shape is no metadata', (
     assert.is(parseEntryMetadata(JSON.stringify({ version: 1, ...metadata, image })), undefined);
   }
   const text = formatEntryMetadata(metadata);
-  for (const other of ['', '\n', 'null', '1', '"x"', '[]', '{}', `[${text}]`, text.slice(0, -3), text + text]) {
+  for (const other of [
+    '',
+    '\n',
+    'null',
+    '1',
+    '"x"',
+    '[]',
+    '{}',
+    `[${text}]`,
+    text.slice(0, -3),
+    text + text,
+  ]) {
     assert.is(parseEntryMetadata(other), undefined, other);
   }
   assert.is(parseEntryMetadata('['.repeat(longestEntryMetadataBytes)), undefined);

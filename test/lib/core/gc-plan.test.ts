@@ -231,14 +231,17 @@ plan('an entry that claims nothing frees nothing in the forecast, and the next g
   assert.equal(planned.reserve, [spared]);
 });
 
-plan('an entry that claims more than there is does not go before its turn, and keeps none from the reserve', () => {
-  const huge = entry({ usedAtMs: 5, bytes: Number.MAX_SAFE_INTEGER, inodes: Number.MAX_SAFE_INTEGER });
-  const older = entry({ usedAtMs: 1 });
-  const newer = entry({ usedAtMs: 9 });
-  const planned = planCollection([huge, older, newer], full, policy, nowMs);
-  assert.equal(planned.evict, [older, huge]);
-  assert.equal(planned.reserve, [newer]);
-});
+plan(
+  'an entry that claims more than there is does not go before its turn, and keeps none from the reserve',
+  () => {
+    const huge = entry({ usedAtMs: 5, bytes: Number.MAX_SAFE_INTEGER, inodes: Number.MAX_SAFE_INTEGER });
+    const older = entry({ usedAtMs: 1 });
+    const newer = entry({ usedAtMs: 9 });
+    const planned = planCollection([huge, older, newer], full, policy, nowMs);
+    assert.equal(planned.evict, [older, huge]);
+    assert.equal(planned.reserve, [newer]);
+  },
+);
 
 plan('a forged size makes the forecast no better than an empty disk', () => {
   const huge = entry({ usedAtMs: 1, bytes: Number.MAX_SAFE_INTEGER, inodes: Number.MAX_SAFE_INTEGER });
@@ -277,7 +280,8 @@ plan('loses no entry, keeps what is in use, goes by age, and stops as soon as it
     assert.is(going.length + kept.length, entries.length);
     for (const candidate of going) assert.is(keepReason(candidate, policy, nowMs), undefined);
     for (const item of kept) assert.is(keepReason(item.entry, policy, nowMs), item.reason);
-    for (const [index, later] of going.slice(1).entries()) assert.ok(going[index]!.usedAtMs <= later.usedAtMs);
+    for (const [index, later] of going.slice(1).entries())
+      assert.ok(going[index]!.usedAtMs <= later.usedAtMs);
 
     const sum = (of: 'bytes' | 'inodes', parts: readonly EntryFacts[]): number =>
       parts.reduce((total, part) => total + Math.min(part[of], 1000), 0);

@@ -56,7 +56,11 @@ paths('a relative one starts in the working directory, and keeps its dots for th
 });
 
 paths('a relative one needs a working directory', () => {
-  const fault = assert.throws(() => parseImage('./x', undefined), JobFault, /^Cannot resolve "\.\/x": the job has no/);
+  const fault = assert.throws(
+    () => parseImage('./x', undefined),
+    JobFault,
+    /^Cannot resolve "\.\/x": the job has no/,
+  );
   assert.is(fault.code, 'BAD_REFERENCE');
 });
 
@@ -87,7 +91,14 @@ const references = suite('parseImage() of a reference');
 references('all spellings of one image are one', () => {
   const ubuntu = 'docker://registry-1.docker.io#library/ubuntu:latest';
   for (const image of [
-    ...['ubuntu', 'docker://ubuntu', 'ubuntu:latest', 'library/ubuntu', 'docker.io/ubuntu', 'docker.io#ubuntu'],
+    ...[
+      'ubuntu',
+      'docker://ubuntu',
+      'ubuntu:latest',
+      'library/ubuntu',
+      'docker.io/ubuntu',
+      'docker.io#ubuntu',
+    ],
     ...['docker.io#library/ubuntu:latest', 'index.docker.io/library/ubuntu', 'registry-1.docker.io/ubuntu'],
     'docker://registry-1.docker.io#library/ubuntu:latest',
   ]) {
@@ -100,13 +111,26 @@ references('all spellings of one image are one', () => {
 });
 
 references('the canonical spelling stands for itself', () => {
-  for (const image of ['ubuntu', 'u@nvcr.io#a/b:1', `localhost:5000/x@${digest}`, '$oauthtoken@nvcr.io/a/b/c:x:y']) {
+  for (const image of [
+    'ubuntu',
+    'u@nvcr.io#a/b:1',
+    `localhost:5000/x@${digest}`,
+    '$oauthtoken@nvcr.io/a/b/c:x:y',
+  ]) {
     assert.is(canonical(canonical(image)), canonical(image));
   }
 });
 
 references('another tag, image, registry or user is another image', () => {
-  const all = ['ubuntu', 'ubuntu:22.04', 'debian', 'ns/ubuntu', 'nvcr.io/ubuntu', 'u@ubuntu', 'ubuntu:Latest'];
+  const all = [
+    'ubuntu',
+    'ubuntu:22.04',
+    'debian',
+    'ns/ubuntu',
+    'nvcr.io/ubuntu',
+    'u@ubuntu',
+    'ubuntu:Latest',
+  ];
   assert.is(new Set(all.map(canonical)).size, all.length);
 });
 
@@ -144,7 +168,13 @@ references('a digest is one, and is not taken for an image of a user', () => {
 });
 
 references('a digest is 64 lower-case hex digits', () => {
-  for (const wrong of ['sha256:abc', digest.slice(0, -1), `${digest}0`, digest.replace('a', 'A'), 'sha256:']) {
+  for (const wrong of [
+    'sha256:abc',
+    digest.slice(0, -1),
+    `${digest}0`,
+    digest.replace('a', 'A'),
+    'sha256:',
+  ]) {
     assert.throws(() => parseImage(`ubuntu@${wrong}`, undefined), JobFault, /^Cannot parse/);
   }
 });
@@ -156,21 +186,55 @@ references('enroot gets the text of the user, with the scheme that pyxis puts be
 
 references('images of local daemons are not cached', () => {
   for (const image of ['dockerd://ubuntu', 'podman://ubuntu', 'oci://x', 'dockerd:///x']) {
-    const fault = assert.throws(() => parseImage(image, undefined), JobFault, /^Images of \w+:\/\/ are not cached$/);
+    const fault = assert.throws(
+      () => parseImage(image, undefined),
+      JobFault,
+      /^Images of \w+:\/\/ are not cached$/,
+    );
     assert.is(fault.code, 'UNSUPPORTED_OPTION');
   }
 });
 
 references('what is no reference is refused with the form that is wanted', () => {
   const wrong = [
-    ...['', 'docker://', 'Foo/Bar', 'UBUNTU', 'x:', 'a b', ' /x', 'ubuntu\n', 'ubuntu\nx', 'a#b#c', '#x', 'x#', '@x', 'x@'],
-    ...['u@', 'a/b@c', 'nvcr.io#/x y', 'ubuntu:tag with blank', 'ü', 'x?y', "x';id", '$(id)', '`id`', 'a\u0000b', 'u/v@x'],
+    ...[
+      '',
+      'docker://',
+      'Foo/Bar',
+      'UBUNTU',
+      'x:',
+      'a b',
+      ' /x',
+      'ubuntu\n',
+      'ubuntu\nx',
+      'a#b#c',
+      '#x',
+      'x#',
+      '@x',
+      'x@',
+    ],
+    ...[
+      'u@',
+      'a/b@c',
+      'nvcr.io#/x y',
+      'ubuntu:tag with blank',
+      'ü',
+      'x?y',
+      "x';id",
+      '$(id)',
+      '`id`',
+      'a\u0000b',
+      'u/v@x',
+    ],
     ...[`@${digest}`, `docker://@${digest}`, 'u@@'],
   ];
   for (const image of wrong) {
     const fault = assert.throws(() => parseImage(image, '/w'), JobFault);
     assert.is(fault.code, 'BAD_REFERENCE', image);
-    assert.is(fault.message, `Cannot parse "${image}", want [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]`);
+    assert.is(
+      fault.message,
+      `Cannot parse "${image}", want [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]`,
+    );
   }
 });
 
@@ -182,7 +246,13 @@ references('has at most 1024 characters', () => {
 });
 
 references('whatever a user writes is an image or a fault of the job', () => {
-  const samples = ['/x/y.sqsh', './x', 'ubuntu', 'u@nvcr.io#a/b:1', `docker://localhost:5000/x@${digest}`] as const;
+  const samples = [
+    '/x/y.sqsh',
+    './x',
+    'ubuntu',
+    'u@nvcr.io#a/b:1',
+    `docker://localhost:5000/x@${digest}`,
+  ] as const;
   forAll(2000, (random) => {
     const image = random.integer(0, 2) === 0 ? random.hostileText(30) : random.mutation(random.pick(samples));
     let request;
@@ -198,7 +268,10 @@ references('whatever a user writes is an image or a fault of the job', () => {
     }
     // It becomes an argument of enroot: never an option, never two.
     assert.match(request.uri, /^docker:\/\/\S+$/);
-    assert.match(request.canonical, /^docker:\/\/(?:[^#/]+@)?[^#/@]+#[a-z0-9/._-]+(?::[\w.:-]+|@sha256:[0-9a-f]{64})$/);
+    assert.match(
+      request.canonical,
+      /^docker:\/\/(?:[^#/]+@)?[^#/@]+#[a-z0-9/._-]+(?::[\w.:-]+|@sha256:[0-9a-f]{64})$/,
+    );
     assert.is(canonical(request.canonical), request.canonical);
   });
 });
@@ -359,8 +432,22 @@ digests('is what enroot prints, without the end of the line', () => {
 });
 
 digests('is undefined for anything else', () => {
-  const wrong = ['', '\n', 'sha256:', digest.slice(1), digest.slice(0, -1), `${digest}a`, digest.toUpperCase()];
-  for (const output of [...wrong, `x ${digest}`, `${digest}\n${digest}`, `[INFO] x\n${digest}`, 'sha512:00']) {
+  const wrong = [
+    '',
+    '\n',
+    'sha256:',
+    digest.slice(1),
+    digest.slice(0, -1),
+    `${digest}a`,
+    digest.toUpperCase(),
+  ];
+  for (const output of [
+    ...wrong,
+    `x ${digest}`,
+    `${digest}\n${digest}`,
+    `[INFO] x\n${digest}`,
+    'sha512:00',
+  ]) {
     assert.is(parseDigest(output), undefined);
   }
 });

@@ -37,7 +37,21 @@ test('ids reach from the lowest to the highest that Linux and Slurm give', () =>
 });
 
 test('an id that is missing or malformed is named with what was found and what is wanted', () => {
-  const wrong = ['', ' 1', '1 ', '-1', '+1', '1.0', '0x10', '1e3', '4294967295', '99999999999', '1\n', 'root', '١'];
+  const wrong = [
+    '',
+    ' 1',
+    '1 ',
+    '-1',
+    '+1',
+    '1.0',
+    '0x10',
+    '1e3',
+    '4294967295',
+    '99999999999',
+    '1\n',
+    'root',
+    '١',
+  ];
   for (const name of ['SLURM_JOB_ID', 'SLURM_JOB_UID', 'SLURM_JOB_GID']) {
     const lowest = name === 'SLURM_JOB_ID' ? 1 : 0;
     const tail = `, want a number from ${lowest} to 4294967294; slurmd sets it for Prolog and Epilog`;
@@ -125,7 +139,10 @@ test('no user variable changes who the job is, or makes it unreadable', () => {
     const job = readJob({ ...slurmd, ...hostile });
     assert.equal([job.jobId, job.uid, job.gid], [4711, 1000, 100]);
     assert.ok(job.workPath === undefined || job.workPath.startsWith('/'));
-    assert.is(job.container?.image ?? '', (hostile[option('container_image')] ?? '').replace(/^\(null\)$/, ''));
+    assert.is(
+      job.container?.image ?? '',
+      (hostile[option('container_image')] ?? '').replace(/^\(null\)$/, ''),
+    );
   });
 });
 

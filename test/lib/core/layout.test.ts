@@ -116,16 +116,39 @@ names('an entry is named exactly so', () => {
 });
 
 names('a partial one has a job and a nonce of hex digits', () => {
-  for (const middle of ['', '42', '42-', '-9f', '0-9f', '042-9f', '42-9F', '42-9g', '42-9f-9f', '42 -9f', '42-9f\n']) {
+  for (const middle of [
+    '',
+    '42',
+    '42-',
+    '-9f',
+    '0-9f',
+    '042-9f',
+    '42-9F',
+    '42-9g',
+    '42-9f-9f',
+    '42 -9f',
+    '42-9f\n',
+  ]) {
     assert.is(parsePartialName(`.${name}.${middle}.partial`), undefined, middle);
   }
-  for (const wrong of [`${name}.42-9f.partial`, `.${name}.42-9f.partial~`, `.${name}.42-9f.Partial`, `.${name}.partial`]) {
+  for (const wrong of [
+    `${name}.42-9f.partial`,
+    `.${name}.42-9f.partial~`,
+    `.${name}.42-9f.Partial`,
+    `.${name}.partial`,
+  ]) {
     assert.is(parsePartialName(wrong), undefined);
   }
 });
 
 names('a create lock is named exactly so', () => {
-  for (const wrong of [`${name}.create.lock`, `.${name}.create.lock~`, `.${name}.createXlock`, `.${name}.lock`, '.create.lock']) {
+  for (const wrong of [
+    `${name}.create.lock`,
+    `.${name}.create.lock~`,
+    `.${name}.createXlock`,
+    `.${name}.lock`,
+    '.create.lock',
+  ]) {
     assert.is(parseCreateLockName(wrong), undefined);
   }
 });
@@ -133,7 +156,24 @@ names('a create lock is named exactly so', () => {
 names('an id is decimal, without sign, blank or leading zero', () => {
   assert.is(parseIdName('0'), 0);
   assert.is(parseIdName('42'), 42);
-  for (const wrong of ['', '00', '042', '-1', '+1', '1.0', '1e3', '0x1', ' 1', '1 ', '1\n', '99999999999', 'NaN', '.', '..', '١']) {
+  for (const wrong of [
+    '',
+    '00',
+    '042',
+    '-1',
+    '+1',
+    '1.0',
+    '1e3',
+    '0x1',
+    ' 1',
+    '1 ',
+    '1\n',
+    '99999999999',
+    'NaN',
+    '.',
+    '..',
+    '١',
+  ]) {
     assert.is(parseIdName(wrong), undefined, wrong);
   }
 });

@@ -98,9 +98,20 @@ test('counts are whole numbers', () => {
 });
 
 test('another version or another shape is no record', () => {
-  for (const version of ['0', '2', '"1"', 'null']) assert.is(parseLeaseRecord(withField('version', version)), undefined);
+  for (const version of ['0', '2', '"1"', 'null'])
+    assert.is(parseLeaseRecord(withField('version', version)), undefined);
   const text = formatLeaseRecord(record);
-  for (const other of ['', 'null', '1', '[]', '{}', `[${text}]`, text.slice(0, -3), text + text, '{"version":1}']) {
+  for (const other of [
+    '',
+    'null',
+    '1',
+    '[]',
+    '{}',
+    `[${text}]`,
+    text.slice(0, -3),
+    text + text,
+    '{"version":1}',
+  ]) {
     assert.is(parseLeaseRecord(other), undefined, other);
   }
 });
@@ -110,7 +121,8 @@ test('whatever the file holds, reading it never throws, and never names a proces
     const found = parseLeaseRecord(random.mutation(formatLeaseRecord(record)));
     if (found === undefined) return;
     assert.ok(Number.isSafeInteger(found.holder.pid) && found.holder.pid > 1);
-    for (const name of found.entries) assert.match(name, new RegExp(`^pyxis_cache_u${found.uid}_[0-9a-f]{16}$`));
+    for (const name of found.entries)
+      assert.match(name, new RegExp(`^pyxis_cache_u${found.uid}_[0-9a-f]{16}$`));
   });
 });
 

@@ -23,7 +23,13 @@ const unescape = (text: string): string => JSON.parse(`"${text}"`) as string;
 const format = suite('formatLogLine()');
 
 format('is a word and its keys, quoted where a value is more than a plain word', () => {
-  const fields = { job: 42, image: '/x/my image.sqsh', entry: 'pyxis_cache_u1_00', reason: '', unpack_ms: 1.5 };
+  const fields = {
+    job: 42,
+    image: '/x/my image.sqsh',
+    entry: 'pyxis_cache_u1_00',
+    reason: '',
+    unpack_ms: 1.5,
+  };
   assert.is(
     formatLogLine('prolog', fields),
     'prolog job=42 image="/x/my image.sqsh" entry=pyxis_cache_u1_00 reason="" unpack_ms=1.5',
@@ -38,7 +44,25 @@ format('leaves out what is undefined', () => {
 format('a plain word is letters, digits and what paths and references are made of', () => {
   const plain = 'Az09_./:@%+,-';
   assert.is(formatLogLine('x', { image: plain }), `x image=${plain}`);
-  for (const mark of [' ', '=', '"', "'", '\\', ';', '|', '$', '(', '[', '<', '*', '#', '~', '\n', 'ä', '\u00a0']) {
+  for (const mark of [
+    ' ',
+    '=',
+    '"',
+    "'",
+    '\\',
+    ';',
+    '|',
+    '$',
+    '(',
+    '[',
+    '<',
+    '*',
+    '#',
+    '~',
+    '\n',
+    'ä',
+    '\u00a0',
+  ]) {
     assert.match(formatLogLine('x', { image: `a${mark}b` }), /^x image="a.+b"$/);
   }
 });
@@ -109,7 +133,10 @@ const escape = suite('escapeControls()');
 
 escape('shows what cannot be seen', () => {
   assert.is(escapeControls('a\nb\tc\rd'), 'a\\nb\\tc\\rd');
-  assert.is(escapeControls('\u0000\u0007\u001b[2J\u007f\u0085\u009b'), '\\u0000\\u0007\\u001b[2J\\u007f\\u0085\\u009b');
+  assert.is(
+    escapeControls('\u0000\u0007\u001b[2J\u007f\u0085\u009b'),
+    '\\u0000\\u0007\\u001b[2J\\u007f\\u0085\\u009b',
+  );
   assert.is(escapeControls('say "\\n"'), 'say \\"\\\\n\\"');
 });
 

@@ -157,28 +157,39 @@ inUse('the base or a user directory bound somewhere uses no entry', () => {
 });
 
 inUse('a base that is itself a bind mount is known by where it was bound from', () => {
-  assert.equal(namesOf(`50 22 259:1 /sub/data/1000/${entryA} /x rw - xfs d rw\n`, '/data'), [`1000/${entryA}`]);
+  assert.equal(namesOf(`50 22 259:1 /sub/data/1000/${entryA} /x rw - xfs d rw\n`, '/data'), [
+    `1000/${entryA}`,
+  ]);
   assert.equal(namesOf(`50 22 259:1 /data/1000/${entryA} /x rw - xfs d rw\n`, '/data'), []);
 });
 
 inUse('a base that is the whole disk is known as well', () => {
   // The other name is that of the directory bound to /data: no entry, so nobody will ask for it.
-  assert.equal(namesOf(`50 22 259:1 /1000/${entryA} /x rw - xfs d rw\n`, '/raid'), [`1000/${entryA}`, 'sub/data']);
+  assert.equal(namesOf(`50 22 259:1 /1000/${entryA} /x rw - xfs d rw\n`, '/raid'), [
+    `1000/${entryA}`,
+    'sub/data',
+  ]);
 });
 
 const overlay = (options: string): string => `60 22 0:77 / / rw - overlay overlay ${options}\n`;
 
 inUse('lower layers of an overlay are in use: a list with colons', () => {
   assert.equal(
-    namesOf(overlay(`rw,lowerdir=/raid/data/1000/${entryA}:/raid/data/1000/${entryB},upperdir=/u,workdir=/w`)),
+    namesOf(
+      overlay(`rw,lowerdir=/raid/data/1000/${entryA}:/raid/data/1000/${entryB},upperdir=/u,workdir=/w`),
+    ),
     [`1000/${entryA}`, `1000/${entryB}`],
   );
-  assert.equal(namesOf(overlay(`rw,lowerdir=/usr:/raid/data/1000/${entryA}:/opt,userxattr`)), [`1000/${entryA}`]);
+  assert.equal(namesOf(overlay(`rw,lowerdir=/usr:/raid/data/1000/${entryA}:/opt,userxattr`)), [
+    `1000/${entryA}`,
+  ]);
 });
 
 inUse('or one option for each, as new kernels have it', () => {
   assert.equal(
-    namesOf(overlay(`rw,lowerdir+=/raid/data/1000/${entryA},lowerdir+=/raid/data/1000/${entryB},upperdir=/u`)),
+    namesOf(
+      overlay(`rw,lowerdir+=/raid/data/1000/${entryA},lowerdir+=/raid/data/1000/${entryB},upperdir=/u`),
+    ),
     [`1000/${entryA}`, `1000/${entryB}`],
   );
 });
@@ -205,7 +216,12 @@ inUse('only an overlay has layers, whatever another filesystem calls its options
 });
 
 inUse('a path outside the base, or one that only begins like it, is none', () => {
-  for (const path of [`/raid/data2/1000/${entryA}`, `/raid/dat/1000/${entryA}`, `data/1000/${entryA}`, '/raid/data']) {
+  for (const path of [
+    `/raid/data2/1000/${entryA}`,
+    `/raid/dat/1000/${entryA}`,
+    `data/1000/${entryA}`,
+    '/raid/data',
+  ]) {
     assert.equal(namesOf(overlay(`rw,lowerdir=${path}`)), [], path);
   }
 });
@@ -248,7 +264,8 @@ missing('a disk that is missing elsewhere does not matter', () => {
 });
 
 missing('comments, swap and lines cut short name no disk', () => {
-  const odd = '#/dev/x /raid/data ext4\n  # y /raid/data\nUUID=2 none swap sw\n/dev/x\n\n\t\n/dev/x relative ext4 rw';
+  const odd =
+    '#/dev/x /raid/data ext4\n  # y /raid/data\nUUID=2 none swap sw\n/dev/x\n\n\t\n/dev/x relative ext4 rw';
   assert.equal(missingMounts('/raid/data', odd, mounts), []);
 });
 

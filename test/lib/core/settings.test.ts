@@ -124,7 +124,20 @@ parse('the ends of each range are in it, one more is not', () => {
 });
 
 parse('a number is digits and nothing else', () => {
-  for (const text of ['', 'soon', '1.5', '1e3', '0x10', '+5', '-0', '5s', '1_000', '٣', '1 # one', '9'.repeat(30)]) {
+  for (const text of [
+    '',
+    'soon',
+    '1.5',
+    '1e3',
+    '0x10',
+    '+5',
+    '-0',
+    '5s',
+    '1_000',
+    '٣',
+    '1 # one',
+    '9'.repeat(30),
+  ]) {
     assert.is(
       problemOf(`gc_min_age=${text}`),
       `${file}:2: gc_min_age: found "${text}", want a whole number from 0 to 31536000 (seconds)`,
@@ -157,7 +170,16 @@ parse('a path is absolute, plain, and not the root', () => {
   const wrong = [
     ...['', '/', '//', 'raid/data', './raid', '~/data', '$HOME/data', '/raid//data', '/raid/data//'],
     ...['/raid/./data', '/raid/../data', '/raid/data/..', '/raid/data/.', '/..', '/.'],
-    ...['/raid/my data', "/raid/'data'", '/raid/a:b', '/raid/a,b', '/raid/$x', '/raid/ä', '/raid/a\\040b', '/raid/a#b'],
+    ...[
+      '/raid/my data',
+      "/raid/'data'",
+      '/raid/a:b',
+      '/raid/a,b',
+      '/raid/$x',
+      '/raid/ä',
+      '/raid/a\\040b',
+      '/raid/a#b',
+    ],
   ];
   for (const key of ['container_cache_data_path', 'enroot_path', 'runtime_dir']) {
     const beside = key === 'container_cache_data_path' ? '\n' : base;
@@ -199,10 +221,7 @@ parse('a line without "=" is shown', () => {
 parse('what is found is shown in one line, and not at full length', () => {
   const shown = problemOf(`gc_min_age=${'\u001b['.repeat(100)}`);
   assert.match(shown, /^\/etc\/slurm\/x\.conf:2: gc_min_age: found "(?:\\u001b\[){40}…", want /);
-  assert.is(
-    problemOf('a\u0000b'),
-    `${file}:2: found "a\\u0000b", want key=value`,
-  );
+  assert.is(problemOf('a\u0000b'), `${file}:2: found "a\\u0000b", want key=value`);
 });
 
 parse('a key that is there twice is refused, and the first line of it is named', () => {
@@ -247,9 +266,12 @@ parse('a watermark that was not understood is not compared', () => {
 });
 
 parse('all problems are reported at once, in the order of their lines', () => {
-  const text = 'container_cache_data_path=data\ngc_min_age=soon\nnonsense\nlog_level=loud\nx=1\nlog_level=info\n';
+  const text =
+    'container_cache_data_path=data\ngc_min_age=soon\nnonsense\nlog_level=loud\nx=1\nlog_level=info\n';
   assert.equal(
-    problems(text).map((problem) => problem.replace(/(found|unknown key) ("[^"]*"|a second time).*/, '$1 $2')),
+    problems(text).map((problem) =>
+      problem.replace(/(found|unknown key) ("[^"]*"|a second time).*/, '$1 $2'),
+    ),
     [
       `${file}:1: container_cache_data_path: found "data"`,
       `${file}:2: gc_min_age: found "soon"`,
@@ -296,7 +318,11 @@ parse.run();
 const require = suite('requireSettings()');
 
 require('a broken file is a fault of the node that names every problem', () => {
-  const fault = assert.throws(() => read('gc_min_age=soon\nx=1'), NodeFault, /gc_min_age: .*; .*unknown key "x".*; /);
+  const fault = assert.throws(
+    () => read('gc_min_age=soon\nx=1'),
+    NodeFault,
+    /gc_min_age: .*; .*unknown key "x".*; /,
+  );
   assert.is(fault.code, 'BAD_CONFIG');
   assert.match(fault.message, /container_cache_data_path: not set/);
 });

@@ -13,7 +13,7 @@ test('points enroot at the directory of the user, read-only', () => {
 });
 
 test('every line is one that slurmd understands, whatever data path the settings let through', () => {
-  const path = "/a.b/c_d-e/=@%+/0";
+  const path = '/a.b/c_d-e/=@%+/0';
   const { basePath } = requireSettings(parseSettings(`container_cache_data_path=${path}`, 'x'));
   const text = taskEnvironment(basePath, 4_294_967_294);
   assert.ok(text.endsWith('\n'));

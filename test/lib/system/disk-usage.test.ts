@@ -13,7 +13,10 @@ const test = suite('readUsage()', { skip: unlessExt4() });
 /** What df prints of a filesystem, by column. */
 function df(path: string, columns: string): number[] {
   const [, numbers = ''] = command('df', '--block-size=1', `--output=${columns}`, path).trim().split('\n');
-  return numbers.trim().split(/\s+/).map((text) => Number.parseInt(text, 10));
+  return numbers
+    .trim()
+    .split(/\s+/)
+    .map((text) => Number.parseInt(text, 10));
 }
 
 test('tells what df tells', () => {

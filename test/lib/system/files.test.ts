@@ -21,7 +21,13 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { withUserIds } from '../../../lib/system/as-user.ts';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { openRegularFile, readEnd, readSmallFile, readStart, writeFileAtomically } from '../../../lib/system/files.ts';
+import {
+  openRegularFile,
+  readEnd,
+  readSmallFile,
+  readStart,
+  writeFileAtomically,
+} from '../../../lib/system/files.ts';
 import {
   alice,
   command,
@@ -274,7 +280,9 @@ write('many writers at once leave one whole text and nothing else', async () => 
      const text = process.argv[2].repeat(10_000);
      for (let turn = 0; turn < 200; turn++) writeFileAtomically(${JSON.stringify(at('file'))}, text, { mode: 0o600 });`,
   );
-  const writers = ['a', 'b', 'c'].map((letter) => spawn(process.execPath, [program, letter], { stdio: 'inherit' }));
+  const writers = ['a', 'b', 'c'].map((letter) =>
+    spawn(process.execPath, [program, letter], { stdio: 'inherit' }),
+  );
   const ends = writers.map((writer) => once(writer, 'exit'));
   const texts = new Set<string>();
   let running = writers.length;
@@ -286,7 +294,10 @@ write('many writers at once leave one whole text and nothing else', async () => 
       setImmediate(resolve);
     });
   }
-  assert.equal((await Promise.all(ends)).map(([code]) => code as number), [0, 0, 0]);
+  assert.equal(
+    (await Promise.all(ends)).map(([code]) => code as number),
+    [0, 0, 0],
+  );
   for (const text of texts) assert.match(text, /^(?:a{10000}|b{10000}|c{10000})$/);
   assert.ok(texts.size > 0);
   assert.equal(readdirSync(root).sort(), ['file', 'writer.ts']);

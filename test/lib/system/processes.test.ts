@@ -28,7 +28,8 @@ async function start(
   const child = spawn(file, parameters, { ...options, stdio: ['ignore', 'pipe', 'inherit'] });
   children.push(child);
   await once(child, 'spawn');
-  for await (const chunk of ready === undefined ? [] : child.stdout) if (String(chunk).includes(ready!)) break;
+  for await (const chunk of ready === undefined ? [] : child.stdout)
+    if (String(chunk).includes(ready!)) break;
   return child.pid!;
 }
 
@@ -52,7 +53,9 @@ test.after.each(async () => {
 });
 
 const statField = (pid: number, field: number): string | undefined =>
-  readFileSync(`/proc/${pid}/stat`, 'latin1').replace(/^.*\) /s, '').split(' ')[field - 3];
+  readFileSync(`/proc/${pid}/stat`, 'latin1')
+    .replace(/^.*\) /s, '')
+    .split(' ')[field - 3];
 
 test('the start time is the 22nd field of stat, and stays', async () => {
   const pid = await start('sleep', ['infinity']);

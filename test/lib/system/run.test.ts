@@ -70,14 +70,24 @@ for (const runner of [run, runBriefly]) {
     process.env['CONTAINER_CACHE_TEST_SECRET'] = 'x';
     const { stdout } = await runner({ file: 'env', args: [], timeoutMs: longMs, environment: { A: 'b c' } });
     delete process.env['CONTAINER_CACHE_TEST_SECRET'];
-    assert.equal(stdout.toString().trimEnd().split('\n').sort(), ['A=b c', 'LC_ALL=C', `PATH=${childEnvironment['PATH']!}`]);
+    assert.equal(stdout.toString().trimEnd().split('\n').sort(), [
+      'A=b c',
+      'LC_ALL=C',
+      `PATH=${childEnvironment['PATH']!}`,
+    ]);
     assert.is(await outputOf('pwd -P'), '/\n');
   });
 
   test('arguments are handed on as they are', async () => {
     const args = ['%s|', '$(id)', 'a b', "'", '"', '\n', '*', ''];
     const { stdout } = await runner({ file: 'printf', args, timeoutMs: longMs });
-    assert.is(stdout.toString(), args.slice(1).map((text) => `${text}|`).join(''));
+    assert.is(
+      stdout.toString(),
+      args
+        .slice(1)
+        .map((text) => `${text}|`)
+        .join(''),
+    );
   });
 
   test('input reaches the command to its end; without input it reads nothing', async () => {
@@ -96,16 +106,20 @@ for (const runner of [run, runBriefly]) {
     assert.is(await outputOf('echo done', { input: 'x'.repeat(1_000_000) }), 'done\n');
   });
 
-  test('descriptors arrive as 3, 4, …, and no other is open', async () => {
-    const paths = ['a', 'b'].map((name) => join(directory, name));
-    for (const path of paths) writeFileSync(path, path);
-    const unrelated = openSync(paths[0]!, 'r');
-    const descriptors = paths.map((path) => openSync(path, 'r'));
-    assert.is(await outputOf('cat <&4; cat <&3', { descriptors }), `${paths[1]!}${paths[0]!}`);
-    const open = await outputOf('ls /proc/self/fd', { descriptors });
-    // 5 is the directory itself, as ls reads it.
-    assert.is(open, '0\n1\n2\n3\n4\n5\n');
-    for (const fd of [unrelated, ...descriptors]) closeSync(fd);
+  test('descriptors arrive as 3, 4, …, and no other of ours is open', async () => {
+    const [first, second, unrelated] = ['a', 'b', 'c'].map((name) => {
+      const path = join(directory, name);
+      writeFileSync(path, name);
+      return openSync(path, 'r');
+    }) as [number, number, number];
+    const descriptors = [second, first];
+    assert.is(await outputOf('cat <&3; cat <&4', { descriptors }), 'ba');
+    const open = await outputOf('for fd in /proc/self/fd/*; do readlink $fd; done; true', { descriptors });
+    assert.equal(
+      open.split('\n').filter((path) => path.startsWith(directory)),
+      ['b', 'a'].map((name) => join(directory, name)),
+    );
+    for (const fd of [first, second, unrelated]) closeSync(fd);
   });
 
   test('an exit code other than 0 is a failure that tells it', async () => {
@@ -140,7 +154,9 @@ for (const runner of [run, runBriefly]) {
   });
 
   test('the end of what it complained is kept, and no more of it', async () => {
-    const failure = await failureOf('head --bytes=300000 /dev/zero | tr "\\0" x >&2; echo " last words" >&2; exit 1');
+    const failure = await failureOf(
+      'head --bytes=300000 /dev/zero | tr "\\0" x >&2; echo " last words" >&2; exit 1',
+    );
     assert.ok(failure.stderrTail.endsWith('x last words'));
     assert.ok(failure.stderrTail.length <= 1024);
     assert.ok(failure.stderrTail.length > 900);
@@ -175,7 +191,10 @@ for (const runner of [run, runBriefly]) {
     const running = runner(shell('echo $$', { onStart }));
     assert.is(pids.length, 1);
     assert.is((await running).stdout.toString(), `${pids[0]!}\n`);
-    await assert.rejects(runner({ file: 'no-such-program', args: [], timeoutMs: longMs, onStart }), CommandFailed);
+    await assert.rejects(
+      runner({ file: 'no-such-program', args: [], timeoutMs: longMs, onStart }),
+      CommandFailed,
+    );
     assert.is(pids.length, 1);
   });
 

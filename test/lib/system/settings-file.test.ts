@@ -30,8 +30,8 @@ function unreadable(): string {
   assert.is(problems.length, 1);
   const tail = '; want a file with at least container_cache_data_path=…';
   assert.ok(problems[0]?.startsWith(`Cannot read ${path}: `));
-  assert.ok(problems[0].endsWith(tail), problems[0]);
-  return problems[0].slice(`Cannot read ${path}: `.length, -tail.length);
+  assert.ok(problems[0]!.endsWith(tail), problems[0]);
+  return problems[0]!.slice(`Cannot read ${path}: `.length, -tail.length);
 }
 
 test('reads the file that CONTAINER_CACHE_CONF names', () => {
@@ -39,7 +39,7 @@ test('reads the file that CONTAINER_CACHE_CONF names', () => {
   const { settings, problems } = readSettings({ CONTAINER_CACHE_CONF: path });
   assert.equal(problems, []);
   assert.is(settings?.basePath, '/raid/data');
-  assert.is(settings.gcMinAgeSeconds, 7);
+  assert.is(settings!.gcMinAgeSeconds, 7);
 });
 
 test('a problem in the file is told with its path and line', () => {

@@ -18,9 +18,13 @@ test('is another in another process', () => {
   const module = pathToFileURL(join(import.meta.dirname, '../../../lib/system/unique.ts')).href;
   const program = `import { uniqueHex } from ${JSON.stringify(module)}; console.log(uniqueHex());`;
   const [first, second] = [1, 2].map(() => {
-    const { status, stdout, stderr } = spawnSync(process.execPath, ['--input-type=module-typescript', '--eval', program], {
-      encoding: 'utf8',
-    });
+    const { status, stdout, stderr } = spawnSync(
+      process.execPath,
+      ['--input-type=module-typescript', '--eval', program],
+      {
+        encoding: 'utf8',
+      },
+    );
     assert.is(status, 0, stderr);
     return stdout.trim();
   });

@@ -1,5 +1,14 @@
 /** unnamed-file.ts: files that nobody else can find. */
-import { closeSync, fstatSync, linkSync, mkdtempSync, readSync, readdirSync, rmSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  fstatSync,
+  linkSync,
+  mkdtempSync,
+  readSync,
+  readdirSync,
+  rmSync,
+  writeSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { errnoOf } from '../../../lib/system/errno.ts';
@@ -53,7 +62,10 @@ test('have the permissions that were asked for', () => {
 
 test('are refused where the filesystem has none', () => {
   const error = assert.throws(() => openUnnamedFile('/proc', 0o600), Error);
-  assert.ok(['EOPNOTSUPP', 'ENOTSUP', 'EISDIR', 'ENOENT', 'EACCES'].includes(errnoOf(error) ?? ''), String(error));
+  assert.ok(
+    ['EOPNOTSUPP', 'ENOTSUP', 'EISDIR', 'ENOENT', 'EACCES'].includes(errnoOf(error) ?? ''),
+    String(error),
+  );
 });
 
 test('a scratch file is to be had, one after the other', () => {

@@ -1,0 +1,354 @@
+/** as-user.ts: while we act as a user the kernel takes us for that user, and afterwards for root again. */
+import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { once } from 'node:events';
+import {
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import { join } from 'node:path';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { asUser, isRoot, withUserIds, type UserIds } from '../../../lib/system/as-user.ts';
+import { errnoOf } from '../../../lib/system/errno.ts';
+import { CommandFailed, run, type Command } from '../../../lib/system/run.ts';
+import {
+  alice,
+  bob,
+  enterPrivateMachine,
+  machineRoot,
+  readersGid,
+  unlessPrivateMachine,
+} from '../../helpers/private-machine.ts';
+import { assert, suite, type Suite } from '../../helpers/suite.ts';
+
+enterPrivateMachine();
+
+/** Long enough never to decide a test's outcome. */
+const longMs = 60_000;
+
+let root: string;
+const at = (name: string): string => join(root, name);
+
+function file(name: string, owner: UserIds, mode: number): string {
+  writeFileSync(at(name), name, { mode });
+  chownSync(at(name), owner.uid, owner.gid);
+  return at(name);
+}
+
+function inOpenRoot(test: Suite<Record<string, never>>): Suite<Record<string, never>> {
+  test.before.each(() => {
+    root = mkdtempSync(join(machineRoot, 'as-user-'));
+    chownSync(root, alice.uid, alice.gid);
+  });
+  test.after.each(() => {
+    rmSync(root, { recursive: true });
+  });
+  return test;
+}
+
+const ids = (): unknown => [
+  process.getuid?.(),
+  process.geteuid?.(),
+  process.getgid?.(),
+  process.getegid?.(),
+  process.getgroups?.().sort((a, b) => a - b),
+];
+
+const within = inOpenRoot(suite('withUserIds()', { skip: unlessPrivateMachine }));
+
+within('the kernel sees the user, with one group and nothing that root may', () => {
+  const status = withUserIds(alice, () => readFileSync('/proc/thread-self/status', 'utf8'));
+  const field = (name: string): string[] =>
+    new RegExp(`^${name}:\\s*(.*?)\\s*$`, 'm').exec(status)?.[1]?.split(/\s+/) ?? [];
+  // Real, effective, saved, filesystem. The real one stays root's: the user cannot send us signals.
+  assert.equal(field('Uid'), ['0', String(alice.uid), '0', String(alice.uid)]);
+  assert.equal(field('Gid'), ['0', String(alice.gid), '0', String(alice.gid)]);
+  assert.equal(field('Groups'), [String(alice.gid)]);
+  assert.match(field('CapEff')[0] ?? '', /^0+$/);
+});
+
+within('what is made is the user’s', () => {
+  withUserIds(alice, () => {
+    writeFileSync(at('file'), '');
+    mkdirSync(at('directory'));
+    symlinkSync('x', at('link'));
+  });
+  for (const name of ['file', 'directory']) {
+    const { uid, gid } = statSync(at(name));
+    assert.equal([uid, gid], [alice.uid, alice.gid], name);
+  }
+});
+
+within('what is root’s alone can be neither read nor written', () => {
+  const secret = file('secret', { uid: 0, gid: 0 }, 0o600);
+  mkdirSync(at('closed'), { mode: 0o700 });
+  for (const action of [
+    () => readFileSync(secret),
+    () => readdirSync(at('closed')),
+    () => {
+      writeFileSync(secret, '');
+    },
+    () => {
+      writeFileSync(join(machineRoot, 'x'), '');
+    },
+    () => {
+      chownSync(secret, alice.uid, alice.gid);
+    },
+  ]) {
+    const error = assert.throws(() => withUserIds(alice, action), Error);
+    assert.ok(['EACCES', 'EPERM'].includes(errnoOf(error) ?? ''), String(error));
+  }
+  assert.is(readFileSync(secret, 'utf8'), 'secret');
+});
+
+within('what only the user may read can be read, and what is another’s cannot', () => {
+  file('alices', alice, 0o600);
+  file('bobs', bob, 0o600);
+  assert.is(
+    withUserIds(alice, () => readFileSync(at('alices'), 'utf8')),
+    'alices',
+  );
+  assert.is(
+    errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(at('bobs'))), Error)),
+    'EACCES',
+  );
+});
+
+within('no supplementary group counts, neither the user’s nor ours', () => {
+  const shared = file('shared', { uid: 0, gid: readersGid }, 0o640);
+  const groups = process.getgroups!();
+  process.setgroups!([readersGid]);
+  const before = ids();
+  try {
+    assert.is(errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(shared)), Error)), 'EACCES');
+    assert.equal(ids(), before);
+  } finally {
+    process.setgroups!(groups);
+  }
+});
+
+within('afterwards we are who we were', () => {
+  const before = ids();
+  assert.is(
+    withUserIds(alice, () => 7),
+    7,
+  );
+  assert.equal(ids(), before);
+  assert.is(readFileSync(file('secret', { uid: 0, gid: 0 }, 0o600), 'utf8'), 'secret');
+});
+
+within('after a throw too', () => {
+  const before = ids();
+  assert.throws(
+    () =>
+      withUserIds(alice, () => {
+        throw new RangeError('x');
+      }),
+    RangeError,
+  );
+  assert.equal(ids(), before);
+});
+
+within('acting as the same user within is no change, as another it is refused', () => {
+  const before = ids();
+  withUserIds(alice, () => {
+    const inside = ids();
+    withUserIds(alice, () => {
+      assert.equal(ids(), inside);
+    });
+    assert.equal(ids(), inside);
+    for (const other of [bob, { uid: 0, gid: 0 }]) {
+      let ran = false;
+      const error = assert.throws(() => withUserIds(other, () => (ran = true)), Error);
+      assert.is(errnoOf(error), 'EPERM');
+      assert.not.ok(ran);
+      assert.equal(ids(), inside);
+    }
+  });
+  assert.equal(ids(), before);
+});
+
+within('root acts as root with all it has', () => {
+  const before = ids();
+  withUserIds({ uid: 0, gid: 0 }, () => {
+    assert.equal(ids(), before);
+  });
+});
+
+within('isRoot() tells who acts', () => {
+  assert.ok(isRoot());
+  assert.not.ok(withUserIds(alice, isRoot));
+  assert.ok(isRoot());
+});
+
+within('a user cannot send us signals meanwhile', () => {
+  withUserIds(alice, () => {
+    const { status, stderr } = spawnSync('kill', ['-s', 'TERM', String(process.pid)], {
+      encoding: 'utf8',
+      uid: alice.uid,
+    });
+    assert.is.not(status, 0, stderr);
+  });
+});
+
+within.run();
+
+const child = inOpenRoot(suite('asUser()', { skip: unlessPrivateMachine }));
+
+const commandOf = (program: string, ...args: string[]): Command => ({
+  file: program,
+  args,
+  timeoutMs: longMs,
+});
+
+/** The lines of /proc/self/status that tell what a process is and may, as the command run has them. */
+async function statusOf(command: Command): Promise<Record<string, string>> {
+  const { stdout } = await run(command);
+  const lines = stdout.toString().trimEnd().split('\n');
+  return Object.fromEntries(
+    lines.map((line) => line.split(/:\s*/, 2).map((text) => text.trim().replaceAll(/\s+/g, ' '))) as [
+      string,
+      string,
+    ][],
+  );
+}
+
+const cat = commandOf('cat', '/proc/self/status');
+const none = '0000000000000000';
+
+child('a command runs as the user, with all groups, no capability, and can gain none', async () => {
+  const status = await statusOf(asUser(alice, cat));
+  const four = (id: number): string => Array.from({ length: 4 }, () => id).join(' ');
+  assert.is(status['Uid'], four(alice.uid));
+  assert.is(status['Gid'], four(alice.gid));
+  assert.is(status['Groups'], `${alice.gid} ${readersGid}`);
+  for (const set of ['CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb']) assert.is(status[set], none, set);
+  assert.is(status['NoNewPrivs'], '1');
+});
+
+child('a user without further groups gets none of ours', async () => {
+  assert.is((await statusOf(asUser(bob, cat)))['Groups'], String(bob.gid));
+});
+
+child('a command that may gain privileges starts without any', async () => {
+  const status = await statusOf(asUser(alice, cat, { canGain: true }));
+  for (const set of ['CapInh', 'CapPrm', 'CapEff', 'CapAmb']) assert.is(status[set], none, set);
+  assert.is(status['NoNewPrivs'], '0');
+  assert.is.not(status['CapBnd'], none);
+  assert.is(status['Uid']?.split(' ')[0], String(alice.uid));
+});
+
+child('a command of root is not confined', async () => {
+  const ours = await statusOf(cat);
+  const status = await statusOf(asUser({ uid: 0, gid: 0 }, cat));
+  for (const name of ['Uid', 'Gid', 'Groups', 'CapPrm', 'CapEff', 'CapBnd', 'NoNewPrivs']) {
+    assert.is(status[name], ours[name], name);
+  }
+});
+
+child('who is that user already asks for no other ids', () => {
+  const { file: program, args } = withUserIds(alice, () => asUser(alice, cat));
+  assert.is(program, 'setpriv');
+  assert.equal(args, [
+    ...['--inh-caps=-all', '--no-new-privs', '--pdeathsig=KILL'],
+    ...['--', 'cat', '/proc/self/status'],
+  ]);
+});
+
+child('it reads what its groups may, and not what root may', async () => {
+  const shared = file('shared', { uid: 0, gid: readersGid }, 0o640);
+  const secret = file('secret', { uid: 0, gid: 0 }, 0o600);
+  assert.is((await run(asUser(alice, commandOf('cat', shared)))).stdout.toString(), 'shared');
+  await assert.rejects(run(asUser(bob, commandOf('cat', shared))), CommandFailed, /Permission denied/);
+  await assert.rejects(run(asUser(alice, commandOf('cat', secret))), CommandFailed, /Permission denied/);
+});
+
+child('what it makes is the user’s, and it does not get far in root’s directories', async () => {
+  await run(asUser(alice, commandOf('touch', at('made'))));
+  const { uid, gid } = statSync(at('made'));
+  assert.equal([uid, gid], [alice.uid, alice.gid]);
+  await assert.rejects(run(asUser(alice, commandOf('touch', join(machineRoot, 'made')))), CommandFailed);
+});
+
+child('arguments that look like options of setpriv are the command’s', async () => {
+  const { stdout } = await run(asUser(alice, commandOf('printf', '%s|', '--reuid=0', '--', '-h')));
+  assert.is(stdout.toString(), '--reuid=0|--|-h|');
+});
+
+child('the rest of the command stays as it was', async () => {
+  const onStart = (): void => undefined;
+  const command = { ...cat, input: 'x', environment: { A: '1' }, onStart };
+  const { file: _file, args: _args, ...rest } = asUser(alice, command);
+  assert.equal(rest, { timeoutMs: longMs, input: 'x', environment: { A: '1' }, onStart });
+  const { stdout } = await run(asUser(alice, { ...commandOf('env'), environment: { A: '1' } }));
+  assert.match(stdout.toString(), /^PATH=\S+\nLC_ALL=C\nA=1\n$/);
+});
+
+child('a program that is not there fails as one, and setpriv says so', async () => {
+  const failure = await assert.rejects(run(asUser(alice, commandOf('no-such-program'))), CommandFailed);
+  assert.is(failure.exitCode, 127);
+  assert.match(failure.stderrTail, /^setpriv: .*no-such-program/);
+});
+
+child('for a user whom no database knows nothing is run', async () => {
+  const unknown = { uid: 59_999, gid: 59_999 };
+  const failure = await assert.rejects(run(asUser(unknown, commandOf('touch', at('made')))), CommandFailed);
+  assert.match(failure.stderrTail, /^setpriv: /);
+  assert.equal(readdirSync(root), []);
+});
+
+/** Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid. */
+async function killParentOf(script: string, privileges: string): Promise<number> {
+  const library = (name: string): string =>
+    JSON.stringify(join(import.meta.dirname, '../../../lib/system', name));
+  const path = at('program.ts');
+  writeFileSync(
+    path,
+    `import { asUser } from ${library('as-user.ts')};
+     import { run } from ${library('run.ts')};
+     await run({
+       ...asUser(${JSON.stringify(alice)}, { file: 'sh', args: ['-c', ${JSON.stringify(script)}], timeoutMs: ${longMs} }, ${privileges}),
+       onStdout: (chunk) => process.stdout.write(chunk),
+     });`,
+  );
+  const parent: ChildProcess = spawn(process.execPath, [path], { stdio: ['ignore', 'pipe', 'inherit'] });
+  const [text] = (await once(parent.stdout!, 'data')) as [Buffer];
+  const pid = Number(String(text));
+  assert.ok(isRunning(pid));
+  parent.kill('SIGKILL');
+  await once(parent, 'exit');
+  return pid;
+}
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\t[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'));
+  } catch {
+    return false;
+  }
+}
+
+child('it dies with us, even when we are killed', async () => {
+  const pid = await killParentOf(
+    'trap "" TERM INT HUP PIPE; echo $$; while :; do sleep 0.01; done',
+    '{ canGain: false }',
+  );
+  // Without the signal it would stay, beyond this file's limit.
+  while (isRunning(pid)) await sleep(5);
+});
+
+child('a command that ends others is asked to end when we die', async () => {
+  const script = `trap 'touch ${at('cleaned')}; exit' TERM; echo $$; while :; do sleep 0.01; done`;
+  const pid = await killParentOf(script, "{ canGain: true, deathSignal: 'TERM' }");
+  while (isRunning(pid)) await sleep(5);
+  assert.ok(readdirSync(root).includes('cleaned'));
+});
+
+child.run();
