@@ -11,7 +11,16 @@
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */
-import { closeSync, constants, fchmodSync, fstatSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fstatSync,
+  lstatSync,
+  readdirSync,
+  rmSync,
+  type Stats,
+} from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {

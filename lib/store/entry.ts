@@ -20,12 +20,12 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { JobFault } from '../core/faults.ts';
+import { JobFault, NodeFault } from '../core/faults.ts';
 import { formatEntryMetadata } from '../core/entry-metadata.ts';
 import { createLockName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
@@ -68,6 +68,36 @@ export interface Acquired {
  * @throws JobFault, NodeFault; then nothing of the attempt is left but, after a crash, a partial directory
  */
 export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
+  try {
+    return await findOrCreate(request);
+  } catch (cause) {
+    throw faultOf(request, cause);
+  }
+}
+
+/** What a user can bring about in a directory of their own, at any moment, by taking away, closing or replacing. */
+const userMadeErrnos = [
+  ...isGone,
+  ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
+];
+
+/** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
+function faultOf({ userPath, name }: AcquireRequest, cause: unknown): unknown {
+  const errno = errnoOf(cause) ?? '';
+  const path = `${userPath}/${name}`;
+  if (errno === 'ENOSPC')
+    return new NodeFault('NO_SPACE', `Cannot create entry "${path}": no space`, { cause });
+  if (errno === 'EDQUOT')
+    return new JobFault('QUOTA_EXCEEDED', `Cannot create entry "${path}": quota used up`, { cause });
+  if (userMadeErrnos.includes(errno)) {
+    return new JobFault('ENTRY_DAMAGED', `Cannot get entry "${path}": the user directory changed meanwhile`, {
+      cause,
+    });
+  }
+  return cause;
+}
+
+async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   const { user, userPath, name, limitMs } = request;
   const path = `${userPath}/${name}`;
   const startedAtMs = performance.now();
