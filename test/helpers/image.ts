@@ -16,7 +16,11 @@ import { command, machineRoot } from './private-machine.ts';
 /** A text is a file of that content, mode 0644. */
 export type TreeItem =
   | string
-  | { readonly content: string | Buffer; readonly mode?: number }
+  | {
+      readonly content: string | Buffer;
+      readonly mode?: number;
+      readonly xattrs?: Readonly<Record<string, string>>;
+    }
   | { readonly directory: true; readonly mode?: number }
   | { readonly symlink: string }
   /** Another path of the tree, further up in it. */
@@ -42,7 +46,7 @@ export function treeOfFiles(count: number, content: string | Buffer = 'x'): Tree
 /**
  * Writes an image; one that is there is replaced by another file.
  *
- * @param modifiedAtS the image file's time; every image gets another by default, as its content and time make its identity
+ * @param options of mksquashfs
  */
 export function makeImage(
   imagePath: string,
@@ -79,6 +83,9 @@ function layOut(root: string, tree: Tree): string[] {
     else if ('link' in item) linkSync(join(root, item.link), path);
     else if ('fifo' in item) command('mkfifo', path);
     else pseudo.push('-p', `${name} ${item.device}`);
+    if (typeof item !== 'string' && 'xattrs' in item)
+      for (const [key, value] of Object.entries(item.xattrs ?? {}))
+        command('setfattr', `--name=${key}`, `--value=${value}`, path);
     if (typeof item !== 'string' && 'mode' in item) modes.push([path, item.mode]);
   }
   for (const [path, mode] of modes) chmodSync(path, mode);

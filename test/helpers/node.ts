@@ -389,11 +389,16 @@ export interface OpenFile {
 
 /** What a process has open; a path that is gone ends in " (deleted)". */
 export function openFiles(pid: number): OpenFile[] {
-  return readdirSync(`/proc/${pid}/fd`).map((name) => ({
-    fd: Number(name),
-    path: readlinkSync(`/proc/${pid}/fd/${name}`),
-    inode: statSync(`/proc/${pid}/fd/${name}`).ino,
-  }));
+  return readdirSync(`/proc/${pid}/fd`).flatMap((name) => {
+    const link = `/proc/${pid}/fd/${name}`;
+    try {
+      return [{ fd: Number(name), path: readlinkSync(link), inode: statSync(link).ino }];
+    } catch (error) {
+      // A program that is just starting has its libraries open for a moment.
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+      throw error;
+    }
+  });
 }
 
 export const lockFileOf = (entry: string): string => join(entry, lockFileName);

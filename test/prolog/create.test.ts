@@ -13,7 +13,7 @@ import {
 import { join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
 import { makeImage, smallTree, treeOfFiles, type Tree } from '../helpers/image.ts';
-import { holders, holds, isAlive, TestNode } from '../helpers/node.ts';
+import { holders, holds, isAlive, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -117,7 +117,7 @@ failure('one that takes longer than create_timeout is ended, and the job runs', 
   using unsquashfs = new HeldProgram('unsquashfs');
   const { exitCode, line } = await node.prolog({ id: 1, user: alice, image: node.image() });
   assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'CREATE_TIMEOUT']);
-  for (const pid of unsquashfs.pids()) assert.not(isAlive(pid));
+  await until('unsquashfs has ended', () => unsquashfs.pids().every((pid) => !isAlive(pid)));
   assert.equal([node.entries(alice), node.partials(alice), holders()], [[], [], []]);
 });
 

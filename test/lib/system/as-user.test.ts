@@ -61,6 +61,9 @@ const ids = (): unknown => [
   process.getgroups?.().sort((a, b) => a - b),
 ];
 
+/** Who this test is when it begins. */
+const ourIds = ids();
+
 const within = inOpenRoot(suite('withUserIds()', { skip: unlessPrivateMachine }));
 
 within('the kernel sees the user, with one group and nothing that root may', () => {
@@ -134,18 +137,20 @@ within('no supplementary group counts, neither the user’s nor ours', () => {
   }
 });
 
+within.after.each(() => {
+  assert.equal(ids(), ourIds);
+});
+
 within('afterwards we are who we were', () => {
-  const before = ids();
   assert.is(
     withUserIds(alice, () => 7),
     7,
   );
-  assert.equal(ids(), before);
+  assert.equal(ids(), ourIds);
   assert.is(readFileSync(file('secret', { uid: 0, gid: 0 }, 0o600), 'utf8'), 'secret');
 });
 
 within('after a throw too', () => {
-  const before = ids();
   assert.throws(
     () =>
       withUserIds(alice, () => {
@@ -153,11 +158,10 @@ within('after a throw too', () => {
       }),
     RangeError,
   );
-  assert.equal(ids(), before);
+  assert.equal(ids(), ourIds);
 });
 
 within('acting as the same user within is no change, as another it is refused', () => {
-  const before = ids();
   withUserIds(alice, () => {
     const inside = ids();
     withUserIds(alice, () => {
@@ -172,13 +176,12 @@ within('acting as the same user within is no change, as another it is refused', 
       assert.equal(ids(), inside);
     }
   });
-  assert.equal(ids(), before);
+  assert.equal(ids(), ourIds);
 });
 
 within('root acts as root with all it has', () => {
-  const before = ids();
   withUserIds({ uid: 0, gid: 0 }, () => {
-    assert.equal(ids(), before);
+    assert.equal(ids(), ourIds);
   });
 });
 

@@ -1,11 +1,15 @@
 /** mounts.ts: an entry in use is found in whatever process's view, and nobody can feign the use of another's. */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { chownSync, mkdirSync, mkdtempSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { entryName } from '../../../lib/core/layout.ts';
 import { asUser } from '../../../lib/system/as-user.ts';
+import { unlessErrno } from '../../../lib/system/errno.ts';
 import { findMountedEntries, readMounts } from '../../../lib/system/mounts.ts';
+import { listProcesses, processUid } from '../../../lib/system/processes.ts';
 import { childEnvironment } from '../../../lib/system/run.ts';
 import {
   alice,
@@ -211,6 +215,30 @@ test.unless(
     assert.equal(mounted(), [used]);
   },
 );
+
+test('of several users who share a view, each counts', async () => {
+  const sleepAs = ({ uid, gid }: TestUser): string =>
+    `setpriv --reuid=${uid} --regid=${gid} --clear-groups sleep infinity`;
+  // Of root nobody is left in it: whoever is met first, the other must be met as well.
+  const pid = await view(
+    'root',
+    `mount --bind ${entryPath(alice, used)} ${root}/point; mount --bind ${entryPath(bob, ofBob)} ${root}/other
+     ${sleepAs(alice)} & echo ready; exec ${sleepAs(bob)}`,
+  );
+  const sharing = (): number[] =>
+    listProcesses().filter((one) => mountNamespace(one) === mountNamespace(pid));
+  try {
+    while (sharing().some((one) => processUid(one) === 0)) await sleep(5);
+    assert.equal(sharing().map(processUid).sort(), [alice.uid, bob.uid]);
+    assert.equal(mounted(), [used, ofBob]);
+  } finally {
+    for (const one of sharing()) process.kill(one, 'SIGKILL');
+  }
+});
+
+function mountNamespace(pid: number): string | undefined {
+  return unlessErrno(['ENOENT', 'ESRCH'], () => readlinkSync(`/proc/${pid}/ns/mnt`));
+}
 
 test('a name is asked for with its user: the same name below another is not meant', async () => {
   await view('root', `mount --bind ${entryPath(alice, used)} ${root}/point`);
