@@ -8,6 +8,8 @@ import { runGc } from './gc.ts';
 /** Exit codes, as in OPERATIONS.md. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
 
+class WrongUsage extends Error {}
+
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
   let exitCode: number = exitCodes.ok;
   const cli = yargs([...parameters])
@@ -50,15 +52,18 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .help()
     .wrap(Math.min(100, process.stdout.columns || 100))
     .exitProcess(false)
-    .fail((message, error) => {
-      // yargs gives a message for wrong usage, and an error for what a command throws.
-      if (error instanceof Error) throw error;
-      process.stderr.write(`container-cache: ${message}\nTry 'container-cache --help'.\n`);
-      exitCode = exitCodes.usage;
+    .fail((message, error: Error | undefined) => {
+      // yargs gives a message for wrong usage, and an error for what a command throws. Unless something is thrown here it
+      // goes on and runs the command, whatever was wrong with its options.
+      throw error ?? new WrongUsage(message);
     });
   try {
     await cli.parseAsync();
   } catch (error) {
+    if (error instanceof WrongUsage) {
+      process.stderr.write(`container-cache: ${error.message}\nTry 'container-cache --help'.\n`);
+      return exitCodes.usage;
+    }
     const isExpected = error instanceof NodeFault || error instanceof JobFault;
     process.stderr.write(`container-cache: ${isExpected ? `${error.code}: ` : ''}${describeError(error)}\n`);
     return exitCodes.failed;

@@ -12,6 +12,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import type { Readable, Writable } from 'node:stream';
 import { systemPath } from '../lib/system/run.ts';
+import { signalIfAlive } from '../test/slurm/command.ts';
 
 const logDirectoryName = 'log';
 const logFileName = 'syslog';
@@ -131,7 +132,8 @@ async function stop(child: ChildProcess, initPid: number, directory: string): Pr
     const exited = once(child, 'exit');
     child.stdin?.end();
     const timer = setTimeout(() => {
-      process.kill(initPid, 'SIGKILL');
+      // It may have ended: to delete a big directory takes longer than that.
+      signalIfAlive(initPid, 'SIGKILL');
     }, stopTimeoutMs);
     await exited;
     clearTimeout(timer);

@@ -175,7 +175,7 @@ export interface SpaceNeed {
 const usualGrowth = 3;
 const tailBytesPerInode = 2048;
 /** Beside the image's own inodes: the partial directory and the lock file. */
-const ownInodes = 2;
+export const ownInodes = 2;
 
 /** Inodes are exact; bytes are a cautious guess, since the superblock does not tell the unpacked size. */
 export function estimateSpace(superblock: Superblock): SpaceNeed {

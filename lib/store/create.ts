@@ -6,12 +6,12 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
-import { estimateSpace, type SpaceNeed, type Superblock } from '../core/image.ts';
+import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
 import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
-import { run } from '../system/run.ts';
+import { CommandFailed, run } from '../system/run.ts';
 import type { Enroot } from './enroot.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
-import { settlePermissions, unpackSquashfs } from './unpack.ts';
+import { isNotExecuted, settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
   readonly user: UserIds;
@@ -95,6 +95,15 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   const estimate = estimateSpace(squashfs.superblock);
   if (fits(context.readUsage(), estimate)) return;
   const need = await measureImage(context.user, squashfs.path, squashfs.superblock, limitMs);
+  const { totalBytes, totalInodes } = context.readUsage();
+  if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
+    // Not the node's fault, and no reason to evict everything: a few bytes of a user can claim any size.
+    throw new JobFault(
+      'UNPACK_FAILED',
+      `Cannot unpack "${squashfs.path}": ${need.bytes} bytes and ${need.inodes} inodes needed, the whole filesystem has ` +
+        `${totalBytes} bytes and ${totalInodes} inodes`,
+    );
+  }
   if (!fits(context.readUsage(), need)) await context.makeRoom(need, limitMs);
   const usage = context.readUsage();
   if (fits(usage, need)) return;
@@ -107,7 +116,12 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
 
 const blockBytes = 4096;
 
-/** Adds up the sizes in the image's listing, each rounded up to a block. */
+/**
+ * Adds up the sizes in the image's listing, each rounded up to a block, and counts its names: no fewer than its inodes, while
+ * the superblock may claim any number.
+ *
+ * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT; NodeFault TOOL_MISSING
+ */
 async function measureImage(
   user: UserIds,
   path: string,
@@ -115,20 +129,29 @@ async function measureImage(
   limitMs: number,
 ): Promise<SpaceNeed> {
   let bytes = 0;
+  let names = 0;
   let rest = '';
-  await run(
-    asUser(user, {
-      file: 'unsquashfs',
-      args: ['-lln', path],
-      timeoutMs: limitMs,
-      onStdout: (chunk) => {
-        const lines = (rest + chunk.toString('latin1')).split('\n');
-        rest = lines.pop() ?? '';
-        for (const line of lines) bytes += listedBytes(line);
-      },
-    }),
-  );
-  return { ...estimateSpace(superblock), bytes };
+  const command = asUser(user, {
+    file: 'unsquashfs',
+    args: ['-lln', path],
+    timeoutMs: limitMs,
+    onStdout: (chunk) => {
+      const lines = (rest + chunk.toString('latin1')).split('\n');
+      rest = lines.pop() ?? '';
+      names += lines.length;
+      for (const line of lines) bytes += listedBytes(line);
+    },
+  });
+  try {
+    await run(command);
+  } catch (cause) {
+    if (!(cause instanceof CommandFailed)) throw cause;
+    const message = `Cannot list "${path}"`;
+    if (isNotExecuted(cause)) throw new NodeFault('TOOL_MISSING', message, { cause });
+    throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
+  }
+  const claimed = estimateSpace(superblock).inodes;
+  return { bytes, inodes: Math.min(claimed, names + ownInodes) };
 }
 
 /** A line like `-rw-r--r-- 0/0   1234 2026-01-02 03:04 squashfs-root/etc/fstab`. */

@@ -90,7 +90,10 @@ function unreadable(path: string, cause: unknown): Error {
       `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
     );
   }
-  if (cause.exitCode === undefined || cause.exitCode > 1 || cause.stderrTail.startsWith('setpriv:')) {
+  // Not by a signal, which the user can send, nor by how a long message ends, which the user's file name can be.
+  const isNotStarted = cause.exitCode === undefined && cause.signal === undefined;
+  const isSetprivs = (cause.exitCode ?? 0) > 1 || /^setpriv: [^\n]{1,200}$/.test(cause.stderrTail);
+  if (isNotStarted || isSetprivs) {
     return new NodeFault('TOOL_MISSING', `Cannot look at "${path}" as its user`, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });

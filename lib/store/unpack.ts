@@ -70,6 +70,11 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
   }
 }
 
+/** setpriv(1) and prlimit(1) exit with 126 or 127 where they cannot execute what they are to run. */
+export function isNotExecuted({ exitCode, signal }: CommandFailed): boolean {
+  return exitCode === undefined ? signal === undefined : exitCode >= 126;
+}
+
 function unpackFault(
   { imagePath, timeoutMs }: UnpackRequest,
   cause: CommandFailed,
@@ -89,7 +94,7 @@ function unpackFault(
   if (text.includes('No space left on device')) {
     return new NodeFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
   }
-  if (cause.exitCode === undefined && cause.signal === undefined) {
+  if (isNotExecuted(cause)) {
     return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
       cause,
     });

@@ -191,10 +191,11 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
       reject(new CommandFailed(command, { exitCode, signal, timedOut, stderrTail, durationMs }, { cause }));
   };
   const timer = setTimeout(() => {
-    child.kill('SIGKILL');
-    // Not until it has ended: in an uninterruptible wait it may never end.
+    // Not until it has ended: in an uninterruptible wait it may never end. A signal that is refused is an 'error' event,
+    // which must not come first.
     child.unref();
     end(undefined, 'SIGKILL', true);
+    child.kill('SIGKILL');
   }, command.timeoutMs);
   child.on('error', (error) => {
     end(undefined, undefined, false, error);

@@ -2,6 +2,7 @@
 // test: timeout 300 s
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
+  chmodSync,
   existsSync,
   lchownSync,
   lstatSync,
@@ -324,6 +325,26 @@ sweep("a user directory that is a symlink, or another user's, is not entered", a
     assert.equal([exitCode, line['partials']], [0, undefined]);
     assert.is(node.partials(alice).length, 1);
     command('rm', '--recursive', node.userPath(alice));
+  }
+});
+
+sweep('a user directory that is closed, or a leftover that is mounted, fails nothing', async () => {
+  await using node = await TestNode.start({ settings: { on_failure: 'fail' } });
+  await node.prolog({ id: 7, user: alice, image: node.image() });
+  const partial = join(node.userPath(alice), leavePartial(node, alice, 7));
+  mount('--types', 'tmpfs', 'tmpfs', partial);
+  try {
+    const mounted = await node.epilog({ id: 7, user: alice });
+    assert.equal([mounted.exitCode, mounted.line['holders']], [0, '1'], mounted.line['reason']);
+  } finally {
+    umount(partial);
+  }
+  await node.prolog({ id: 7, user: alice, image: node.image() });
+  for (const mode of [0o000, 0o500, 0o300]) {
+    chmodSync(node.userPath(alice), mode);
+    const { exitCode, line } = await node.epilog({ id: 7, user: alice });
+    assert.equal([exitCode, line['code']], [0, undefined], line['reason']);
+    assert.equal(holders(), []);
   }
 });
 

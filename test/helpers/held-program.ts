@@ -28,7 +28,7 @@ export class HeldProgram implements Disposable {
     const wait = `: >"${this.#directory}/$$"; while [ -d "${this.#directory}" ] && [ ! -e "${this.#directory}/go" ]; do sleep 0.01; done`;
     this.#replacement = replaceProgram(
       name,
-      `case "$*" in ${where}) ${first}\n${wait}; ${then};; esac\nexec /usr/bin/${name} "$@"`,
+      `case "$*" in ${where.replaceAll(' ', '\\ ')}) ${first}\n${wait}; ${then};; esac\nexec /usr/bin/${name} "$@"`,
     );
   }
 

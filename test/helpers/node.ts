@@ -39,6 +39,8 @@ export interface JobRequest {
   readonly name?: string;
   readonly save?: string;
   readonly workPath?: string;
+  /** A command that runs the program, for example strace. */
+  readonly wrapper?: readonly string[];
   /** Beside Slurm's; undefined takes one of them away. */
   readonly environment?: Readonly<Record<string, string | undefined>>;
 }
@@ -152,7 +154,7 @@ export class TestNode implements AsyncDisposable {
   }
 
   startProlog(job: JobRequest): RunningProgram {
-    return this.#start('prolog', [], jobEnvironment(job, 'prolog_slurmd'));
+    return this.#start('prolog', [], jobEnvironment(job, 'prolog_slurmd'), job.wrapper);
   }
 
   epilog(job: JobRequest): Promise<ProgramResult> {
@@ -176,8 +178,10 @@ export class TestNode implements AsyncDisposable {
     program: string,
     parameters: readonly string[],
     environment: Readonly<Record<string, string | undefined>>,
+    wrapper: readonly string[] = [],
   ): RunningProgram {
-    const child = spawn(join(distDirectory, program), parameters, {
+    const [file = '', ...rest] = [...wrapper, join(distDirectory, program), ...parameters];
+    const child = spawn(file, rest, {
       cwd: '/',
       detached: true,
       env: { CONTAINER_CACHE_CONF: this.configPath, ...environment },

@@ -1,10 +1,9 @@
-/** Making an entry: who makes it, what becomes of failures, which images are served, and registries. */
+/** Making an entry: who makes it, what becomes of failures, and which images are served. */
 // test: timeout 300 s
 import {
   chmodSync,
   existsSync,
   lstatSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   statSync,
@@ -103,7 +102,7 @@ failure(
     await unsquashfs.started();
     running.kill('SIGKILL');
     await running.result;
-    for (const pid of unsquashfs.pids()) assert.not(isAlive(pid));
+    await until('unsquashfs has ended', () => !unsquashfs.pids().some(isAlive));
     assert.is(node.partials(alice).length, 1);
     await node.epilog(job);
     assert.equal(node.partials(alice), []);
@@ -248,113 +247,7 @@ bypass('what the cache does not serve leaves the job alone, and the log says why
   assert.equal([node.entries(alice), holders(), node.leases()], [[], [], []]);
 });
 
-const registry = suite('Prolog: registry images', { skip: unlessPrivateMachine });
-
-/** An enroot of ours: `registry/TAG` has the digest, `registry/TAG.sqsh` the image; no directory, no registry. */
-function standInEnroot(directory: string, version = '4.1.2'): string {
-  const path = join(directory, 'enroot');
-  writeFileSync(
-    path,
-    `#!/bin/sh
-echo "$1" >>${directory}/calls
-tag() { echo "$1" | sed 's/.*://'; }
-case $1 in
-  version) echo ${version}; exit 0;;
-  digest)
-    if [ ${version.charAt(0)} -lt 4 ]; then echo "Usage: enroot COMMAND"; exit 1; fi
-    echo "[INFO] Querying registry" >&2
-    cat ${directory}/registry/"$(tag "$2")" 2>/dev/null || { echo "[ERROR] Could not resolve host" >&2; exit 1; };;
-  import)
-    if [ -e "$3" ]; then echo "[ERROR] File already exists: $3" >&2; exit 1; fi
-    mkdir "$ENROOT_TEMP_PATH/enroot.x" && rmdir "$ENROOT_TEMP_PATH/enroot.x" || exit 1
-    cp ${directory}/registry/"$(tag "$4")".sqsh "$3" 2>/dev/null || { echo "[ERROR] Could not resolve host" >&2; exit 1; };;
-  *) echo "Usage: enroot COMMAND"; exit 1;;
-esac
-`,
-    { mode: 0o755 },
-  );
-  return path;
-}
-
-async function startRegistryNode(settings: Record<string, string> = {}, version?: string) {
-  const directory = join(machineRoot, `registry-${process.hrtime.bigint()}`);
-  mkdirSync(join(directory, 'registry'), { recursive: true });
-  writeFileSync(join(directory, 'calls'), '', { mode: 0o666 });
-  chmodSync(join(directory, 'calls'), 0o666);
-  const node = await TestNode.start({
-    settings: { enroot_path: standInEnroot(directory, version), ...settings },
-  });
-  const push = (tag: string, text: string): void => {
-    writeFileSync(join(directory, 'registry', tag), `sha256:${text.repeat(64)}\n`);
-    makeImage(join(directory, 'registry', `${tag}.sqsh`), { 'etc/text': text });
-  };
-  const calls = (): string[] => readFileSync(join(directory, 'calls'), 'utf8').split('\n').filter(Boolean);
-  const stop = (): void => {
-    command('mv', join(directory, 'registry'), join(directory, 'down'));
-  };
-  return { node, push, calls, stop };
-}
-
-registry('an image is imported once, and a moved tag is another entry', async () => {
-  const { node, push } = await startRegistryNode();
-  await using _node = node;
-  const image = 'reg.example:5000/team/app:latest';
-  push('latest', 'a');
-  const results: (string | undefined)[] = [];
-  for (const id of [1, 2]) results.push((await node.prolog({ id, user: alice, image })).line['result']);
-  push('latest', 'b');
-  const { line } = await node.prolog({ id: 3, user: alice, image });
-  assert.equal([...results, line['result']], ['created', 'reused', 'created']);
-  assert.is(node.entries(alice).length, 2);
-  assert.is(readFileSync(join(node.userPath(alice), line['entry']!, 'etc/text'), 'utf8'), 'b');
-  assert.equal(node.partials(alice), []);
-});
-
-registry(
-  'one that does not answer: the digest seen last is used, with a warning; never seen, the job runs without us',
-  async () => {
-    const { node, push, stop } = await startRegistryNode({ on_failure: 'fail' });
-    await using _node = node;
-    const image = 'docker://reg.example:5000#team/app:latest';
-    push('latest', 'a');
-    await node.prolog({ id: 1, user: alice, image });
-    stop();
-    const again = await node.prolog({ id: 2, user: alice, image });
-    assert.is(again.line['result'], 'reused');
-    assert.match(again.line['reason']!, /registry did not answer/);
-    const unknown = await node.prolog({ id: 3, user: alice, image: 'reg.example:5000/team/other:latest' });
-    assert.equal(
-      [unknown.exitCode, unknown.line['result'], unknown.line['code']],
-      [0, 'failed', 'IMPORT_FAILED'],
-    );
-  },
-);
-
-registry('if-not-present asks nobody about what is there', async () => {
-  const { node, push, calls } = await startRegistryNode({ image_freshness: 'if-not-present' });
-  await using _node = node;
-  const image = 'reg.example:5000/team/app:latest';
-  push('latest', 'a');
-  await node.prolog({ id: 1, user: alice, image });
-  const before = calls().length;
-  push('latest', 'b');
-  assert.is((await node.prolog({ id: 2, user: alice, image })).line['result'], 'reused');
-  assert.is(calls().length, before);
-});
-
-registry('an enroot that tells no digests still serves, by the reference', async () => {
-  const { node, push } = await startRegistryNode({}, '3.5.0');
-  await using _node = node;
-  const image = 'reg.example:5000/team/app:latest';
-  push('latest', 'a');
-  assert.is((await node.prolog({ id: 1, user: alice, image })).line['result'], 'created');
-  const { line } = await node.prolog({ id: 2, user: alice, image });
-  assert.is(line['result'], 'reused');
-  assert.match(line['reason']!, /cannot tell digests/);
-});
-
 race.run();
 failure.run();
 content.run();
 bypass.run();
-registry.run();

@@ -146,6 +146,23 @@ room('that runs out in the middle of an unpack: no entry, nothing left of it, no
   });
 });
 
+room(
+  'for an image larger than the whole disk is not looked for: nothing is evicted, and it is no fault of the node',
+  async () => {
+    await withDisk(limitedInBlocks, { ...noWatermarks, on_failure: 'fail' }, async (node) => {
+      const old = node.plant(bob, { hash: '0000000000000001', usedSecondsAgo: 1000, bytes: 8 * mebibyte });
+      // Not compressed, so that already the estimate asks for too much.
+      const zeros = { content: Buffer.alloc(60 * mebibyte, 'x') };
+      const image = node.image({ zeros }, ['-noD', '-noF', '-no-duplicates']);
+      const { exitCode, line } = await node.prolog({ id: 7, user: alice, image });
+      assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'UNPACK_FAILED'], line['reason']);
+      assert.match(line['reason']!, /the whole filesystem has/);
+      assert.ok(existsSync(old));
+      assert.equal([node.entries(alice), node.partials(alice)], [[], []]);
+    });
+  },
+);
+
 room('that is reserved for root is no room for a user', async () => {
   await withDisk(limitedInBlocks, noWatermarks, async (node) => {
     const { availableBytes, freeBytes } = readUsage(node.basePath);

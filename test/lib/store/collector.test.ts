@@ -177,9 +177,10 @@ const kept = suite('collector: what stays', { skip: unlessPrivateMachine });
 
 const started: ChildProcess[] = [];
 
-kept.after.each(() => {
+function endAll(): void {
   for (const child of started.splice(0)) child.kill('SIGKILL');
-});
+}
+kept.after.each(endAll);
 
 /** Starts a shell script that ends in a `sleep`, and waits until it is there. */
 async function inBackground(
@@ -237,6 +238,8 @@ kept('an entry whose job has ended without an Epilog goes, and so does the recor
   assert.equal([node.entries(alice), node.leases()], [[], []]);
 });
 
+const unshare = ['unshare', '--mount', '--propagation', 'private'];
+
 const overlay = (lower: string): string =>
   `mkdir -p /media/u /media/w; mount -t overlay -o "lowerdir=${lower},upperdir=/media/u,workdir=/media/w,userxattr" overlay /srv`;
 
@@ -247,7 +250,6 @@ kept('an entry that is mounted in any namespace: bound, or the lower layer of an
   const inside = node.plant(alice, { hash: hash(3), usedSecondsAgo: 1000 });
   const free = node.plant(alice, { hash: hash(4), usedSecondsAgo: 1000 });
   mkdirSync(join(inside, 'usr'));
-  const unshare = ['unshare', '--mount', '--propagation', 'private'];
   const users = [
     await inBackground(unshare, 'mount --bind "$1" /srv', bound),
     await inBackground(unshare, `mount -t tmpfs tmpfs /media; ${overlay('$1')}`, below),
@@ -353,6 +355,7 @@ kept('what is no entry of ours, in the base and in a user directory', async () =
   // In the base: root's directory, a file, and a symlink named like a user's, and numbers that are no uid.
   mkdirSync(join(node.basePath, '59003'));
   mkdirSync(join(node.basePath, '59003', `pyxis_cache_u59003_${hash(1)}`));
+  chownSync(join(node.basePath, '59003', `pyxis_cache_u59003_${hash(1)}`), 59003, 59003);
   writeFileSync(join(node.basePath, '59004'), '');
   mkdirSync(join(precious, `pyxis_cache_u59005_${hash(1)}`));
   command('chown', '--recursive', '59005', precious);
@@ -515,6 +518,8 @@ gone.run();
 
 const races = suite('collector: races', { skip: unlessPrivateMachine });
 
+races.after.each(endAll);
+
 races('an entry that is used, leased or mounted after the plan stays', async () => {
   await using node = await TestNode.start({ settings: everything });
   const image = node.image();
@@ -528,7 +533,8 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
   setUsed(leased!, 1000);
   const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 9000 });
   const used = node.plant(alice, { hash: hash(2), usedSecondsAgo: 2000 });
-  const last = node.plant(alice, { hash: hash(3), usedSecondsAgo: 500 });
+  const mounted = node.plant(alice, { hash: hash(3), usedSecondsAgo: 700 });
+  const last = node.plant(alice, { hash: hash(4), usedSecondsAgo: 500 });
   using deletions = new HeldProgram('rm');
   const collection = node.startGc('--force', '--json');
   await deletions.started();
@@ -536,15 +542,17 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
   assert.not(existsSync(first));
   assert.is(node.trash().length, 1);
   utimesSync(used, new Date(), new Date());
+  const container = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
   const { line } = await node.prolog({ id: 3, user: bob, image });
   assert.is(line['result'], 'reused');
   deletions.letGo();
   const { stdout } = await collection.result;
   const { kept: reasons } = JSON.parse(stdout) as { kept: unknown };
-  assert.equal(reasons, { leased: 1, used: 1 });
+  await end(container);
+  assert.equal(reasons, { leased: 1, used: 1, mounted: 1 });
   assert.equal(
-    [leased!, used, last].map((path) => existsSync(path)),
-    [true, true, false],
+    [leased!, used, mounted, last].map((path) => existsSync(path)),
+    [true, true, true, false],
   );
 });
 
@@ -556,8 +564,8 @@ races('a collector killed in a deletion leaves trash, which the next one deletes
     const collection = node.startGc('--force');
     await deletions.started();
     collection.kill('SIGKILL');
-    // Also proves that the deletion died with it: it has the output's pipe open.
     await collection.result;
+    await until('the deletion has ended with it', () => deletions.pids().every((pid) => !isAlive(pid)));
   }
   assert.not(existsSync(entry));
   assert.is(node.trash().length, 1);
