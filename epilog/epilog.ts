@@ -12,8 +12,11 @@ import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
 import { entryPath, parsePartialName, userPath } from '../lib/core/layout.ts';
+import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
+  exitCodeOf,
+  logSettingsOf,
   requireSettings,
   type ParsedSettings,
   type Settings,
@@ -21,12 +24,14 @@ import {
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease } from '../lib/store/lease.ts';
-import { moveToTrash } from '../lib/store/trash.ts';
-import { findUserDirectory, hasMounts, openBase, openTrash } from '../lib/store/user-directory.ts';
+import { moveNamesToTrash } from '../lib/store/trash.ts';
+import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector } from '../lib/system/background.ts';
+import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { isGone, unlessErrno } from '../lib/system/errno.ts';
+import { unlessErrno } from '../lib/system/errno.ts';
+import { readMounts } from '../lib/system/mounts.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
 
@@ -44,9 +49,7 @@ interface Report {
 export async function runEpilog(environment: Environment = process.env): Promise<number> {
   process.umask(0o022);
   const parsed = readSettings(environment);
-  const log = openLog(
-    parsed.settings ?? { logTarget: parsed.logTarget, logLevel: 'info', syslogFacility: 'daemon' },
-  );
+  const log = openLog(logSettingsOf(parsed));
   const report: Report = {
     entries: [],
     holdersStopped: 0,
@@ -84,7 +87,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
     },
   );
   await log.flush();
-  return isNodeFault && parsed.onFailure === 'fail' ? 1 : 0;
+  return exitCodeOf(errors, parsed.onFailure);
 }
 
 function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, report: Report): void {
@@ -118,7 +121,7 @@ function attempt(report: Report, step: () => void): void {
 function markUsed(job: Job, settings: Settings | undefined, runtimePath: string): void {
   const record = readLease(runtimePath, job.jobId);
   if (record === undefined || settings === undefined) return;
-  if (hasMounts(userPath(settings.basePath, record.uid))) return;
+  if (hasMounts(userPath(settings.basePath, record.uid), readMounts())) return;
   const user = { uid: record.uid, gid: job.gid };
   for (const name of record.entries) touchEntry(user, entryPath(settings.basePath, record.uid, name));
 }
@@ -137,7 +140,7 @@ function sweepBase(job: Job, settings: Settings, environment: Environment, repor
 }
 
 /** Partial directories that this job's Prolog left when it was killed; whoever made them died with it. */
-function removePartials(job: Job, base: ReturnType<typeof openBase>): number {
+function removePartials(job: Job, base: Directory): number {
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return 0;
   try {
@@ -147,12 +150,7 @@ function removePartials(job: Job, base: ReturnType<typeof openBase>): number {
     );
     const partials = (names ?? []).filter((name) => parsePartialName(name)?.jobId === job.jobId);
     if (partials.length === 0) return 0;
-    const trash = openTrash(base);
-    try {
-      for (const name of partials) unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
-    } finally {
-      closeSync(trash.fd);
-    }
+    moveNamesToTrash(base, userDirectory, partials);
     return partials.length;
   } finally {
     closeSync(userDirectory.fd);

@@ -11,7 +11,14 @@ import { describeError, faultCode, JobFault, NodeFault, type JobFaultCode } from
 import { parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { entryName } from '../lib/core/layout.ts';
-import { createLimitMs, requireSettings, type LogLevel, type Settings } from '../lib/core/settings.ts';
+import {
+  createLimitMs,
+  exitCodeOf,
+  logSettingsOf,
+  requireSettings,
+  type LogLevel,
+  type Settings,
+} from '../lib/core/settings.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
 import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
@@ -44,9 +51,7 @@ interface Outcome {
 export async function runProlog(environment: Environment = process.env): Promise<number> {
   process.umask(0o022);
   const parsed = readSettings(environment);
-  const log = openLog(
-    parsed.settings ?? { logTarget: parsed.logTarget, logLevel: 'info', syslogFacility: 'daemon' },
-  );
+  const log = openLog(logSettingsOf(parsed));
   let job: Job | undefined;
   let outcome: Outcome;
   try {
@@ -58,9 +63,7 @@ export async function runProlog(environment: Environment = process.env): Promise
   }
   logOutcome(log, outcome);
   await log.flush();
-  return outcome.error === undefined || outcome.error instanceof JobFault || parsed.onFailure === 'continue'
-    ? 0
-    : 1;
+  return exitCodeOf(outcome.error === undefined ? [] : [outcome.error], parsed.onFailure);
 }
 
 type Prepared = Pick<Outcome, 'acquired' | 'warning'>;

@@ -3,7 +3,7 @@
  *
  * Apart from prolog.ts so that a warm Prolog does not load it.
  */
-import { closeSync, mkdirSync } from 'node:fs';
+import { mkdirSync } from 'node:fs';
 import { hashReference } from '../lib/core/image-hash.ts';
 import { parseDigest, type RegistryImage } from '../lib/core/image.ts';
 import type { Job } from '../lib/core/job.ts';
@@ -14,8 +14,7 @@ import { fillRootfs, type CreateContext } from '../lib/store/create.ts';
 import { openEnroot } from '../lib/store/enroot.ts';
 import type { EntryCreator } from '../lib/store/entry.ts';
 import { resolveRegistry, type ImageSource, type RegistrySource } from '../lib/store/image-source.ts';
-import { moveToTrash } from '../lib/store/trash.ts';
-import { openTrash } from '../lib/store/user-directory.ts';
+import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { withUserIds, type UserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
@@ -108,19 +107,10 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     fill: (partialPath, rootfsPath, limitMs) => fillRootfs(context, partialPath, rootfsPath, limitMs),
     isMounted: (name) => findMountedEntries(base.path)(job.uid, name),
     discard: (name) => {
-      discard(base, userDirectory, name);
+      moveNamesToTrash(base, userDirectory, [name]);
       startBackgroundCollector(configPath);
     },
   };
-}
-
-function discard(base: Directory, userDirectory: Directory, name: string): void {
-  const trash = openTrash(base);
-  try {
-    unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
-  } finally {
-    closeSync(trash.fd);
-  }
 }
 
 const progressIntervalMs = 30_000;

@@ -43,11 +43,6 @@ export function readJob(environment: Environment): Job {
   };
 }
 
-/** All that an Epilog needs; it must work for jobs whose options are nonsense. */
-export function readJobId(environment: Environment): number {
-  return requiredId(environment, 'SLURM_JOB_ID', 1);
-}
-
 function readContainerOptions(environment: Environment): ContainerOptions | undefined {
   const image = option(environment, 'container_image');
   if (image === undefined) return undefined;

@@ -74,6 +74,14 @@ export function mountPointsBelow(path: string, mounts: readonly Mount[]): string
 }
 
 /**
+ * Whether something is mounted on a directory or below it. A user may mount a filesystem of their own (FUSE) in their own
+ * directory; it refuses us, or its server never answers.
+ */
+export function hasMounts(path: string, mounts: readonly Mount[]): boolean {
+  return mounts.some((mount) => isWithin(mount.mountPoint, path));
+}
+
+/**
  * Which entries some mounts use, be it as a root (a bind mount) or as a lower layer of an overlay.
  *
  * @param basePath the base as its users name it, which is how an overlay's options show it

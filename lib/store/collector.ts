@@ -11,16 +11,7 @@
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */
-import {
-  closeSync,
-  constants,
-  fchmodSync,
-  fstatSync,
-  lstatSync,
-  readdirSync,
-  rmSync,
-  type Stats,
-} from 'node:fs';
+import { closeSync, constants, fchmodSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
@@ -38,7 +29,7 @@ import {
   collectorLockName,
   createLockName,
   isEntryNameOf,
-  lockFileName,
+  lockPath,
   parseCreateLockName,
   parseIdName,
   parsePartialName,
@@ -49,7 +40,7 @@ import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { openRegularFile, readStart } from '../system/files.ts';
+import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
@@ -250,7 +241,7 @@ function lookAtEntry(
 /** @returns undefined if the entry has no lock file that is a regular file */
 function openEntryLock(directory: Directory, name: string): number | undefined {
   try {
-    return openRegularFile(`${inDirectory(directory, name)}/${lockFileName}`);
+    return openRegularFile(lockPath(inDirectory(directory, name)));
   } catch {
     return undefined;
   }
@@ -316,13 +307,10 @@ function moveEntryAway(
     // From here on nobody can hold the entry; but somebody may have held and released it since the plan.
     const now: Stats | undefined = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
     if (now === undefined) return { kept: 'gone' };
-    if (
-      !withUserIds(user, () =>
-        isPathOf(lock, [`${path}/${lockFileName}`, inDirectory(userDirectory, createLockName(name))]),
-      )
-    ) {
+    const lockPaths = [lockPath(path), inDirectory(userDirectory, createLockName(name))];
+    // EACCES: a closed entry, whose lock file nobody can reach.
+    if (!withUserIds(user, () => lockPaths.some((one) => leadsTo(one, lock, ['EACCES']))))
       return { kept: 'replaced' };
-    }
     const mounted = findMountedEntries(basePath)(user.uid, name);
     const reason = keepReason(
       { ...entry, leased: false, mounted, usedAtMs: now.mtimeMs },
@@ -335,16 +323,6 @@ function moveEntryAway(
   } finally {
     closeSync(lock);
   }
-}
-
-/** Whether one of the paths still leads to the open file. */
-function isPathOf(fd: number, paths: readonly string[]): boolean {
-  const file = fstatSync(fd);
-  return paths.some((path) => {
-    // EACCES: a closed entry, whose lock file nobody can reach.
-    const now = unlessErrno([...isGone, 'EACCES'], () => lstatSync(path));
-    return now?.ino === file.ino && now.dev === file.dev;
-  });
 }
 
 /** What crashes left behind. */
@@ -389,7 +367,7 @@ function sweepCreator(
   const lock = withUserIds(user, () => openRegularFile(lockFile, constants.O_CREAT));
   try {
     if (!tryFlock(lock, 'exclusive')) return;
-    if (!withUserIds(user, () => isPathOf(lock, [lockFile]))) return;
+    if (!withUserIds(user, () => leadsTo(lockFile, lock))) return;
     for (const name of names) {
       if (parsePartialName(name)?.entry === entry) unlessErrno(isGone, () => moveToTrash(directories, name));
     }

@@ -8,6 +8,7 @@ import { JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
 import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
+import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import type { Enroot } from './enroot.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
@@ -95,7 +96,8 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   const estimate = estimateSpace(squashfs.superblock);
   if (fits(context.readUsage(), estimate)) return;
   const need = await measureImage(context.user, squashfs.path, squashfs.superblock, limitMs);
-  const { totalBytes, totalInodes } = context.readUsage();
+  const before = context.readUsage();
+  const { totalBytes, totalInodes } = before;
   if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
     // Not the node's fault, and no reason to evict everything: a few bytes of a user can claim any size.
     throw new JobFault(
@@ -104,7 +106,7 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
         `${totalBytes} bytes and ${totalInodes} inodes`,
     );
   }
-  if (!fits(context.readUsage(), need)) await context.makeRoom(need, limitMs);
+  if (!fits(before, need)) await context.makeRoom(need, limitMs);
   const usage = context.readUsage();
   if (fits(usage, need)) return;
   throw new NodeFault(
@@ -130,17 +132,14 @@ async function measureImage(
 ): Promise<SpaceNeed> {
   let bytes = 0;
   let names = 0;
-  let rest = '';
   const command = asUser(user, {
     file: 'unsquashfs',
     args: ['-lln', path],
     timeoutMs: limitMs,
-    onStdout: (chunk) => {
-      const lines = (rest + chunk.toString('latin1')).split('\n');
-      rest = lines.pop() ?? '';
-      names += lines.length;
-      for (const line of lines) bytes += listedBytes(line);
-    },
+    onStdout: splitLines((line) => {
+      names++;
+      bytes += listedBytes(line);
+    }, 'latin1').add,
   });
   try {
     await run(command);

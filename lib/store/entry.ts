@@ -12,7 +12,6 @@
 import {
   closeSync,
   constants,
-  fstatSync,
   lstatSync,
   mkdirSync,
   renameSync,
@@ -26,7 +25,7 @@ import { createLockName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { openRegularFile } from '../system/files.ts';
+import { leadsTo, openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
 import { holdEntry, type HeldEntry } from './held-entry.ts';
@@ -144,9 +143,7 @@ async function takeCreateLock(
         }
       }
       // The collector removes the lock files of entries that are gone: one that was removed locks nothing.
-      const now = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
-      const locked = fstatSync(fd);
-      isOurs = now?.ino === locked.ino && now.dev === locked.dev;
+      isOurs = withUserIds(user, () => leadsTo(path, fd));
       if (isOurs) return { fd, waited };
     } finally {
       if (!isOurs) closeSync(fd);

@@ -12,11 +12,11 @@ import { closeSync, fstatSync, futimesSync, lstatSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { JobFault } from '../core/faults.ts';
 import { lockPath } from '../core/layout.ts';
-import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
+import { hasMounts, type Mount } from '../core/mountinfo.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { withDirectory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { openRegularFile } from '../system/files.ts';
+import { leadsTo, openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 
 export interface HeldEntry {
@@ -44,8 +44,7 @@ export async function holdEntry(
   name: string,
   mounts: readonly Mount[],
 ): Promise<HeldEntry | undefined> {
-  // A user may mount a filesystem of their own on their own directory, and its server need never answer.
-  if (mountPointsBelow(path, mounts).length > 0 || mounts.some((mount) => mount.mountPoint === path)) {
+  if (hasMounts(path, mounts)) {
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
   }
   const deadlineMs = performance.now() + evictionLimitMs;
@@ -82,8 +81,7 @@ function tryHold(user: UserIds, path: string): Attempt {
     }
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
-    const now = unlessErrno(isGone, () => lstatSync(lockPath(path)));
-    isHeld = now?.ino === locked.ino && now.dev === locked.dev;
+    isHeld = leadsTo(lockPath(path), fd);
     return isHeld ? { fd } : 'refused';
   } finally {
     if (!isHeld) closeSync(fd);

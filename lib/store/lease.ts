@@ -5,7 +5,7 @@
  * hands the descriptors to a holder, a process that only sleeps, and the Epilog stops it:
  *
  *   1. Prolog: flock each lock file shared, start the holder, write the record.
- *   2. Epilog: read the record, stop the holder if it still is that process, remove the record.
+ *   2. Epilog: stop every process of root that says in its environment that it is the job's holder, remove the record.
  *   3. Collector: an exclusive flock that is refused means: in use.
  *
  * The holder exists before the record: a crash between the two leaves a holder without a record, which the Epilog finds
@@ -143,7 +143,7 @@ export function releaseLease(
   return { record, stopped };
 }
 
-/** All living holders of a job: the recorded one, and those a crash left without a record. */
+/** All living holders of a job, also those that a crash left without a record. */
 function findHolders(jobId: number): Holder[] {
   return listProcesses().flatMap((pid) => {
     const startTicks = isHolderOf(jobId, pid) ? processStartTicks(pid) : undefined;

@@ -4,10 +4,12 @@
  * The rename takes a tree away at once and whole, however long the deletion takes or whoever kills it; what is left in
  * the trash is deleted by the next collector.
  */
-import { readdirSync, renameSync } from 'node:fs';
+import { closeSync, readdirSync, renameSync } from 'node:fs';
 import { inDirectory, type Directory } from '../system/directory.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
 import { run } from '../system/run.ts';
 import { uniqueHex } from '../system/unique.ts';
+import { openTrash } from './user-directory.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
 export interface TrashContext {
@@ -25,6 +27,16 @@ export function moveToTrash({ userDirectory, trash }: TrashContext, name: string
   const trashed = `${name.replace(/^\.+/, '')}.${uniqueHex()}`;
   renameSync(inDirectory(userDirectory, name), inDirectory(trash, trashed));
   return trashed;
+}
+
+/** Moves names of a user directory into the trash of the base; those that are gone need no moving. */
+export function moveNamesToTrash(base: Directory, userDirectory: Directory, names: readonly string[]): void {
+  const trash = openTrash(base);
+  try {
+    for (const name of names) unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
+  } finally {
+    closeSync(trash.fd);
+  }
 }
 
 export const listTrash = (trash: Directory): string[] => readdirSync(`/proc/self/fd/${trash.fd}`);

@@ -10,6 +10,7 @@ import { JobFault, NodeFault } from '../core/faults.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { errnoOf } from '../system/errno.ts';
+import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 
 export interface UnpackRequest {
@@ -55,9 +56,7 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
       const percent = /(\d{1,3})%[^%]*$/.exec(chunk.toString('latin1'))?.[1];
       if (percent !== undefined) request.onPercent(Number(percent));
     },
-    onStderr: (chunk) => {
-      complaints.add(chunk.toString('utf8'));
-    },
+    onStderr: complaints.add,
     onStart: makeKillable,
   });
   try {
@@ -108,25 +107,18 @@ function unpackFault(
  * symlink that found no space, and an entry without it must not be published.
  */
 class ComplaintFilter {
-  #rest = '';
   #first: string | undefined;
-
-  add(text: string): void {
-    const lines = (this.#rest + text).split('\n');
-    this.#rest = lines.pop() ?? '';
-    for (const line of lines) this.#see(line);
-  }
-
-  end(): string | undefined {
-    this.#see(this.#rest);
-    this.#rest = '';
-    return this.#first;
-  }
-
-  #see(line: string): void {
+  readonly #lines = splitLines((line) => {
     const text = line.trim();
     if (text === '' || deviceOmission.test(text)) return;
     this.#first ??= text.slice(0, longestKeptLine);
+  }, 'utf8');
+
+  readonly add = this.#lines.add;
+
+  end(): string | undefined {
+    this.#lines.end();
+    return this.#first;
   }
 }
 
@@ -185,7 +177,6 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
   let blocks = 0;
   let inodes = 0;
   const linked = new Set<string>();
-  let rest = '';
   const count = (line: string): void => {
     const [size, inode] = line.split(' ');
     if (inode !== undefined && linked.has(inode)) return;
@@ -198,11 +189,7 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
       file: 'find',
       args,
       timeoutMs,
-      onStdout: (chunk) => {
-        const lines = (rest + chunk.toString('latin1')).split('\n');
-        rest = lines.pop() ?? '';
-        for (const line of lines) count(line);
-      },
+      onStdout: splitLines(count, 'latin1').add,
     }),
   ).catch((cause: unknown) => {
     throw new JobFault('UNPACK_FAILED', `Cannot set the permissions of "${path}"`, { cause });

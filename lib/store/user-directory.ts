@@ -18,7 +18,7 @@ import {
 import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { trashName } from '../core/layout.ts';
-import { missingMounts, mountPointsBelow, type Mount } from '../core/mountinfo.ts';
+import { hasMounts, missingMounts } from '../core/mountinfo.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
@@ -109,14 +109,6 @@ function checkMounted(basePath: string): void {
 }
 
 /**
- * Whether something is mounted on a directory or below it. A user may mount a filesystem of their own (FUSE) in their own
- * directory; it refuses us, or its server never answers.
- */
-export function hasMounts(path: string, mounts: readonly Mount[] = readMounts()): boolean {
-  return mountPointsBelow(path, mounts).length > 0 || mounts.some((mount) => mount.mountPoint === path);
-}
-
-/**
  * Opens `<base>/<uid>`, mode 0700, made for the user if it is not there.
  *
  * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made; JobFault ENTRY_DAMAGED for
@@ -124,7 +116,7 @@ export function hasMounts(path: string, mounts: readonly Mount[] = readMounts())
  */
 export function openUserDirectory(base: Directory, user: UserIds): Directory {
   const name = String(user.uid);
-  if (hasMounts(`${base.path}/${name}`)) {
+  if (hasMounts(`${base.path}/${name}`, readMounts())) {
     throw new JobFault(
       'ENTRY_DAMAGED',
       `Cannot use user directory "${base.path}/${name}": something is mounted on it or in it`,
@@ -150,7 +142,7 @@ export function openUserDirectory(base: Directory, user: UserIds): Directory {
 
 /** The same, but only if it is there, the user's, and without mounts: nothing is made or changed. */
 export function findUserDirectory(base: Directory, uid: number): Directory | undefined {
-  if (hasMounts(`${base.path}/${uid}`)) return undefined;
+  if (hasMounts(`${base.path}/${uid}`, readMounts())) return undefined;
   const directory = unlessErrno(isGone, () =>
     openDirectory(inDirectory(base, String(uid)), `${base.path}/${uid}`),
   );

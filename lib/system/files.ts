@@ -7,6 +7,7 @@ import {
   fchmodSync,
   fchownSync,
   fstatSync,
+  lstatSync,
   openSync,
   readSync,
   renameSync,
@@ -34,6 +35,17 @@ export function openRegularFile(path: string, extraFlags = 0, mode = 0o600): num
     closeSync(fd);
     throw error;
   }
+}
+
+/**
+ * Whether a path leads to an open file: whoever locks a file that others rename or replace looks so after the lock.
+ *
+ * @param refusals error numbers that mean "no" beside those of a path that is gone
+ */
+export function leadsTo(path: string, fd: number, refusals: readonly string[] = []): boolean {
+  const file = fstatSync(fd);
+  const now = unlessErrno([...isGone, ...refusals], () => lstatSync(path));
+  return now?.ino === file.ino && now.dev === file.dev;
 }
 
 const firstReadBytes = 4096;

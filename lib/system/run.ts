@@ -1,8 +1,8 @@
 /**
  * Running other programs: bounded in time and output, with a fixed environment, and never outliving us.
  *
- * Each command starts through setpriv(1), which asks the kernel to kill it when we die (`--pdeathsig`) and, for a
- * command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
+ * What may take long starts through setpriv(1) (as-user.ts, trash.ts), which asks the kernel to kill it when we die
+ * (`--pdeathsig`) and, for a command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
  * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
  */
 import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';

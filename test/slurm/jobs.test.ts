@@ -2,7 +2,7 @@
 // test: timeout 400 s
 // test: serial
 
-import { copyFileSync, existsSync, readdirSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { build, distDirectory } from '../../build/build.ts';
 import { makeImage, treeOfFiles } from '../helpers/image.ts';
@@ -82,10 +82,41 @@ async function prologResults(cluster: Cluster, path: string): Promise<string[]> 
 
 const srun = ['srun', '--ntasks=1'];
 
+async function runJob(cluster: Cluster, user: string, path: string): Promise<void> {
+  const { exitCode, stderr } = await cluster.run(user, [...srun, `--container-image=${path}`, 'true']);
+  assert.is(exitCode, 0, stderr);
+}
+
+const uidOf = (cluster: Cluster, name: string): number =>
+  cluster.users.find((user) => user.name === name)?.uid ?? 0;
+
+/**
+ * Lets usera's next Prolog with this image wait: its entry is made, so that its name is known, and removed, and its create
+ * lock is held.
+ *
+ * @returns what resolves when the lock is free again; not the promise itself, which awaiting this would await
+ */
+async function blockCreation(
+  cluster: Cluster,
+  path: string,
+  seconds: number,
+): Promise<{ readonly released: Promise<unknown> }> {
+  const directory = `${cluster.root}/data/${uidOf(cluster, 'usera')}`;
+  const before = new Set(readdirSync(directory));
+  await runJob(cluster, 'usera', path);
+  const entry = readdirSync(directory).find((name) => name.startsWith('pyxis_cache_') && !before.has(name));
+  assert.ok(entry);
+  rmSync(`${directory}/${entry}`, { recursive: true });
+  const hold = ['sh', '-c', 'echo locked; sleep "$1"', 'sh', String(seconds)];
+  const blocker = cluster.start('usera', ['flock', `${directory}/.${entry}.create.lock`, ...hold]);
+  while (!blocker.output().stdout.includes('locked')) await new Promise((resolve) => setTimeout(resolve, 20));
+  return { released: blocker.result };
+}
+
 test('the first job creates the entry and the second reuses it, and both see it in their environment', async (state) => {
   const cluster = requireCluster(state);
   const path = image(cluster, 'twice');
-  const uid = cluster.users.find((user) => user.name === 'usera')?.uid ?? 0;
+  const uid = uidOf(cluster, 'usera');
   for (const result of ['created', 'reused']) {
     const { stdout, stderr, exitCode } = await cluster.run('usera', [
       ...srun,
@@ -109,10 +140,7 @@ test('the first job creates the entry and the second reuses it, and both see it 
 test('another user gets an entry of their own', async (state) => {
   const cluster = requireCluster(state);
   const path = image(cluster, 'shared');
-  for (const user of ['usera', 'userb']) {
-    const { exitCode } = await cluster.run(user, [...srun, `--container-image=${path}`, 'true']);
-    assert.is(exitCode, 0);
-  }
+  for (const user of ['usera', 'userb']) await runJob(cluster, user, path);
   await assertClean(cluster);
   assert.equal(await prologResults(cluster, path), ['created', 'created']);
 });
@@ -122,10 +150,7 @@ test('an image that only a supplementary group may read is cached for its member
   const path = image(cluster, 'grouped');
   await cluster.exec(['chown', 'root:imagereaders', path]);
   await cluster.exec(['chmod', '0640', path]);
-  for (const user of ['usera', 'userb']) {
-    const { exitCode } = await cluster.run(user, [...srun, `--container-image=${path}`, 'true']);
-    assert.is(exitCode, 0);
-  }
+  for (const user of ['usera', 'userb']) await runJob(cluster, user, path);
   await assertClean(cluster);
   assert.equal(await prologResults(cluster, path), ['created', 'bypassed']);
 });
@@ -217,30 +242,10 @@ test('a requeued job gets a lease again, and only one', async (state) => {
 test('a Prolog that waits longer than BatchStartTimeout does not lose its job', async (state) => {
   const cluster = requireCluster(state);
   const path = image(cluster, 'slow');
-  const uid = cluster.users.find((user) => user.name === 'usera')?.uid ?? 0;
-  const before = new Set(readdirSync(`${cluster.root}/data/${uid}`));
-  await cluster.run('usera', [...srun, `--container-image=${path}`, 'true']);
-  const entry =
-    readdirSync(`${cluster.root}/data/${uid}`).find(
-      (name) => name.startsWith('pyxis_cache_') && !before.has(name),
-    ) ?? '';
-  // Without the entry the Prolog must create it, for which it waits for whoever holds the create lock.
-  renameSync(`${cluster.root}/data/${uid}/${entry}`, `${cluster.root}/gone`);
-  rmSync(`${cluster.root}/gone`, { recursive: true });
-  const lock = `${cluster.root}/data/${uid}/.${entry}.create.lock`;
-  const blocker = cluster.start('usera', [
-    'flock',
-    lock,
-    'sh',
-    '-c',
-    'echo locked; sleep "$1"',
-    'sh',
-    String(2 * batchStartTimeoutSeconds),
-  ]);
-  while (!blocker.output().stdout.includes('locked')) await new Promise((resolve) => setTimeout(resolve, 20));
+  const blocker = await blockCreation(cluster, path, 2 * batchStartTimeoutSeconds);
   const jobId = await cluster.sbatch('usera', [`--container-image=${path}`], '#!/bin/sh\ntrue\n');
   const { state: end, exitCode } = await cluster.waitForJob(jobId, 60_000);
-  await blocker.result;
+  await blocker.released;
   assert.equal([end, exitCode], ['COMPLETED', 0]);
   await assertClean(cluster);
   assert.equal(await prologResults(cluster, path), ['created', 'created']);
@@ -249,22 +254,12 @@ test('a Prolog that waits longer than BatchStartTimeout does not lose its job', 
 test('a job cancelled while its Prolog waits leaves nothing behind', async (state) => {
   const cluster = requireCluster(state);
   const path = image(cluster, 'cancelled');
-  const uid = cluster.users.find((user) => user.name === 'usera')?.uid ?? 0;
-  const before = new Set(readdirSync(`${cluster.root}/data/${uid}`));
-  await cluster.run('usera', [...srun, `--container-image=${path}`, 'true']);
-  const entry =
-    readdirSync(`${cluster.root}/data/${uid}`).find(
-      (name) => name.startsWith('pyxis_cache_') && !before.has(name),
-    ) ?? '';
-  rmSync(`${cluster.root}/data/${uid}/${entry}`, { recursive: true });
-  const lock = `${cluster.root}/data/${uid}/.${entry}.create.lock`;
-  const blocker = cluster.start('usera', ['flock', lock, 'sh', '-c', 'echo locked; sleep 4']);
-  while (!blocker.output().stdout.includes('locked')) await new Promise((resolve) => setTimeout(resolve, 20));
+  const blocker = await blockCreation(cluster, path, 4);
   const jobId = await cluster.sbatch('usera', [`--container-image=${path}`], '#!/bin/sh\nsleep 60\n');
   await cluster.waitForJobState(jobId, ['CONFIGURING', 'RUNNING']);
   await cluster.run('usera', ['scancel', jobId]);
   const { state: end } = await cluster.waitForJob(jobId, 60_000);
-  await blocker.result;
+  await blocker.released;
   assert.is(end, 'CANCELLED');
   await assertClean(cluster);
 });
