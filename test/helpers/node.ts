@@ -287,7 +287,12 @@ export class TestNode implements AsyncDisposable {
 
   /** Resolves when no collector runs in the background any more. */
   async settle(): Promise<void> {
-    await until('the background collectors have ended', () => backgroundCollectors().length === 0);
+    // While one program of the chain to the collector executes the next, its command line is empty for a moment.
+    let looksWithout = 0;
+    await until('the background collectors have ended', () => {
+      looksWithout = backgroundCollectors().length === 0 ? looksWithout + 1 : 0;
+      return looksWithout === 5;
+    });
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

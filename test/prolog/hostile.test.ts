@@ -279,8 +279,6 @@ for (const phase of ['before', 'after'] as const) {
           if (owner !== alice) assert.is(listing(precious), before);
           assert.ok(lstatSync(precious).isDirectory());
           await node.settle();
-          // What a collector that was just ending did not see is the next one's.
-          await node.gc();
           assert.equal([node.partials(alice), node.trash()], [[], []]);
           assert.is((await node.epilog({ id: 2, user: alice })).exitCode, 0);
         },
@@ -334,8 +332,6 @@ for (const phase of ['before', 'after'] as const) {
         );
         assert.is(holders().length, result.line['result'] === 'created' ? 1 : 0);
         await node.settle();
-        // What a collector that was just ending did not see is the next one's.
-        await node.gc();
         assert.equal(node.trash(), []);
         assert.is((await node.epilog({ id: 2, user: alice })).exitCode, 0);
       },
@@ -369,8 +365,6 @@ creating('a process of the user that stays in the partial directory keeps nothin
     unsquashfs.letGo();
     assertHarmless(await prolog.result, 'UNPACK_FAILED');
     await node.settle();
-    // What a collector that was just ending did not see is the next one's.
-    await node.gc();
     assert.equal([node.partials(alice), node.trash()], [[], []]);
   } finally {
     closeSync(inside);
