@@ -19,6 +19,11 @@ async function runProgram(): Promise<number> {
       return runEpilog();
     }
     default: {
+      if (parameters[0] === 'acquire' && !parameters.includes('--help')) {
+        // Each container start waits for it: without yargs, which would take as long as all the rest.
+        const { runAcquire } = await import('./enroot/acquire.ts');
+        return runAcquire(parameters.slice(1), process.env);
+      }
       const { runAdmin } = await import('./admin/cli.ts');
       return runAdmin(parameters);
     }

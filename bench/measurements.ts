@@ -423,7 +423,7 @@ async function takeCrowdLeases(node: Node, entries: readonly CrowdEntry[]): Prom
     const job = { jobId: firstCrowdJobId + index, ...user };
     takeLease(node.runtimePath, job, [held]);
     fs.closeSync(held.fd);
-    const images = new Map([[`/images/${name}.sqsh`, name]]);
+    const images = [{ image: `/images/${name}.sqsh`, entry: name, stamp: '1 1.0' }];
     writeJobFiles(node.runtimePath, job, { environment: 'export ENROOT_ROOTFS_WRITABLE=n\n', images });
   }
 }

@@ -3,7 +3,7 @@
  *
  *   container-cache                one executable: the pinned runtime, our bundle, fs-ext's addon
  *   prolog, epilog                 further names of it; the name it is called by picks the program
- *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab    copies
+ *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab, slurmd-container-cache.conf    copies
  *
  * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the
  * admin command and its yargs, which is compiled only when that command runs. `pkg --sea` puts the
@@ -43,8 +43,9 @@ const COPIES: readonly { source: string; mode: number }[] = [
   { source: 'enroot/enroot', mode: 0o755 },
   { source: 'enroot/00-container-cache.fstab', mode: 0o644 },
   { source: 'slurm.conf.snippet', mode: 0o644 },
+  { source: 'systemd/slurmd-container-cache.conf', mode: 0o644 },
 ];
-const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot'];
+const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot', 'systemd'];
 const INPUT_FILES = [
   'main.ts',
   'build/build.ts',

@@ -11,7 +11,7 @@ import process from 'node:process';
 import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
-import { entryPath, parsePartialName, userPath } from '../lib/core/layout.ts';
+import { entryPath, parsePartialName, parseStubName, userPath } from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
@@ -23,7 +23,8 @@ import {
 } from '../lib/core/settings.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
-import { readLease, releaseLease } from '../lib/store/lease.ts';
+import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
+import { isStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
@@ -39,6 +40,8 @@ import { openLog } from '../lib/system/syslog.ts';
 interface Report {
   entries: readonly string[];
   holdersStopped: number;
+  stepsStopped: number;
+  stubsRemoved: number;
   partialsRemoved: number;
   usedPercent: number | undefined;
   collectorStarted: boolean;
@@ -53,6 +56,8 @@ export async function runEpilog(environment: Environment = process.env): Promise
   const report: Report = {
     entries: [],
     holdersStopped: 0,
+    stepsStopped: 0,
+    stubsRemoved: 0,
     partialsRemoved: 0,
     usedPercent: undefined,
     collectorStarted: false,
@@ -67,7 +72,8 @@ export async function runEpilog(environment: Environment = process.env): Promise
   }
 
   const { errors } = report;
-  const didSomething = report.entries.length > 0 || report.holdersStopped > 0 || report.partialsRemoved > 0;
+  const released = [report.holdersStopped, report.stepsStopped, report.stubsRemoved, report.partialsRemoved];
+  const didSomething = report.entries.length > 0 || released.some((count) => count > 0);
   const isNodeFault = errors.some((error) => !(error instanceof JobFault));
   log.write(
     isNodeFault ? 'error' : errors.length > 0 ? 'warning' : didSomething ? 'info' : 'debug',
@@ -78,6 +84,8 @@ export async function runEpilog(environment: Environment = process.env): Promise
       result: errors.length > 0 ? 'failed' : didSomething ? 'released' : 'none',
       entries: report.entries.length > 0 ? report.entries.join(',') : undefined,
       holders: report.holdersStopped,
+      steps: report.stepsStopped > 0 ? report.stepsStopped : undefined,
+      stubs: report.stubsRemoved > 0 ? report.stubsRemoved : undefined,
       partials: report.partialsRemoved > 0 ? report.partialsRemoved : undefined,
       used_percent: report.usedPercent === undefined ? undefined : Math.round(report.usedPercent),
       gc: report.collectorStarted ? 'started' : undefined,
@@ -100,6 +108,9 @@ function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, r
     const { record, stopped } = releaseLease(runtimePath, job.jobId);
     report.entries = record?.entries ?? [];
     report.holdersStopped = stopped;
+  });
+  attempt(report, () => {
+    report.stepsStopped = releaseSteps(job.jobId, job);
   });
   attempt(report, () => {
     removeJobFiles(runtimePath, job.jobId);
@@ -129,9 +140,10 @@ function markUsed(job: Job, settings: Settings | undefined, runtimePath: string)
 function sweepBase(job: Job, settings: Settings, environment: Environment, report: Report): void {
   const base = openBase(settings.basePath);
   try {
-    report.partialsRemoved = removePartials(job, base);
+    sweepUserDirectory(job, base, report);
     report.usedPercent = usedPercent(readUsage(base.path));
-    if (report.partialsRemoved === 0 && report.usedPercent < settings.gcHighPercent) return;
+    const hasTrash = report.partialsRemoved + report.stubsRemoved > 0;
+    if (!hasTrash && report.usedPercent < settings.gcHighPercent) return;
     startBackgroundCollector(environment['CONTAINER_CACHE_CONF']);
     report.collectorStarted = true;
   } finally {
@@ -139,20 +151,29 @@ function sweepBase(job: Job, settings: Settings, environment: Environment, repor
   }
 }
 
-/** Partial directories that this job's Prolog left when it was killed; whoever made them died with it. */
-function removePartials(job: Job, base: Directory): number {
+/**
+ * What this job left: partial directories of a Prolog or an acquire that was killed, and stubs of containers whose step did not
+ * come to remove them. Whoever made them ended with the job.
+ */
+function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
   const userDirectory = findUserDirectory(base, job.uid);
-  if (userDirectory === undefined) return 0;
+  if (userDirectory === undefined) return;
   try {
-    // Who has closed the directory leaves the rest to the collector.
-    const names = withUserIds(job, () =>
-      unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)),
-    );
-    const partials = (names ?? []).filter((name) => parsePartialName(name)?.jobId === job.jobId);
-    if (partials.length === 0) return 0;
-    moveNamesToTrash(base, userDirectory, partials);
-    return partials.length;
+    const { partials, stubs } = withUserIds(job, () => findLeftovers(job, userDirectory));
+    if (partials.length + stubs.length === 0) return;
+    moveNamesToTrash(base, userDirectory, [...partials, ...stubs]);
+    report.partialsRemoved = partials.length;
+    report.stubsRemoved = stubs.length;
   } finally {
     closeSync(userDirectory.fd);
   }
+}
+
+function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]; stubs: string[] } {
+  // Who has closed the directory leaves the rest to the collector.
+  const names = unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)) ?? [];
+  return {
+    partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
+    stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && isStub(userDirectory, name)),
+  };
 }

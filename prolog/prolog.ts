@@ -8,7 +8,7 @@
 import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { describeError, faultCode, JobFault, NodeFault, type JobFaultCode } from '../lib/core/faults.ts';
-import { parseImage } from '../lib/core/image.ts';
+import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { entryName } from '../lib/core/layout.ts';
 import {
@@ -23,9 +23,11 @@ import { taskEnvironment } from '../lib/core/task-env.ts';
 import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
-import { writeJobFiles } from '../lib/store/job-files.ts';
+import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
+import { ensureNodeFacts } from '../lib/store/node-facts.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
+import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
@@ -56,7 +58,7 @@ export async function runProlog(environment: Environment = process.env): Promise
   let outcome: Outcome;
   try {
     job = readJob(environment);
-    const prepared = await prepareJob(job, requireSettings(parsed), environment, log);
+    const prepared = await prepareJob(job, requireSettings(parsed), environment['CONTAINER_CACHE_CONF'], log);
     outcome = { job, error: undefined, ...prepared };
   } catch (error) {
     outcome = { job, acquired: undefined, warning: undefined, error };
@@ -71,30 +73,58 @@ type Prepared = Pick<Outcome, 'acquired' | 'warning'>;
 async function prepareJob(
   job: Job,
   settings: Settings,
-  environment: Environment,
+  configPath: string | undefined,
   log: Log,
 ): Promise<Prepared> {
-  const { container } = job;
   const base = openBase(settings.basePath);
   const userDirectory = openUserDirectory(base, job);
-  if (container === undefined) return { acquired: undefined, warning: undefined };
+  const telling = tellNode(settings, base, log);
+  try {
+    const { container } = job;
+    if (container === undefined) return { acquired: undefined, warning: undefined };
+    return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, container);
+  } finally {
+    await telling;
+  }
+}
 
+/** For the enroot wrapper. Without it containers start as they would without us, and so does this job. */
+async function tellNode(settings: Settings, base: Directory, log: Log): Promise<void> {
+  try {
+    const facts = await ensureNodeFacts(settings, base);
+    if (facts === undefined) return;
+    const isAsWanted = facts.isolation === 'overlay' || facts.isolation === settings.isolation;
+    log.write(isAsWanted ? 'info' : 'warning', 'node', {
+      isolation: facts.isolation,
+      enroot: facts.enrootPath,
+      version: facts.enrootVersion,
+      reason: facts.reason,
+    });
+  } catch (error) {
+    log.write('warning', 'node', { result: 'failed', reason: describeError(error) });
+  }
+}
+
+async function prepareContainer(
+  context: Omit<Provision, 'source'>,
+  container: ContainerOptions,
+): Promise<Prepared> {
+  const { job, settings } = context;
   const looking = findSource(job, container, settings);
   prepareFlock();
-  const provision = {
-    job,
-    settings,
-    base,
-    userDirectory,
-    source: await looking,
-    log,
-    configPath: environment['CONTAINER_CACHE_CONF'],
-  };
-  const acquired = await acquire(provision, container);
+  const provision = { ...context, source: await looking };
+  const acquired = await acquire(provision, container).catch((error: unknown) => {
+    tellBypass(job, container.image, settings);
+    throw error;
+  });
   try {
     touchEntry(job, acquired.entry.path);
     takeLease(settings.runtimePath, job, [acquired.entry]);
-    tellJob(job, container, settings, acquired);
+    tellJob(job, settings, {
+      image: imageOfPyxis(container.image),
+      entry: acquired.entry.name,
+      stamp: provision.source.kind === 'path' ? provision.source.stamp : '-',
+    });
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.
     closeSync(acquired.entry.fd);
@@ -104,11 +134,6 @@ async function prepareJob(
 
 /** @throws JobFault with a bypass code for what the cache does not serve */
 async function findSource(job: Job, container: ContainerOptions, settings: Settings): Promise<ImageSource> {
-  if (container.hasSave)
-    throw new JobFault(
-      'UNSUPPORTED_OPTION',
-      '--container-save writes its own image: the job unpacks for itself',
-    );
   if (container.hasName)
     throw new JobFault(
       'UNSUPPORTED_OPTION',
@@ -116,7 +141,7 @@ async function findSource(job: Job, container: ContainerOptions, settings: Setti
     );
   const image = parseImage(container.image, job.workPath);
   if (image.kind === 'path') return probeSquashfs(job, image);
-  const { findRegistrySource } = await import('./provision.ts');
+  const { findRegistrySource } = await import('../lib/store/digests.ts');
   return findRegistrySource(job, image, settings);
 }
 
@@ -135,11 +160,11 @@ async function acquire(provision: Provision, container: ContainerOptions): Promi
 }
 
 /** A lease without job files would be of no use: it is given back. */
-function tellJob(job: Job, container: ContainerOptions, settings: Settings, acquired: Acquired): void {
+function tellJob(job: Job, settings: Settings, image: JobImage): void {
   try {
     writeJobFiles(settings.runtimePath, job, {
       environment: taskEnvironment(settings.basePath, job.uid),
-      images: new Map([[container.image, acquired.entry.name]]),
+      images: [image],
     });
   } catch (cause) {
     releaseLease(settings.runtimePath, job.jobId);
@@ -148,6 +173,18 @@ function tellJob(job: Job, container: ContainerOptions, settings: Settings, acqu
       `Cannot write the files of job ${job.jobId} below "${settings.runtimePath}"`,
       { cause },
     );
+  }
+}
+
+/** What failed here would fail once more, and take its time, when the enroot wrapper asks for the same. */
+function tellBypass(job: Job, image: string, settings: Settings): void {
+  try {
+    writeJobFiles(settings.runtimePath, job, {
+      environment: '',
+      images: [{ image: imageOfPyxis(image), entry: '-', stamp: '-' }],
+    });
+  } catch {
+    // The wrapper finds out for itself.
   }
 }
 

@@ -3,24 +3,17 @@
  *
  * Apart from prolog.ts so that a warm Prolog does not load it.
  */
-import { mkdirSync } from 'node:fs';
-import { hashReference } from '../lib/core/image-hash.ts';
-import { parseDigest, type RegistryImage } from '../lib/core/image.ts';
 import type { Job } from '../lib/core/job.ts';
-import { digestPath, digestsName, userPath } from '../lib/core/layout.ts';
 import type { Settings } from '../lib/core/settings.ts';
 import { collect } from '../lib/store/collector.ts';
 import { fillRootfs, type CreateContext } from '../lib/store/create.ts';
 import { openEnroot } from '../lib/store/enroot.ts';
 import type { EntryCreator } from '../lib/store/entry.ts';
-import { resolveRegistry, type ImageSource, type RegistrySource } from '../lib/store/image-source.ts';
+import type { ImageSource } from '../lib/store/image-source.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
-import { withUserIds, type UserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { isGone, unlessErrno } from '../lib/system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
 import type { Log } from '../lib/system/syslog.ts';
 
@@ -32,47 +25,6 @@ export interface Provision {
   readonly source: ImageSource;
   readonly log: Log;
   readonly configPath: string | undefined;
-}
-
-/** @throws JobFault, NodeFault TOOL_MISSING */
-export async function findRegistrySource(
-  user: UserIds,
-  image: RegistryImage,
-  settings: Settings,
-): Promise<RegistrySource> {
-  const path = digestPath(settings.basePath, user.uid, hashReference(image.canonical));
-  return resolveRegistry(image, settings.imageFreshness, {
-    recall: () => recallDigest(user, path),
-    remember: (_, digest) => {
-      rememberDigest(user, path, digest);
-    },
-    ask: async (uri) => {
-      const enroot = await openEnroot(settings.enrootPath, user, userPath(settings.basePath, user.uid));
-      return enroot.digest(uri);
-    },
-  });
-}
-
-const longestDigestBytes = 256;
-
-/** The file is the user's: whatever is no digest is as good as nothing. */
-function recallDigest(user: UserIds, path: string): string | undefined {
-  try {
-    return parseDigest(withUserIds(user, () => readSmallFile(path, longestDigestBytes)) ?? '');
-  } catch {
-    return undefined;
-  }
-}
-
-function rememberDigest(user: UserIds, path: string, digest: string): void {
-  withUserIds(user, () =>
-    // Not remembered is asked again: nothing a user puts here may fail the job.
-    unlessErrno([...isGone, 'EEXIST', 'EACCES', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT'], () => {
-      const directory = path.slice(0, path.indexOf(`/${digestsName}/`) + digestsName.length + 1);
-      unlessErrno(['EEXIST'], () => mkdirSync(directory, { mode: 0o700 }));
-      writeFileAtomically(path, `${digest}\n`, { mode: 0o600 });
-    }),
-  );
 }
 
 /** What acquireEntry needs to make an entry as root for a user. */

@@ -1,7 +1,7 @@
 /**
  * The shape of the source tree, as DESIGN.md draws it: imports point down only, and lib/core is pure.
  *
- *   main → prolog | epilog | admin → lib/store → lib/system → lib/core
+ *   main → prolog | epilog | enroot | admin → lib/store → lib/system → lib/core
  *
  * Each rule is also shown a file that breaks it: a rule that finds nothing proves nothing by itself.
  */
@@ -17,7 +17,7 @@ const LAYERS = [
   ['lib/core/'],
   ['lib/system/'],
   ['lib/store/'],
-  ['prolog/', 'epilog/', 'admin/'],
+  ['prolog/', 'epilog/', 'enroot/', 'admin/'],
   ['main.ts'],
 ];
 /** Its version is the programs' version. */

@@ -12,6 +12,7 @@ export type JobFaultCode =
   | 'BAD_REFERENCE'
   | 'UNSUPPORTED_OPTION'
   | 'IMAGE_CHANGED'
+  | 'NOT_CACHED'
   | 'UNPACK_FAILED'
   | 'IMPORT_FAILED'
   | 'CREATE_TIMEOUT'

@@ -42,6 +42,11 @@ export function parseImage(image: string, workPath: string | undefined): ImageRe
   return image.startsWith('/') || image.startsWith('.') ? parsePath(image, workPath) : parseReference(image);
 }
 
+/** An image as pyxis hands it to enroot: a path as it was given, anything else as a URI. */
+export function imageOfPyxis(image: string): string {
+  return /^(?:[./]|[a-z]+:\/\/)/.test(image) ? image : `docker://${image}`;
+}
+
 function parsePath(image: string, workPath: string | undefined): PathImage {
   if (!image.startsWith('/') && workPath === undefined) {
     throw new JobFault('BAD_REFERENCE', `Cannot resolve "${image}": the job has no working directory`);
@@ -58,7 +63,7 @@ function parseReference(image: string): RegistryImage {
   if (scheme !== undefined && scheme !== 'docker') {
     throw new JobFault('UNSUPPORTED_OPTION', `Images of ${scheme}:// are not cached`);
   }
-  const uri = scheme === undefined ? `docker://${image}` : image;
+  const uri = imageOfPyxis(image);
   if (uri.length > longestReference) {
     throw new JobFault(
       'BAD_REFERENCE',

@@ -21,7 +21,6 @@ export interface Job {
 export interface ContainerOptions {
   readonly image: string;
   readonly hasName: boolean;
-  readonly hasSave: boolean;
 }
 
 /** Slurm gives the options of a SPANK plugin to the Prolog under these names, `_` for what is not alphanumeric. */
@@ -34,7 +33,7 @@ const highestId = 0xffff_fffe;
 export function readJob(environment: Environment): Job {
   const workPath = environment['SLURM_JOB_WORK_DIR'];
   return {
-    jobId: requiredId(environment, 'SLURM_JOB_ID', 1),
+    jobId: readJobId(environment),
     uid: requiredId(environment, 'SLURM_JOB_UID', 0),
     gid: requiredId(environment, 'SLURM_JOB_GID', 0),
     userName: environment['SLURM_JOB_USER'] ?? '',
@@ -43,13 +42,15 @@ export function readJob(environment: Environment): Job {
   };
 }
 
+/** @throws JobFault BAD_JOB */
+export const readJobId = (environment: Environment): number => requiredId(environment, 'SLURM_JOB_ID', 1);
+
 function readContainerOptions(environment: Environment): ContainerOptions | undefined {
   const image = option(environment, 'container_image');
   if (image === undefined) return undefined;
   return {
     image,
     hasName: option(environment, 'container_name') !== undefined,
-    hasSave: option(environment, 'container_save') !== undefined,
   };
 }
 

@@ -11,7 +11,9 @@
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
  *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
  *   /run/container-cache/leases/42                                  leasePath
+ *   /raid/data/1000/pyxis_42.0/.container-cache/entry               stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
+ *   /run/container-cache/node                                       nodeFactsPath
  */
 
 export const lockFileName = '.pyxis_cache_lock';
@@ -44,6 +46,20 @@ export const jobsPath = (runtimePath: string): string => `${runtimePath}/jobs`;
 export const jobPath = (runtimePath: string, jobId: number): string => `${jobsPath(runtimePath)}/${jobId}`;
 export const jobEnvName = 'env';
 export const jobImagesName = 'images';
+
+export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
+
+/** What makes a directory `pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
+export const stubMarkPath = (stub: string): string => `${stub}/.container-cache/entry`;
+
+/** pyxis' names of a step's own container; the second, where container_scope=job, carries the job ID twice. */
+const stubPattern = /^pyxis_([1-9]\d{0,9})(?:_\1)?\.\d{1,10}$/;
+
+/** The job of a temporary container, by the name pyxis gives it. A user can give a container such a name, too. */
+export function parseStubName(name: string): { readonly jobId: number } | undefined {
+  const jobId = stubPattern.exec(name)?.[1];
+  return jobId === undefined ? undefined : { jobId: Number(jobId) };
+}
 
 const entryPattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
 const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;

@@ -82,7 +82,7 @@ export function hasMounts(path: string, mounts: readonly Mount[]): boolean {
 }
 
 /**
- * Which entries some mounts use, be it as a root (a bind mount) or as a lower layer of an overlay.
+ * Which entries and stubs some mounts use, be it as a root (a bind mount) or as a layer of an overlay.
  *
  * @param basePath the base as its users name it, which is how an overlay's options show it
  * @param base the same as the kernel names it
@@ -104,11 +104,11 @@ export function namesInUse(mounts: readonly Mount[], basePath: string, base: Loc
   return names;
 }
 
-/** The lower layers of an overlay: `lowerdir=a:b`, or one `lowerdir+=a` for each since Linux 6.8. */
+/** The layers of an overlay: `lowerdir=a:b`, or one `lowerdir+=a` for each since Linux 6.8, and the upper one. */
 function overlayLayers(superOptions: string): string[] {
   const layers: string[] = [];
   for (const option of superOptions.split(',')) {
-    const value = /^(?:lowerdir|datadir)\+?=(.*)$/.exec(option)?.[1];
+    const value = /^(?:lowerdir|datadir|upperdir)\+?=(.*)$/.exec(option)?.[1];
     if (value !== undefined) layers.push(...unescapeOctal(value).split(':'));
   }
   return layers;

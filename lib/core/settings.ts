@@ -11,6 +11,8 @@ export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 export const defaultRuntimePath = '/run/container-cache';
 
 export type ImageFreshness = 'always' | 'if-not-present';
+/** How a container is kept from writing into its entry; `auto`: an overlay where the kernel lets a user mount one. */
+export type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
 export type OnFailure = 'continue' | 'fail';
 export type LogTarget = 'syslog' | 'stderr';
 
@@ -54,6 +56,13 @@ export interface Settings {
   readonly imageFreshness: ImageFreshness;
   /** `on_failure`: `fail` makes a failure of the node (not of the job) exit 1, which drains the node. */
   readonly onFailure: OnFailure;
+  /**
+   * `isolation`: `overlay` gives each container a layer of its own over the entry; `shared` starts read-only containers on the
+   * entry itself; `off` leaves containers to enroot, and the cache is of no use to them; `auto` tries overlays once per boot.
+   */
+  readonly isolation: Isolation;
+  /** `enroot_sysconf_path`, where the real enroot has its mounts.d. */
+  readonly enrootSysconfPath: string;
   /** `enroot_path`, the real enroot; undefined: the first of /usr/local/bin/enroot and /usr/bin/enroot. */
   readonly enrootPath: string | undefined;
   /** `runtime_dir`, for leases and job files; should be on a tmpfs, so that a reboot forgets them. */
@@ -101,6 +110,8 @@ const settingReaders = {
   create_processors: integer(0, 1024, 'threads, 0 for all'),
   image_freshness: oneOf(['always', 'if-not-present']),
   on_failure: oneOf(['continue', 'fail']),
+  isolation: oneOf(['auto', 'overlay', 'shared', 'off']),
+  enroot_sysconf_path: absolutePath,
   enroot_path: absolutePath,
   runtime_dir: absolutePath,
   log_target: oneOf(['syslog', 'stderr']),
@@ -198,6 +209,8 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       createProcessors: values.create_processors ?? 0,
       imageFreshness: values.image_freshness ?? 'always',
       onFailure,
+      isolation: values.isolation ?? 'auto',
+      enrootSysconfPath: values.enroot_sysconf_path ?? '/etc/enroot',
       enrootPath: values.enroot_path,
       runtimePath: values.runtime_dir ?? defaultRuntimePath,
       logTarget,

@@ -33,6 +33,8 @@ import {
   parseCreateLockName,
   parseIdName,
   parsePartialName,
+  parseStubName,
+  stubMarkPath,
 } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
@@ -45,6 +47,7 @@ import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
+import { isStub } from './stub.ts';
 import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { openTrash } from './user-directory.ts';
 
@@ -337,6 +340,7 @@ function sweep(request: CollectRequest, trash: Directory): void {
     const entries = new Set(
       names.flatMap((name) => parsePartialName(name)?.entry ?? parseCreateLockName(name)?.entry ?? []),
     );
+    sweepStubs(request, { userDirectory: directory, trash }, user, names);
     for (const entry of entries) {
       try {
         sweepCreator({ userDirectory: directory, trash }, user, entry, names, present.has(entry));
@@ -351,6 +355,33 @@ function sweep(request: CollectRequest, trash: Directory): void {
       reason: 'its holder is gone: the lease protected nothing any more',
     });
   }
+}
+
+/** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */
+const youngestStubMs = 60 * 60_000;
+
+/** Stubs that no Epilog came to sweep: of a node that crashed, or of a job whose Epilog failed. */
+function sweepStubs(
+  { base, log }: CollectRequest,
+  directories: { userDirectory: Directory; trash: Directory },
+  user: UserIds,
+  names: readonly string[],
+): void {
+  const { userDirectory } = directories;
+  const stubs = withUserIds(user, () => names.filter((name) => isOldStub(userDirectory, name)));
+  if (stubs.length === 0) return;
+  const isMounted = findMountedEntries(base.path);
+  for (const name of stubs) {
+    if (isMounted(user.uid, name)) continue;
+    unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
+    log('info', 'gc-stub', { uid: user.uid, stub: name, reason: 'its job is over' });
+  }
+}
+
+function isOldStub(userDirectory: Directory, name: string): boolean {
+  if (parseStubName(name) === undefined || !isStub(userDirectory, name)) return false;
+  const stats = unlessErrno(isGone, () => lstatSync(stubMarkPath(inDirectory(userDirectory, name))));
+  return stats !== undefined && Date.now() - stats.mtimeMs > youngestStubMs;
 }
 
 /** Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial is dead. */

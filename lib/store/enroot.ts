@@ -1,11 +1,11 @@
 /**
  * The enroot program, for what only it can do: ask registries and import their images, with the user's own credentials.
  */
-import { accessSync, constants } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { parseDigest } from '../core/image.ts';
+import type { Environment } from '../core/job.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { unlessErrno } from '../system/errno.ts';
+import { isExecutable } from '../system/files.ts';
 import { run, type Command } from '../system/run.ts';
 
 export interface Enroot {
@@ -32,26 +32,29 @@ const graceSeconds = 5;
 export function findEnroot(enrootPath: string | undefined): string {
   const candidates = enrootPath === undefined ? usualPaths : [enrootPath];
   for (const path of candidates) {
-    const isExecutable = unlessErrno(['ENOENT', 'ENOTDIR', 'EACCES'], () => {
-      accessSync(path, constants.X_OK);
-      return true;
-    });
-    if (isExecutable === true) return path;
+    if (isExecutable(path)) return path;
   }
   throw new NodeFault('TOOL_MISSING', `Cannot find enroot at ${candidates.join(' or ')}; set enroot_path`);
 }
 
 /**
  * @param userPath the user's data directory; enroot makes sure at each start that it and a runtime directory are there
+ * @param jobEnvironment of a job whose user we already are: proxies and settings of enroot come from there
  */
 export async function openEnroot(
   enrootPath: string | undefined,
   user: UserIds,
   userPath: string,
+  jobEnvironment?: Environment,
 ): Promise<Enroot> {
   const file = findEnroot(enrootPath);
-  const home = await lookUpHome(user);
-  const environment = { HOME: home, ENROOT_DATA_PATH: userPath, ENROOT_RUNTIME_PATH: userPath };
+  const home = jobEnvironment?.['HOME'] ?? (await lookUpHome(user));
+  const environment = {
+    ...withoutSearchPath(jobEnvironment),
+    HOME: home,
+    ENROOT_DATA_PATH: userPath,
+    ENROOT_RUNTIME_PATH: userPath,
+  };
 
   // timeout(1) makes a process group of enroot and all it starts, and signals the group when the time is up, or when we
   // die: enroot is a shell script with children of its own, which the death signal alone would miss.
@@ -95,6 +98,15 @@ export async function openEnroot(
       }
     },
   };
+}
+
+/** What is executed comes from our own PATH. */
+function withoutSearchPath(environment: Environment = {}): Record<string, string> {
+  return Object.fromEntries(
+    Object.entries(environment).flatMap(([name, value]) =>
+      value === undefined || name === 'PATH' ? [] : [[name, value]],
+    ),
+  );
 }
 
 /** The home directory has the credentials (`~/.config/enroot/.credentials`) and, by default, the layer cache. */

@@ -19,6 +19,8 @@ export type ImageSource = SquashfsSource | RegistrySource;
 export interface SquashfsSource {
   readonly kind: 'path';
   readonly hash: string;
+  /** Size and modification time, as `find -printf '%s %T@'` prints them. */
+  readonly stamp: string;
   /** As the job gave it, absolute: what is unpacked. */
   readonly path: string;
   readonly superblock: Superblock;
@@ -42,7 +44,13 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
   const reading = readSquashfsFacts(user, image.path);
   // While the child reads: see image-hash.ts.
   const [facts, { hashSquashfs }] = await Promise.all([reading, import('../core/image-hash.ts')]);
-  return { kind: 'path', hash: hashSquashfs(facts), path: image.path, superblock: parseSuperblock(facts) };
+  return {
+    kind: 'path',
+    hash: hashSquashfs(facts),
+    stamp: `${facts.sizeBytes} ${facts.modifiedAt}`,
+    path: image.path,
+    superblock: parseSuperblock(facts),
+  };
 }
 
 /**

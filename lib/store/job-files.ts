@@ -11,8 +11,16 @@ import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
 export interface JobFiles {
   readonly environment: string;
-  /** Image, as the job named it, to entry name. */
-  readonly images: ReadonlyMap<string, string>;
+  readonly images: readonly JobImage[];
+}
+
+/** An image of the job and its entry, a line of `images`: the three with tabs between. */
+export interface JobImage {
+  /** As pyxis hands it to enroot: the path that was given, or the URI with its `docker://`. */
+  readonly image: string;
+  readonly entry: string;
+  /** By which the enroot wrapper sees that a file is still the one that was unpacked: image-source.ts. */
+  readonly stamp: string;
 }
 
 /** Everybody may pass, so that the job's group reaches its files; nobody may look around. */
@@ -30,9 +38,9 @@ export function writeJobFiles(
   unlessErrno(['EEXIST'], () => mkdirSync(path, { mode: 0o700 }));
   const owner = { mode: groupFileMode, gid: job.gid };
   // A tab or a newline in a name would make a line of its own; such an image is simply not listed.
-  const lines = [...files.images]
-    .filter(([image]) => !/[\t\n]/.test(image))
-    .map(([image, entry]) => `${image}\t${entry}\n`);
+  const lines = files.images
+    .filter(({ image }) => !/[\t\n]/.test(image))
+    .map(({ image, entry, stamp }) => `${image}\t${entry}\t${stamp}\n`);
   writeFileAtomically(`${path}/${jobImagesName}`, lines.join(''), owner);
   writeFileAtomically(`${path}/${jobEnvName}`, files.environment, owner);
   chownSync(path, 0, job.gid);

@@ -11,10 +11,13 @@
  * The holder exists before the record: a crash between the two leaves a holder without a record, which the Epilog finds
  * by the job ID in its environment. A record whose holder is gone protects nothing and is swept by the collector.
  *
+ * An image that the Prolog did not see, of an srun inside the job, is held by a process of the user for the step (holdForStep): the
+ * Epilog ends those as well.
+ *
  * The holder is a session of its own with nothing open but /dev/null and the lock files: slurmd reads the Prolog's output
  * until every writer is gone, then kills the Prolog's process group.
  */
-import { spawn } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { NodeFault } from '../core/faults.ts';
@@ -25,10 +28,12 @@ import {
   parseLeaseRecord,
   type LeaseRecord,
 } from '../core/lease-record.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
+import { childEnvironment } from '../system/run.ts';
 import type { HeldEntry } from './held-entry.ts';
 
 type Holder = LeaseRecord['holder'];
@@ -50,6 +55,7 @@ export function takeLease(
   const holder = startHolder(
     job.jobId,
     entries.map((entry) => entry.fd),
+    rootId,
   );
   const record: LeaseRecord = {
     jobId: job.jobId,
@@ -71,7 +77,18 @@ export function takeLease(
   return record;
 }
 
-function startHolder(jobId: number, descriptors: readonly number[]): Holder {
+/**
+ * Holds an entry for one step of a job, by a process of the job's user: for an image that the job's Prolog did not see. No record
+ * is kept; the Epilog finds the process by its environment.
+ *
+ * @returns its process ID
+ * @throws NodeFault LEASE_FAILED
+ */
+export function holdForStep(jobId: number, uid: number, entry: HeldEntry): number {
+  return startHolder(jobId, [entry.fd], uid).pid;
+}
+
+function startHolder(jobId: number, descriptors: readonly number[], owner: number): Holder {
   const file = '/usr/bin/sleep';
   // Where all coreutils are one program (uutils, busybox) it goes by the name it is called by, and must keep it.
   const isOwnProgram = basename(realpathSync(file)) === 'sleep';
@@ -85,7 +102,7 @@ function startHolder(jobId: number, descriptors: readonly number[]): Holder {
   // Node reports a failed start later, by this event; here a missing pid tells it at once.
   child.on('error', () => undefined);
   child.unref();
-  const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid);
+  const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
   if (child.pid === undefined || startTicks === undefined) {
     throw new NodeFault(
       'LEASE_FAILED',
@@ -116,8 +133,8 @@ function waitUntil(happened: () => boolean): boolean {
  *
  * @returns when it started, or undefined if it does not run
  */
-function waitForHolder(jobId: number, pid: number): string | undefined {
-  const isRunning = waitUntil(() => isHolderOf(jobId, pid) || processStartTicks(pid) === undefined);
+function waitForHolder(jobId: number, pid: number, owner: number): string | undefined {
+  const isRunning = waitUntil(() => isHolderOf(jobId, pid, owner) || processStartTicks(pid) === undefined);
   return isRunning ? processStartTicks(pid) : undefined;
 }
 
@@ -138,26 +155,49 @@ export function releaseLease(
   jobId: number,
 ): { record: LeaseRecord | undefined; stopped: number } {
   const record = readLease(runtimePath, jobId);
-  const stopped = findHolders(jobId).filter((holder) => stopHolder(jobId, holder)).length;
+  const stopped = findHolders(jobId, rootId).filter((holder) => stopHolder(jobId, holder)).length;
   rmSync(leasePath(runtimePath, jobId), { force: true });
   return { record, stopped };
 }
 
-/** All living holders of a job, also those that a crash left without a record. */
-function findHolders(jobId: number): Holder[] {
+/**
+ * Stops the holders of a job's steps. They are the user's, who decides what runs under these IDs and when it ends: so it is the
+ * user who signals them, in a child, and nobody else's process can be hit.
+ *
+ * @returns how many there were
+ */
+export function releaseSteps(jobId: number, user: UserIds): number {
+  if (user.uid === rootId) return 0;
+  const holders = findHolders(jobId, user.uid);
+  if (holders.length === 0) return 0;
+  const pids = holders.slice(0, mostStepHolders).map(({ pid }) => String(pid));
+  const { file, args } = asUser(user, { file: 'kill', args: ['-KILL', ...pids], timeoutMs: killLimitMs });
+  spawnSync(file, args, { cwd: '/', env: childEnvironment, stdio: 'ignore', timeout: killLimitMs });
+  waitUntil(() => holders.every(({ pid, startTicks }) => processStartTicks(pid) !== startTicks));
+  return holders.length;
+}
+
+/** Every step has one at most; who forges more keeps their own entries by it, until their processes end. */
+const mostStepHolders = 1000;
+const killLimitMs = 5000;
+
+/** All living holders of a job that belong to `owner`, also those that a crash left without a record. */
+function findHolders(jobId: number, owner: number): Holder[] {
   return listProcesses().flatMap((pid) => {
-    const startTicks = isHolderOf(jobId, pid) ? processStartTicks(pid) : undefined;
+    const startTicks = isHolderOf(jobId, pid, owner) ? processStartTicks(pid) : undefined;
     return startTicks === undefined ? [] : [{ pid, startTicks }];
   });
 }
 
+const rootId = 0;
+
 /** A user can start a process with any environment, but not as root. */
-function isHolderOf(jobId: number, pid: number): boolean {
-  return processVariable(pid, holderVariable) === String(jobId) && processUid(pid) === 0;
+function isHolderOf(jobId: number, pid: number, owner: number): boolean {
+  return processVariable(pid, holderVariable) === String(jobId) && processUid(pid) === owner;
 }
 
 function isAlive(jobId: number, holder: Holder): boolean {
-  return processStartTicks(holder.pid) === holder.startTicks && isHolderOf(jobId, holder.pid);
+  return processStartTicks(holder.pid) === holder.startTicks && isHolderOf(jobId, holder.pid, rootId);
 }
 
 /**

@@ -2,6 +2,7 @@
  * Small files: read with a limit and without following a symlink, written aside and published by rename.
  */
 import {
+  accessSync,
   closeSync,
   constants,
   fchmodSync,
@@ -117,4 +118,13 @@ export function writeFileAtomically(path: string, text: string, owner: FileOwner
     rmSync(aside, { force: true });
     throw error;
   }
+}
+
+/** Whether we may execute a file. */
+export function isExecutable(path: string): boolean {
+  const allowed = unlessErrno(['ENOENT', 'ENOTDIR', 'EACCES'], () => {
+    accessSync(path, constants.X_OK);
+    return true;
+  });
+  return allowed ?? false;
 }

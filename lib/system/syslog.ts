@@ -62,14 +62,10 @@ export function openLog(settings: LogSettings): Log {
       if (pending === '') return;
       const input = pending;
       pending = '';
-      const args = [
-        '--prio-prefix',
-        '--tag',
-        logTag,
-        `--id=${process.pid}`,
-        '--size',
-        String(longestMessageBytes),
-      ];
+      // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
+      // namespace; the line is lost without a word.
+      const tag = `${logTag}[${process.pid}]`;
+      const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
       await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
         writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
       });

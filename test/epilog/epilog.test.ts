@@ -171,23 +171,23 @@ others.after.each(() => {
   for (const child of started.splice(0)) child.kill('SIGKILL');
 });
 
-others("a user's process that claims to be the job's holder is not killed", async () => {
+others("another user's process that claims to be the job's holder is not killed", async () => {
   await using node = await TestNode.start();
-  const ids = [`--reuid=${alice.uid}`, `--regid=${alice.gid}`, '--clear-groups'];
+  const ids = [`--reuid=${bob.uid}`, `--regid=${bob.gid}`, '--clear-groups'];
   const pid = await impostor('setpriv', ...ids);
   await node.prolog({ id: 7, user: alice, image: node.image() });
   const { line } = await node.epilog({ id: 7, user: alice });
-  assert.is(line['holders'], '1');
+  assert.equal([line['holders'], line['steps']], ['1', undefined]);
   assert.ok(isAlive(pid));
 });
 
-others('nor is a setuid program of root that a user started under that name', async () => {
+others("the user's own is ended like the holder of a step, by the user's rights", async () => {
   await using node = await TestNode.start();
-  // What a setuid program has: the user's real uid, root's effective one.
-  const pid = await impostor('setpriv', `--ruid=${alice.uid}`, '--euid=0');
+  const ids = [`--reuid=${alice.uid}`, `--regid=${alice.gid}`, '--clear-groups'];
+  const pids = [await impostor('setpriv', ...ids), await impostor('setpriv', ...ids)];
   const { line } = await node.epilog({ id: 7, user: alice });
-  assert.is(line['holders'], '0');
-  assert.ok(isAlive(pid));
+  assert.equal([line['holders'], line['steps']], ['0', '2']);
+  assert.not(pids.some(isAlive));
 });
 
 others('a record that names a process which is no holder kills nobody', async () => {

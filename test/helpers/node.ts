@@ -56,7 +56,9 @@ export interface ProgramResult {
   readonly signal: NodeJS.Signals | null;
   readonly stdout: string;
   readonly stderr: string;
+  /** Without the one that the first Prolog of a node writes about the node itself. */
   readonly lines: readonly LogLine[];
+  readonly nodeLine: LogLine | undefined;
   /** The one line that a Prolog or Epilog ends with, its fields as text. */
   readonly line: Readonly<Record<string, string>>;
 }
@@ -197,9 +199,11 @@ export class TestNode implements AsyncDisposable {
     child.on('close', (exitCode, signal) => {
       this.#running.delete(child);
       clearTimeout(limit);
-      const lines = parseLog(output.stderr);
+      const allLines = parseLog(output.stderr);
+      const lines = allLines.filter(({ word }) => word !== 'node');
+      const nodeLine = allLines.find(({ word }) => word === 'node');
       const line = lines.findLast(({ word }) => word === program)?.fields ?? {};
-      resolve({ exitCode, signal, ...output, lines, line });
+      resolve({ exitCode, signal, ...output, lines, nodeLine, line });
     });
     const { pid } = child;
     if (pid === undefined) throw new Error(`Cannot start ${program}`);

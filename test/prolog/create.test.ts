@@ -227,7 +227,6 @@ bypass('what the cache does not serve leaves the job alone, and the log says why
   command('mkfifo', '--mode=666', fifo);
   const cases = [
     { code: 'UNSUPPORTED_OPTION', image, name: 'mine' },
-    { code: 'UNSUPPORTED_OPTION', image, save: '/tmp/x.sqsh' },
     { code: 'UNSUPPORTED_OPTION', image: 'dockerd://x' },
     { code: 'UNSUPPORTED_OPTION', image: 'podman://x' },
     { code: 'BAD_REFERENCE', image: 'Upper/Case' },

@@ -1,6 +1,7 @@
 /** image.ts: one image, one spelling, however it is called; and a file that is no image is told apart. */
 import { JobFault } from '../../../lib/core/faults.ts';
 import {
+  imageOfPyxis,
   estimateSpace,
   parseDigest,
   parseImage,
@@ -82,6 +83,13 @@ paths('what was no UTF-8 in the environment is refused, for it cannot be opened'
   for (const image of ['/x\ufffd', 'ubuntu\ufffd']) {
     assert.throws(() => parseImage(image, '/w'), JobFault, /not UTF-8/);
   }
+});
+
+paths('pyxis hands a path to enroot as it was given, anything else as a URI', () => {
+  for (const image of ['/x/y.sqsh', './y', '../y', 'docker://reg#a:1', 'dockerd://a'])
+    assert.is(imageOfPyxis(image), image);
+  for (const image of ['ubuntu', 'reg:5000#a:1', 'user@reg#a'])
+    assert.is(imageOfPyxis(image), `docker://${image}`);
 });
 
 paths.run();

@@ -86,7 +86,6 @@ test('an image is taken as the user wrote it', () => {
     assert.equal(readJob({ ...slurmd, [option('container_image')]: image }).container, {
       image,
       hasName: false,
-      hasSave: false,
     });
   }
 });
@@ -98,16 +97,14 @@ test('an option without a value, empty or "(null)", was not given', () => {
       ...slurmd,
       [option('container_image')]: 'ubuntu',
       [option('container_name')]: nothing,
-      [option('container_save')]: nothing,
     }).container;
-    assert.equal(container, { image: 'ubuntu', hasName: false, hasSave: false });
+    assert.equal(container, { image: 'ubuntu', hasName: false });
   }
 });
 
-test('a name or a file to save to is seen, whatever its text', () => {
+test('a name is seen, whatever its text', () => {
   const image = { ...slurmd, [option('container_image')]: 'ubuntu' };
   assert.is(readJob({ ...image, [option('container_name')]: '0' }).container?.hasName, true);
-  assert.is(readJob({ ...image, [option('container_save')]: ' ' }).container?.hasSave, true);
 });
 
 test('a name or a file to save to makes no container without an image', () => {

@@ -15,7 +15,10 @@ import {
   parseCreateLockName,
   parseIdName,
   parsePartialName,
+  parseStubName,
   partialName,
+  nodeFactsPath,
+  stubMarkPath,
   trashPath,
   userPath,
 } from '../../../lib/core/layout.ts';
@@ -42,6 +45,8 @@ paths('are where the header of layout.ts draws them', () => {
   assert.is(leasePath('/run/container-cache', 42), '/run/container-cache/leases/42');
   assert.is(jobsPath('/run/container-cache'), '/run/container-cache/jobs');
   assert.is(jobPath('/run/container-cache', 42), '/run/container-cache/jobs/42');
+  assert.is(nodeFactsPath('/run/container-cache'), '/run/container-cache/node');
+  assert.is(stubMarkPath(`${base}/1000/pyxis_42.0`), '/raid/data/1000/pyxis_42.0/.container-cache/entry');
   assert.is(holderTitle(42), 'container-cache-lease 42');
 });
 
@@ -176,6 +181,22 @@ names('an id is decimal, without sign, blank or leading zero', () => {
   ]) {
     assert.is(parseIdName(wrong), undefined, wrong);
   }
+});
+
+names("a step's container tells its job, in both scopes of pyxis; a named one does not", () => {
+  assert.equal(parseStubName('pyxis_42.0'), { jobId: 42 });
+  assert.equal(parseStubName('pyxis_42.4294967291'), { jobId: 42 });
+  assert.equal(parseStubName('pyxis_42_42.1'), { jobId: 42 });
+  for (const wrong of [
+    'pyxis_42',
+    'pyxis_42.',
+    'pyxis_42_43.1',
+    'pyxis_042.1',
+    'pyxis_0.1',
+    'pyxis_mine',
+    name,
+  ])
+    assert.is(parseStubName(wrong), undefined, wrong);
 });
 
 names('whatever a user calls a file, it is ours by its exact name or not at all', () => {

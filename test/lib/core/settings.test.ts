@@ -48,6 +48,8 @@ parse('needs the data path only; the rest has defaults', () => {
     createProcessors: 0,
     imageFreshness: 'always',
     onFailure: 'continue',
+    isolation: 'auto',
+    enrootSysconfPath: '/etc/enroot',
     enrootPath: undefined,
     runtimePath: '/run/container-cache',
     logTarget: 'syslog',
@@ -67,6 +69,8 @@ const everything = `
   create_processors=8
   image_freshness=if-not-present
   on_failure=fail
+  isolation=shared
+  enroot_sysconf_path=/opt/enroot/etc/
   enroot_path=/opt/enroot/bin/enroot
   runtime_dir=/run/cache
   log_target=stderr
@@ -84,6 +88,8 @@ parse('every key sets what it is named after', () => {
     createProcessors: 8,
     imageFreshness: 'if-not-present',
     onFailure: 'fail',
+    isolation: 'shared',
+    enrootSysconfPath: '/opt/enroot/etc',
     enrootPath: '/opt/enroot/bin/enroot',
     runtimePath: '/run/cache',
     logTarget: 'stderr',

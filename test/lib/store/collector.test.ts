@@ -490,6 +490,41 @@ gone("a dead creator's partial directory and create lock; a living one's stay", 
   assert.not(existsSync(dead.partial));
 });
 
+gone(
+  'a stub that no Epilog came for; one that is young or mounted stays, and so does a container',
+  async () => {
+    await using node = await TestNode.start({ settings: everything });
+    const user = node.makeUserDirectory(alice);
+    const anHourAgo = Date.now() / 1000 - 3700;
+    const leave = (name: string, { isOld, isStub }: { isOld: boolean; isStub: boolean }): string => {
+      const path = join(user, name);
+      mkdirSync(join(path, '.container-cache/upper'), { recursive: true });
+      const mark = join(path, '.container-cache', isStub ? 'entry' : 'other');
+      writeFileSync(mark, '');
+      command('chown', '--recursive', `${alice.uid}:${alice.gid}`, path);
+      if (isOld) utimesSync(mark, anHourAgo, anHourAgo);
+      return path;
+    };
+    const old = leave('pyxis_42.0', { isOld: true, isStub: true });
+    const ofJobScope = leave('pyxis_42_42.1', { isOld: true, isStub: true });
+    const mounted = leave('pyxis_43.0', { isOld: true, isStub: true });
+    const young = leave('pyxis_44.0', { isOld: false, isStub: true });
+    const container = leave('pyxis_45.0', { isOld: true, isStub: false });
+    const named = leave('pyxis_mine', { isOld: true, isStub: true });
+    symlinkSync(node.root, join(user, 'pyxis_46.0'));
+    const step = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
+    await node.gc('--force');
+    const all = [old, ofJobScope, mounted, young, container, named, node.root];
+    assert.equal(
+      all.map((path) => existsSync(path)),
+      [false, false, true, true, true, true, true],
+    );
+    await end(step);
+    await node.gc('--force');
+    assert.not(existsSync(mounted));
+  },
+);
+
 gone('a create lock that cannot be opened stops neither the sweep nor the collection', async () => {
   await using node = await TestNode.start({ settings: everything });
   const user = node.makeUserDirectory(alice);

@@ -1,0 +1,214 @@
+/**
+ * `container-cache acquire [--existing] IMAGE`: the enroot wrapper asks, as the job's user, for an image that the job's Prolog did
+ * not see: that of an srun inside a batch script or an salloc.
+ *
+ *   read the job → entry: reuse it, or unpack → hold it for the step → one log line, one line for the wrapper
+ *
+ * The same protocol as the Prolog's, by a process without rights: it evicts nothing, and where the filesystem is full enough for
+ * the collector it leaves the unpack to enroot, whose container goes away with its step.
+ */
+import { spawnSync } from 'node:child_process';
+import { closeSync, renameSync } from 'node:fs';
+import process from 'node:process';
+import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/faults.ts';
+import { isCollectionDue } from '../lib/core/gc-plan.ts';
+import { parseImage } from '../lib/core/image.ts';
+import { readJobId, type Environment } from '../lib/core/job.ts';
+import {
+  entryName,
+  isEntryNameOf,
+  jobImagesName,
+  jobPath,
+  partialName,
+  userPath,
+} from '../lib/core/layout.ts';
+import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
+import { fillRootfs } from '../lib/store/create.ts';
+import { findRegistrySource } from '../lib/store/digests.ts';
+import { openEnroot } from '../lib/store/enroot.ts';
+import { acquireEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
+import { touchEntry } from '../lib/store/held-entry.ts';
+import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
+import { holdForStep } from '../lib/store/lease.ts';
+import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
+import type { UserIds } from '../lib/system/as-user.ts';
+import type { Directory } from '../lib/system/directory.ts';
+import { readUsage } from '../lib/system/disk-usage.ts';
+import { isGone, unlessErrno } from '../lib/system/errno.ts';
+import { readSmallFile } from '../lib/system/files.ts';
+import { findMountedEntries } from '../lib/system/mounts.ts';
+import { childEnvironment } from '../lib/system/run.ts';
+import { readSettings } from '../lib/system/settings-file.ts';
+import { openLog } from '../lib/system/syslog.ts';
+import { uniqueHex } from '../lib/system/unique.ts';
+
+const usage = 'Usage: container-cache acquire [--existing] IMAGE\n';
+
+interface Request {
+  readonly jobId: number;
+  readonly user: UserIds;
+  readonly image: string;
+  /** Unpack nothing: take what is there. */
+  readonly existingOnly: boolean;
+  readonly settings: Settings;
+  readonly environment: Environment;
+}
+
+/** @returns the exit code: 0, 1 if the entry cannot be had, 2 for wrong usage */
+export async function runAcquire(parameters: readonly string[], environment: Environment): Promise<number> {
+  const existingOnly = parameters[0] === '--existing';
+  const [image, ...rest] = existingOnly ? parameters.slice(1) : parameters;
+  if (image === undefined || image.startsWith('-') || rest.length > 0) {
+    process.stderr.write(usage);
+    return 2;
+  }
+  process.umask(0o022);
+  const parsed = readSettings(environment);
+  const log = openLog(logSettingsOf(parsed));
+  const user = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };
+  let jobId: number | undefined;
+  let acquired: Acquired | undefined;
+  let warning: string | undefined;
+  let error: unknown;
+  try {
+    jobId = readJobId(environment);
+    const settings = requireSettings(parsed);
+    const held = await acquire({ jobId, user, image, existingOnly, settings, environment });
+    ({ acquired, warning } = held);
+    process.stdout.write(`${acquired.entry.name} ${held.holderPid ?? '-'}\n`);
+  } catch (cause) {
+    error = cause;
+  }
+  const isMiss = error instanceof JobFault && error.code === 'NOT_CACHED';
+  const level = isMiss ? 'debug' : error === undefined && warning === undefined ? 'info' : 'warning';
+  log.write(level, 'acquire', {
+    job: jobId,
+    uid: user.uid,
+    image,
+    result: acquired?.result ?? 'failed',
+    entry: acquired?.entry.name,
+    code: error === undefined ? undefined : faultCode(error),
+    reason: error === undefined ? warning : `${describeError(error)}; enroot unpacks for itself`,
+    unpack_ms: acquired?.unpackMs,
+    total_ms: Math.round(performance.now()),
+  });
+  await log.flush();
+  return error === undefined ? 0 : 1;
+}
+
+interface Held {
+  readonly acquired: Acquired;
+  readonly holderPid: number | undefined;
+  readonly warning: string | undefined;
+}
+
+async function acquire(request: Request): Promise<Held> {
+  const { jobId, user, settings } = request;
+  const base = openBase(settings.basePath);
+  const userDirectory = findUserDirectory(base, user.uid);
+  if (userDirectory === undefined) {
+    throw new NodeFault(
+      'USER_DIRECTORY',
+      `Cannot use user directory "${userPath(base.path, user.uid)}": the Prolog has not made it, or something is mounted in it`,
+    );
+  }
+  const source = await findSource(request);
+  const acquired = await acquireEntry({
+    user,
+    jobId,
+    userPath: userDirectory.path,
+    image: request.image,
+    name: entryName(user.uid, source.hash),
+    limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
+    creator: () => openCreator(request, base, userDirectory, source),
+  });
+  try {
+    touchEntry(user, acquired.entry.path);
+    const isLeased = isLeasedByProlog(settings.runtimePath, jobId, acquired.entry.name);
+    return {
+      acquired,
+      holderPid: isLeased ? undefined : holdForStep(jobId, user.uid, acquired.entry),
+      warning: source.kind === 'registry' ? source.warning : undefined,
+    };
+  } finally {
+    closeSync(acquired.entry.fd);
+  }
+}
+
+async function findSource({ user, image, settings, environment }: Request): Promise<ImageSource> {
+  const wanted = parseImage(image, process.cwd());
+  return wanted.kind === 'path'
+    ? probeSquashfs(user, wanted)
+    : findRegistrySource(user, wanted, settings, environment);
+}
+
+async function openCreator(
+  { jobId, user, image, existingOnly, settings, environment }: Request,
+  base: Directory,
+  userDirectory: Directory,
+  source: ImageSource,
+): Promise<EntryCreator> {
+  if (existingOnly) throw new JobFault('NOT_CACHED', `There is no entry of "${image}"`);
+  if (isCollectionDue(readUsage(base.path), settings)) {
+    throw new NodeFault(
+      'NO_SPACE',
+      `Cannot unpack "${image}": "${base.path}" is full up to the high watermark`,
+    );
+  }
+  const enroot =
+    source.kind === 'registry'
+      ? await openEnroot(settings.enrootPath, user, userDirectory.path, environment)
+      : undefined;
+  const context = {
+    user,
+    source,
+    processors: settings.createProcessors,
+    policy: settings,
+    enroot,
+    readUsage: () => readUsage(base.path),
+    // Both are root's to do: the next Prolog or Epilog does.
+    startCollector: () => undefined,
+    makeRoom: () => Promise.resolve(),
+    onProgress: () => undefined,
+  };
+  return {
+    fill: (partialPath, rootfsPath, limitMs) => fillRootfs(context, partialPath, rootfsPath, limitMs),
+    isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
+    discard: (name) => {
+      discard(userDirectory.path, name, jobId, user.uid);
+    },
+  };
+}
+
+const discardLimitMs = 60_000;
+
+/** Deleted at once, since enroot needs the room; what cannot be deleted has a name that the Epilog sweeps. */
+function discard(userDirectoryPath: string, name: string, jobId: number, uid: number): void {
+  let path = `${userDirectoryPath}/${name}`;
+  if (isEntryNameOf(uid, name)) {
+    const aside = `${userDirectoryPath}/${partialName(name, jobId, uniqueHex())}`;
+    unlessErrno(isGone, () => {
+      renameSync(path, aside);
+    });
+    path = aside;
+  }
+  spawnSync('rm', ['--recursive', '--force', '--one-file-system', '--', path], {
+    cwd: '/',
+    env: childEnvironment,
+    stdio: 'ignore',
+    timeout: discardLimitMs,
+    killSignal: 'SIGKILL',
+  });
+}
+
+const longestImagesBytes = 256 * 1024;
+
+/** What the Prolog has leased stays until the Epilog. */
+function isLeasedByProlog(runtimePath: string, jobId: number, name: string): boolean {
+  try {
+    const images = readSmallFile(`${jobPath(runtimePath, jobId)}/${jobImagesName}`, longestImagesBytes) ?? '';
+    return images.split('\n').some((line) => line.split('\t')[1] === name);
+  } catch {
+    return false;
+  }
+}

@@ -1,0 +1,58 @@
+/** What a filesystem is good for, by the name /proc/self/mountinfo gives it. */
+
+/**
+ * `local`: a disk of this node. `network`: other nodes have it, too, and a hung server hangs us. `fuse`: a program that
+ * may not answer. `memory`: a reboot forgets it. `stacked`: cannot carry an overlay's upper layer. `unknown`: try.
+ */
+export type FilesystemKind = 'local' | 'network' | 'fuse' | 'memory' | 'stacked' | 'unknown';
+
+const kinds: Readonly<Record<Exclude<FilesystemKind, 'unknown' | 'fuse'>, readonly string[]>> = {
+  local: ['ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'f2fs', 'bcachefs', 'jfs', 'reiserfs'],
+  network: [
+    '9p',
+    'acfs',
+    'afs',
+    'beegfs',
+    'ceph',
+    'cifs',
+    'coda',
+    'gfs2',
+    'gpfs',
+    'lustre',
+    'ncpfs',
+    'nfs',
+    'nfs4',
+    'ocfs2',
+    'orangefs',
+    'panfs',
+    'pvfs2',
+    'smb3',
+    'smbfs',
+    'virtiofs',
+    'vxfs',
+    'wekafs',
+  ],
+  memory: ['tmpfs', 'ramfs'],
+  stacked: ['overlay', 'aufs', 'ecryptfs'],
+};
+
+export function filesystemKind(type: string): FilesystemKind {
+  if (/^fuse(?:blk|ctl)?(?:\.|$)/.test(type)) return 'fuse';
+  for (const kind of ['local', 'network', 'memory', 'stacked'] as const)
+    if (kinds[kind].includes(type)) return kind;
+  return 'unknown';
+}
+
+/**
+ * The options of a mount point (`noexec`, `ro`, …): field 6 of the last line of mountinfo that has it (proc(5)).
+ *
+ * @param mountPoint as mountinfo writes it, escapes undone
+ */
+export function mountOptions(mountinfo: string, mountPoint: string): readonly string[] {
+  const escaped = mountPoint.replace(
+    /[ \t\n\\]/g,
+    (character) => `\\${character.charCodeAt(0).toString(8).padStart(3, '0')}`,
+  );
+  const lines = mountinfo.split('\n').map((line) => line.split(' '));
+  return lines.findLast((fields) => fields[4] === escaped)?.[5]?.split(',') ?? [];
+}

@@ -1,0 +1,77 @@
+/**
+ * What `container-cache check` finds, and how it is shown: a line for each finding, and below it what to do about it.
+ *
+ *   ok    base      /raid/data: ext4, owned by root, mode 0755
+ *   bad   slurm     PrologFlags is not set: the Prolog runs at the job's first step
+ *                   in slurm.conf: PrologFlags=Alloc
+ */
+
+/**
+ * `warn`: works, but worse than it could, or soon not. `bad`: does not work as it should. `skip`: could not be looked
+ * at, so nobody knows.
+ */
+export type FindingStatus = 'ok' | 'warn' | 'bad' | 'skip';
+
+export interface Finding {
+  readonly status: FindingStatus;
+  /** What part of the node it is about; one word. */
+  readonly area: string;
+  readonly text: string;
+  /** What to do; for everything but `ok`. */
+  readonly remedy?: string;
+}
+
+/** A part of the node, as the source of findings. */
+export interface Reporter {
+  readonly ok: (text: string) => Finding;
+  readonly warn: (text: string, remedy: string) => Finding;
+  readonly bad: (text: string, remedy: string) => Finding;
+  readonly skip: (text: string, remedy: string) => Finding;
+}
+
+export function reporter(area: string): Reporter {
+  const withRemedy =
+    (status: FindingStatus) =>
+    (text: string, remedy: string): Finding => ({ status, area, text, remedy });
+  return {
+    ok: (text) => ({ status: 'ok', area, text }),
+    warn: withRemedy('warn'),
+    bad: withRemedy('bad'),
+    skip: withRemedy('skip'),
+  };
+}
+
+/** Whether all is well: a warning does not count, but what could not be looked at does. */
+export function isWell(findings: readonly Finding[]): boolean {
+  return findings.every(({ status }) => status === 'ok' || status === 'warn');
+}
+
+const statusWidth = 6;
+
+/** @returns lines, aligned, with a summary at the end */
+export function formatFindings(findings: readonly Finding[]): string {
+  const areaWidth = Math.max(0, ...findings.map(({ area }) => area.length)) + 2;
+  const indent = ' '.repeat(statusWidth + areaWidth);
+  const lines = findings.flatMap(({ status, area, text, remedy }) => [
+    `${status.padEnd(statusWidth)}${area.padEnd(areaWidth)}${printable(text)}`,
+    ...(remedy === undefined ? [] : [`${indent}${printable(remedy)}`]),
+  ]);
+  return `${[...lines, summary(findings)].join('\n')}\n`;
+}
+
+function summary(findings: readonly Finding[]): string {
+  const count = (status: FindingStatus): number => findings.filter((one) => one.status === status).length;
+  const parts = [
+    [count('bad'), 'bad'],
+    [count('warn'), 'to be minded'],
+    [count('skip'), 'not looked at'],
+  ] as const;
+  const found = parts.filter(([number]) => number > 0).map(([number, what]) => `${number} ${what}`);
+  if (found.length === 0) return 'All is well.';
+  return isWell(findings) ? `Well; ${found.join(', ')}.` : `Not well: ${found.join(', ')}.`;
+}
+
+/** File names and output of programs may hold what moves a terminal's cursor. */
+function printable(text: string): string {
+  return text.replace(/\s*\n\s*/g, ' ').replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '?');
+}

@@ -1,0 +1,86 @@
+/**
+ * What the enroot wrapper must know of its node, `<runtime>/node`: found out by the Prolog once, read by a shell at each
+ * container start. `key=value` lines; no value holds a newline.
+ */
+
+/** What containers get on this node: `auto` is decided. */
+export type EffectiveIsolation = 'overlay' | 'shared' | 'off';
+
+export interface NodeFacts {
+  /** What they were found out for; other settings or another enroot make them out of date. */
+  readonly fingerprint: string;
+  readonly basePath: string;
+  readonly enrootPath: string | undefined;
+  readonly enrootVersion: string | undefined;
+  readonly isolation: EffectiveIsolation;
+  readonly reason: string | undefined;
+  readonly imageFreshness: string;
+  /** The container-cache executable; undefined where there is none (under the bare runtime). */
+  readonly command: string | undefined;
+  /** Without this file enroot would start an empty rootfs. */
+  readonly mountsFile: string;
+}
+
+export const longestNodeFactsBytes = 16 * 1024;
+
+const keys = {
+  fingerprint: 'for',
+  basePath: 'base_path',
+  enrootPath: 'enroot_path',
+  enrootVersion: 'enroot_version',
+  isolation: 'isolation',
+  reason: 'isolation_reason',
+  imageFreshness: 'image_freshness',
+  command: 'command',
+  mountsFile: 'mounts_file',
+} as const satisfies Record<keyof NodeFacts, string>;
+
+export function formatNodeFacts(facts: NodeFacts): string {
+  const lines = Object.entries(keys).map(([name, key]) => {
+    const value = facts[name as keyof NodeFacts];
+    return value === undefined ? '' : `${key}=${value.replaceAll(/[\r\n]+/g, ' ')}\n`;
+  });
+  return lines.join('');
+}
+
+/** @returns undefined unless all that must be there is */
+export function parseNodeFacts(text: string): NodeFacts | undefined {
+  const values = new Map(
+    text.split('\n').flatMap((line) => {
+      const separator = line.indexOf('=');
+      return separator < 0 ? [] : [[line.slice(0, separator), line.slice(separator + 1)] as const];
+    }),
+  );
+  const fingerprint = values.get(keys.fingerprint);
+  const basePath = values.get(keys.basePath);
+  const isolation = values.get(keys.isolation);
+  const imageFreshness = values.get(keys.imageFreshness);
+  const mountsFile = values.get(keys.mountsFile);
+  if (fingerprint === undefined || basePath === undefined || imageFreshness === undefined) return undefined;
+  if (mountsFile === undefined || (isolation !== 'overlay' && isolation !== 'shared' && isolation !== 'off'))
+    return undefined;
+  return {
+    fingerprint,
+    basePath,
+    isolation,
+    imageFreshness,
+    mountsFile,
+    enrootPath: values.get(keys.enrootPath),
+    enrootVersion: values.get(keys.enrootVersion),
+    reason: values.get(keys.reason),
+    command: values.get(keys.command),
+  };
+}
+
+/**
+ * Whether the wrapper knows how this enroot behaves: `digest` came with 4.0, what `start` and `mounts.d` do is the same since
+ * 3.4.
+ *
+ * @param version as `enroot version` prints it, e.g. `4.1.2`
+ */
+export function isKnownEnroot(version: string): boolean {
+  const [major = Number.NaN, minor = Number.NaN] = version
+    .split('.')
+    .map((part) => Number.parseInt(part, 10));
+  return major === 4 || (major === 3 && minor >= 4);
+}

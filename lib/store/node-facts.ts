@@ -1,0 +1,154 @@
+/**
+ * Finding out what the enroot wrapper must know of its node, and telling it by `<runtime>/node` (lib/core/node-facts.ts).
+ *
+ * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first after a boot, or
+ * after a change, asks enroot for its version and tries an overlay, as nobody: what a process of the job's user said could be the
+ * user's invention.
+ */
+import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
+import { isSea } from 'node:sea';
+import process from 'node:process';
+import { JobFault, NodeFault } from '../core/faults.ts';
+import { nodeFactsPath } from '../core/layout.ts';
+import {
+  formatNodeFacts,
+  isKnownEnroot,
+  longestNodeFactsBytes,
+  parseNodeFacts,
+  type NodeFacts,
+} from '../core/node-facts.ts';
+import type { Settings } from '../core/settings.ts';
+import { asUser } from '../system/as-user.ts';
+import type { Directory } from '../system/directory.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { nobody, probeOverlay } from '../system/overlay.ts';
+import { CommandFailed, run } from '../system/run.ts';
+import { uniqueHex } from '../system/unique.ts';
+import { findEnroot } from './enroot.ts';
+import { prepareRuntimeDirectory } from './runtime-directory.ts';
+
+export const mountsFileName = '00-container-cache.fstab';
+
+const versionTimeoutMs = 10_000;
+
+/** @returns the facts on disk; undefined: none, or none that can be read */
+export function readNodeFacts(runtimePath: string): NodeFacts | undefined {
+  const text = readSmallFile(nodeFactsPath(runtimePath), longestNodeFactsBytes);
+  return text === undefined ? undefined : parseNodeFacts(text);
+}
+
+/**
+ * Brings the facts up to date.
+ *
+ * @returns the new facts, or undefined if those on disk still hold
+ * @throws a failed system call on the runtime directory or the base
+ */
+export async function ensureNodeFacts(settings: Settings, base: Directory): Promise<NodeFacts | undefined> {
+  const enrootPath = lookForEnroot(settings.enrootPath);
+  const fingerprint = fingerprintOf(settings, enrootPath);
+  if (readNodeFacts(settings.runtimePath)?.fingerprint === fingerprint) return undefined;
+  const facts = await findFacts(settings, base, enrootPath, fingerprint);
+  const path = nodeFactsPath(settings.runtimePath);
+  unlessErrno(['EEXIST'], () => mkdirSync(settings.runtimePath, { recursive: true, mode: 0o711 }));
+  writeFileAtomically(path, formatNodeFacts(facts), { mode: 0o644 });
+  return facts;
+}
+
+function lookForEnroot(enrootPath: string | undefined): string | undefined {
+  try {
+    return findEnroot(enrootPath);
+  } catch (error) {
+    if (error instanceof NodeFault || error instanceof JobFault) return undefined;
+    throw error;
+  }
+}
+
+/** A new enroot in place of the old one is another file, or has another time. */
+function fingerprintOf(settings: Settings, enrootPath: string | undefined): string {
+  const stats = enrootPath === undefined ? undefined : unlessErrno(isGone, () => statSync(enrootPath));
+  return [
+    settings.basePath,
+    settings.isolation,
+    settings.imageFreshness,
+    settings.enrootSysconfPath,
+    command() ?? 'none',
+    enrootPath ?? 'none',
+    stats === undefined ? 'none' : `${stats.ino}-${stats.size}-${stats.mtimeMs}`,
+  ].join(':');
+}
+
+const command = (): string | undefined => (isSea() ? process.execPath : undefined);
+
+async function findFacts(
+  settings: Settings,
+  base: Directory,
+  enrootPath: string | undefined,
+  fingerprint: string,
+): Promise<NodeFacts> {
+  const enrootVersion = enrootPath === undefined ? undefined : await askVersion(settings, enrootPath);
+  return {
+    fingerprint,
+    basePath: settings.basePath,
+    enrootPath,
+    enrootVersion,
+    imageFreshness: settings.imageFreshness,
+    command: command(),
+    mountsFile: `${settings.enrootSysconfPath}/mounts.d/${mountsFileName}`,
+    ...(await decideIsolation(settings, base, enrootPath, enrootVersion)),
+  };
+}
+
+async function decideIsolation(
+  settings: Settings,
+  base: Directory,
+  enrootPath: string | undefined,
+  enrootVersion: string | undefined,
+): Promise<Pick<NodeFacts, 'isolation' | 'reason'>> {
+  if (settings.isolation === 'off') return { isolation: 'off', reason: 'isolation=off is configured' };
+  if (enrootPath === undefined)
+    return { isolation: 'off', reason: 'there is no enroot on this node; set enroot_path' };
+  if (enrootVersion === undefined || !isKnownEnroot(enrootVersion)) {
+    const found = enrootVersion === undefined ? 'does not tell its version' : `is version ${enrootVersion}`;
+    return { isolation: 'off', reason: `${enrootPath} ${found}, want 3.4 to 4.x` };
+  }
+  if (settings.isolation !== 'auto') return { isolation: settings.isolation, reason: undefined };
+  const probe = await probeOverlay(base.path, enrootPath);
+  return probe.works
+    ? { isolation: 'overlay', reason: undefined }
+    : { isolation: 'shared', reason: `a user cannot mount an overlay: ${probe.reason}` };
+}
+
+/** enroot makes its directories at each start, so it is given some. */
+async function askVersion(settings: Settings, enrootPath: string): Promise<string | undefined> {
+  const directory = `${settings.runtimePath}/version.${uniqueHex()}`;
+  prepareRuntimeDirectory(settings.runtimePath, directory, 0o700);
+  try {
+    chownSync(directory, nobody.uid, nobody.gid);
+    const names = [
+      'HOME',
+      'ENROOT_DATA_PATH',
+      'ENROOT_RUNTIME_PATH',
+      'ENROOT_CACHE_PATH',
+      'ENROOT_TEMP_PATH',
+    ];
+    const { stdout } = await run(
+      asUser(
+        nobody,
+        {
+          file: enrootPath,
+          args: ['version'],
+          environment: Object.fromEntries(names.map((name) => [name, directory])),
+          timeoutMs: versionTimeoutMs,
+        },
+        { canGain: true },
+      ),
+    );
+    return /^\d+(?:\.\d+)*/.exec(stdout.toString('latin1').trim())?.[0];
+  } catch (error) {
+    if (error instanceof CommandFailed) return undefined;
+    throw error;
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}

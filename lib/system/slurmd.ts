@@ -1,0 +1,40 @@
+/** The slurmd of this node, found among its processes. */
+import { readFileSync, readlinkSync } from 'node:fs';
+import { unlessErrno } from './errno.ts';
+import { listProcesses, processCommandLine, processStartTicks, processUid } from './processes.ts';
+
+export interface Slurmd {
+  readonly pid: number;
+  /** `slurmd -D -f /etc/slurm/slurm.conf` */
+  readonly commandLine: string;
+}
+
+/**
+ * @returns the one that runs longest, since it starts children of its own name; one that sees our mounts before one in
+ *   a container; undefined: none of root's runs
+ */
+export function findSlurmd(): Slurmd | undefined {
+  const own = mountNamespace('self');
+  const running = listProcesses().flatMap((pid) => {
+    // A user can call a process anything, but not run it as root.
+    if (processName(pid) !== 'slurmd' || processUid(pid) !== 0) return [];
+    const startTicks = processStartTicks(pid);
+    return startTicks === undefined
+      ? []
+      : [{ pid, startTicks: Number(startTicks), isElsewhere: Number(mountNamespace(pid) !== own) }];
+  });
+  const [oldest] = running.sort(
+    (a, b) => a.isElsewhere - b.isElsewhere || a.startTicks - b.startTicks || a.pid - b.pid,
+  );
+  return oldest === undefined
+    ? undefined
+    : { pid: oldest.pid, commandLine: processCommandLine(oldest.pid) ?? '' };
+}
+
+function processName(pid: number): string | undefined {
+  return unlessErrno(['ENOENT', 'ESRCH'], () => readFileSync(`/proc/${pid}/comm`, 'utf8').trimEnd());
+}
+
+function mountNamespace(pid: number | 'self'): string | undefined {
+  return unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => readlinkSync(`/proc/${pid}/ns/mnt`));
+}

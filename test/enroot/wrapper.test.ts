@@ -1,0 +1,564 @@
+/**
+ * The enroot wrapper, called as pyxis calls it, before an enroot that only notes how it was called: what goes to the real enroot
+ * untouched, what becomes of stubs, and what a hostile or broken surrounding brings about (nothing but the real enroot).
+ * test/slurm/container-starts.test.ts has the containers themselves.
+ */
+import { spawnSync } from 'node:child_process';
+import {
+  chmodSync,
+  chownSync,
+  copyFileSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
+import { basename, join } from 'node:path';
+import { projectRoot } from '../../build/source-files.ts';
+import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
+import { TestNode } from '../helpers/node.ts';
+import {
+  alice,
+  bob,
+  command,
+  enterPrivateMachine,
+  unlessPrivateMachine,
+  type TestUser,
+} from '../helpers/private-machine.ts';
+import { assert, suite } from '../helpers/suite.ts';
+
+enterPrivateMachine();
+
+/** Notes its parameters and its environment, and does what `fails` and `leftover` beside it tell. */
+const recorder = `#!/bin/sh
+here=\${0%/*}
+{ printf '%s\\0' "$@"; printf '\\1'; env -0; printf '\\2'; } >>"$here/calls"
+case $1 in
+  create) if [ -e "$here/leftover" ]; then echo '[ERROR] File already exists: x' >&2; exit 1; fi ;;
+  remove) rm -f "$here/leftover" ;;
+  import) [ -e "$here/fails" ] && { echo '[ERROR] no registry' >&2; exit 7; }; [ ! -d "\${3%/*}" ] || echo squashfs >"$3" ;;
+esac
+exit 0
+`;
+
+interface Call {
+  readonly parameters: readonly string[];
+  readonly environment: ReadonlyMap<string, string>;
+}
+
+interface Result {
+  readonly exitCode: number | null;
+  readonly output: string;
+  readonly calls: readonly Call[];
+}
+
+const jobId = 42;
+const image = '/images/a.sqsh';
+const uri = 'docker://reg#app:1';
+const container = `pyxis_${jobId}.0`;
+
+/** A node with the wrapper in `bin`, the recorder as the real enroot, one entry of alice's, leased by job 42. */
+class WrapperNode implements AsyncDisposable {
+  readonly node: TestNode;
+  readonly wrapper: string;
+  readonly real: string;
+  readonly entry: string;
+  readonly userPath: string;
+  readonly imagePath: string;
+  readonly pyxisPath: string;
+
+  private constructor(node: TestNode) {
+    this.node = node;
+    this.wrapper = join(node.root, 'bin/enroot');
+    this.real = join(node.root, 'real/enroot');
+    this.userPath = node.userPath(alice);
+    this.pyxisPath = join(node.root, 'pyxis');
+    for (const name of ['bin', 'real', 'etc', 'pyxis', `pyxis/${alice.uid}`])
+      mkdirSync(join(node.root, name));
+    // Whoever runs the recorder writes beside it.
+    chmodSync(join(node.root, 'real'), 0o777);
+    chownSync(join(this.pyxisPath, String(alice.uid)), alice.uid, alice.gid);
+    copyFileSync(join(projectRoot, 'enroot/enroot'), this.wrapper);
+    writeFileSync(this.real, recorder, { mode: 0o755 });
+    writeFileSync(join(node.root, 'etc/00-container-cache.fstab'), '${CONTAINER_CACHE_FSTAB}\n');
+    this.imagePath = node.image();
+    this.entry = basename(node.plant(alice, { hash: '00deadbeef001122', usedSecondsAgo: 0 }));
+    this.writeFacts();
+    this.writeImages(
+      `${this.imagePath}\t${this.entry}\t${stampOf(this.imagePath)}\n${uri}\t${this.entry}\t-\n`,
+    );
+  }
+
+  static async start(): Promise<WrapperNode> {
+    return new WrapperNode(await TestNode.start());
+  }
+
+  writeFacts(changes: Partial<NodeFacts> = {}): void {
+    const facts: NodeFacts = {
+      fingerprint: 'x',
+      basePath: this.node.basePath,
+      enrootPath: this.real,
+      enrootVersion: '4.1.2',
+      isolation: 'overlay',
+      reason: undefined,
+      imageFreshness: 'always',
+      command: undefined,
+      mountsFile: join(this.node.root, 'etc/00-container-cache.fstab'),
+      ...changes,
+    };
+    mkdirSync(this.node.runtimePath, { recursive: true, mode: 0o711 });
+    writeFileSync(join(this.node.runtimePath, 'node'), formatNodeFacts(facts), { mode: 0o644 });
+  }
+
+  writeImages(text: string): void {
+    const directory = join(this.node.runtimePath, 'jobs', String(jobId));
+    mkdirSync(directory, { recursive: true });
+    writeFileSync(join(directory, 'images'), text, { mode: 0o644 });
+  }
+
+  /** As pyxis runs it: as the user, with the job's environment and slurmd's PATH. */
+  run(parameters: readonly string[], options: RunOptions = {}): Result {
+    const user = options.user ?? alice;
+    const calls = join(this.node.root, 'real/calls');
+    rmSync(calls, { force: true });
+    const { status, stdout, stderr } = spawnSync(
+      'setpriv',
+      [
+        ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--'],
+        ...[this.wrapper, ...parameters],
+      ],
+      {
+        cwd: '/',
+        encoding: 'utf8',
+        timeout: 20_000,
+        env: {
+          PATH: `${join(this.node.root, 'bin')}:${join(this.node.root, 'real')}:/usr/bin:/bin`,
+          CONTAINER_CACHE_CONF: this.node.configPath,
+          SLURM_JOB_ID: String(jobId),
+          SLURM_JOB_UID: String(user.uid),
+          SLURM_STEP_ID: '0',
+          PYXIS_RUNTIME_PATH: this.pyxisPath,
+          ...options.environment,
+        },
+      },
+    );
+    return { exitCode: status, output: stdout + stderr, calls: existsSync(calls) ? readCalls(calls) : [] };
+  }
+
+  stub(name = container): string {
+    return join(this.userPath, name);
+  }
+
+  createStub(name = container): void {
+    const { exitCode, calls, output } = this.run(['create', '--name', name, this.imagePath]);
+    assert.equal([exitCode, calls, output], [0, [], '']);
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.node[Symbol.asyncDispose]();
+  }
+}
+
+interface RunOptions {
+  readonly user?: TestUser;
+  readonly environment?: Readonly<Record<string, string>>;
+}
+
+const stampOf = (path: string): string => command('find', '-L', path, '-maxdepth', '0', '-printf', '%s %T@');
+
+function readCalls(path: string): Call[] {
+  return readFileSync(path, 'latin1')
+    .split('\u0002')
+    .filter(Boolean)
+    .map((text) => {
+      const [parameters = '', environment = ''] = text.split('\u0001');
+      const variables = environment.split('\0').map((line) => {
+        const separator = line.indexOf('=');
+        return [line.slice(0, separator), line.slice(separator + 1)] as const;
+      });
+      return { parameters: parameters.split('\0').slice(0, -1), environment: new Map(variables) };
+    });
+}
+
+const parametersOf = ({ calls }: Result): readonly (readonly string[])[] =>
+  calls.map(({ parameters }) => parameters);
+
+const pass = suite('wrapper: what is the real enroot’s', { skip: unlessPrivateMachine });
+
+const untouched: readonly (readonly string[])[] = [
+  ['version'],
+  ['list', '-f'],
+  ['exec', '1', 'sh', '-c', 'echo  "a b"'],
+  ['help', ''],
+  ['create', image],
+  ['create', '--name', 'pyxis_mine', image],
+  ['create', '--name', 'pyxis_43.0', image],
+  ['create', '--name', 'pyxis_42.0.1', image],
+  ['create', '--force', '--name', container, image],
+  ['import', uri],
+  ['import', '--output', '/home/a/x.squashfs', uri],
+  ['load', '--name', 'pyxis_mine', uri],
+  ['start', '--conf', '/tmp/c', 'pyxis_mine', 'sh', '-c', 'kill -STOP $$ ; exit 0'],
+  ['start', '--unknown', container],
+  ['start'],
+  ['export', '-f', '-o', '/x y.sqsh', 'pyxis_mine'],
+  ['remove', '-f', 'pyxis_mine'],
+  ['remove', '-f', container],
+];
+
+for (const parameters of untouched) {
+  pass(`is handed on as it is: ${parameters.join(' ')}`, async () => {
+    await using node = await WrapperNode.start();
+    const result = node.run(parameters, { environment: { cc_tab: 'x', key: 'y', MULTI: 'a\nb' } });
+    assert.equal(parametersOf(result), [parameters]);
+    assert.is(result.output, '');
+    const { environment } = result.calls[0]!;
+    assert.is(environment.get('MULTI'), 'a\nb');
+    assert.is(environment.get('key'), 'y');
+    assert.not(environment.has('CONTAINER_CACHE_FSTAB'));
+    assert.not(environment.has('ENROOT_DATA_PATH'));
+  });
+}
+
+const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
+  ['there are no facts', (node) => rmSync(join(node.node.runtimePath, 'node'))],
+  ['the facts cannot be read', (node) => chmodSync(join(node.node.runtimePath, 'node'), 0o600)],
+  ['there is no runtime directory', (node) => rmSync(node.node.runtimePath, { recursive: true })],
+  [
+    'the facts are a directory',
+    (node) => {
+      rmSync(join(node.node.runtimePath, 'node'));
+      mkdirSync(join(node.node.runtimePath, 'node'));
+    },
+  ],
+  ['isolation is off', (node) => node.writeFacts({ isolation: 'off' })],
+  ['mounts.d has not our file', (node) => rmSync(join(node.node.root, 'etc/00-container-cache.fstab'))],
+  ['there is no user directory', (node) => rmSync(node.userPath, { recursive: true })],
+  ['the job has no files', (node) => rmSync(join(node.node.runtimePath, 'jobs'), { recursive: true })],
+  ['the job has another image', (node) => node.writeImages(`/other\t${node.entry}\t1 1.0\n`)],
+  ['the Prolog could not serve it', (node) => node.writeImages(`${node.imagePath}\t-\t-\n`)],
+  ['the entry is gone', (node) => rmSync(join(node.userPath, node.entry), { recursive: true })],
+  ['the entry has no lock file', (node) => rmSync(join(node.userPath, node.entry, '.pyxis_cache_lock'))],
+  [
+    'the entry is a symlink',
+    (node) => {
+      rmSync(join(node.userPath, node.entry), { recursive: true });
+      symlinkSync('/etc', join(node.userPath, node.entry));
+    },
+  ],
+  [
+    'the entry named is another user’s',
+    (node) =>
+      node.writeImages(
+        `${node.imagePath}\tpyxis_cache_u${bob.uid}_00deadbeef001122\t${stampOf(node.imagePath)}\n`,
+      ),
+  ],
+  [
+    'the entry named leads elsewhere',
+    (node) =>
+      node.writeImages(`${node.imagePath}\tpyxis_cache_u${alice.uid}_/../../x\t${stampOf(node.imagePath)}\n`),
+  ],
+  ['the image file has changed', (node) => utimesSync(node.imagePath, 1, 1)],
+  ['the image file is gone', (node) => rmSync(node.imagePath)],
+];
+
+for (const [what, spoil] of broken) {
+  pass(`so is a step's container where ${what}`, async () => {
+    await using node = await WrapperNode.start();
+    spoil(node);
+    const create = ['create', '--name', container, node.imagePath];
+    assert.equal(parametersOf(node.run(create)), [create]);
+    assert.not(existsSync(node.stub()));
+  });
+}
+
+pass('finds the real one in PATH where nothing tells it, and no other copy of itself', async () => {
+  await using node = await WrapperNode.start();
+  rmSync(join(node.node.runtimePath, 'node'));
+  mkdirSync(join(node.node.root, 'copy'));
+  copyFileSync(node.wrapper, join(node.node.root, 'copy/enroot'));
+  const path = ['bin', 'copy', 'real'].map((name) => join(node.node.root, name)).join(':');
+  const result = node.run(['version'], { environment: { PATH: `${path}:/usr/bin:/bin` } });
+  assert.equal(parametersOf(result), [['version']]);
+  const none = node.run(['version'], {
+    environment: { PATH: `${join(node.node.root, 'bin')}:/usr/bin:/bin` },
+  });
+  assert.equal([none.exitCode, none.calls], [127, []]);
+  assert.match(none.output, /Cannot find the real enroot/);
+});
+
+pass("a job ID that is not the container's is no reason for anything", async () => {
+  await using node = await WrapperNode.start();
+  for (const id of ['', '43', '42;id', '../42', '*']) {
+    const create = ['create', '--name', container, node.imagePath];
+    assert.equal(parametersOf(node.run(create, { environment: { SLURM_JOB_ID: id } })), [create], id);
+  }
+});
+
+pass("another user gets nothing of the job's, by whatever variable", async () => {
+  await using node = await WrapperNode.start();
+  const create = ['create', '--name', container, node.imagePath];
+  const result = node.run(create, { user: bob, environment: { SLURM_JOB_UID: String(alice.uid) } });
+  assert.equal(parametersOf(result), [create]);
+  assert.equal(
+    readdirSync(node.userPath).filter((name) => name.startsWith('pyxis_42')),
+    [],
+  );
+});
+
+pass.run();
+
+const stubs = suite('wrapper: stubs', { skip: unlessPrivateMachine });
+
+stubs('create makes one in place of an unpack, private to its user, and prints nothing', async () => {
+  await using node = await WrapperNode.start();
+  const entry = join(node.userPath, node.entry);
+  mkdirSync(join(entry, 'etc'));
+  writeFileSync(join(entry, 'etc/environment'), 'A=1\n');
+  chmodSync(entry, 0o751);
+  node.createStub();
+  const upper = join(node.stub(), '.container-cache/upper');
+  assert.equal(readdirSync(upper).sort(), ['.lock', '.pyxis_cache_lock']);
+  // The container has the root directory's mode, and does not see our lock file: a whiteout, character device 0:0.
+  assert.is(statSync(upper).mode & 0o777, 0o751);
+  const whiteout = lstatSync(join(upper, '.pyxis_cache_lock'));
+  assert.equal([whiteout.isCharacterDevice(), whiteout.rdev], [true, 0]);
+  assert.is(readFileSync(join(node.stub(), 'etc/environment'), 'utf8'), 'A=1\n');
+  assert.not(existsSync(join(node.stub(), 'etc/fstab')));
+  assert.is(lstatSync(node.stub()).uid, alice.uid);
+});
+
+stubs('with container_scope=job they are recognised, too', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub('pyxis_42_42.7');
+  assert.ok(existsSync(node.stub('pyxis_42_42.7')));
+});
+
+stubs('start has the entry mounted over the stub, and keeps its own parameters', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  const start = ['start', '--conf', '/tmp/a b', container, 'sh', '-c', 'kill -STOP $$ ; exit 0'];
+  const result = node.run(start);
+  assert.equal(parametersOf(result), [start]);
+  const { environment } = result.calls[0]!;
+  const own = join(node.stub(), '.container-cache');
+  assert.is(
+    environment.get('CONTAINER_CACHE_FSTAB'),
+    `overlay / overlay lowerdir=${join(node.userPath, node.entry)},upperdir=${own}/upper,workdir=${own}/work,userxattr,nosuid,nodev 0 -1`,
+  );
+  assert.is(environment.get('ENROOT_DATA_PATH'), node.userPath);
+  assert.not(environment.has('ENROOT_ROOTFS_WRITABLE'));
+});
+
+stubs('a variable the user has set does not choose what is mounted', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  const environment = {
+    CONTAINER_CACHE_FSTAB: '/etc / none bind 0 -1',
+    cc_entry: 'x',
+    cc_isolation: 'shared',
+  };
+  const { calls } = node.run(['start', container], { environment });
+  assert.match(calls[0]!.environment.get('CONTAINER_CACHE_FSTAB')!, /^overlay \/ overlay lowerdir=\/mnt/);
+});
+
+stubs('an entry that is gone when the container starts is unpacked by enroot itself', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  rmSync(join(node.userPath, node.entry), { recursive: true });
+  const result = node.run(['start', container, 'true']);
+  assert.equal(parametersOf(result), [
+    ['create', '--name', container, node.imagePath],
+    ['start', container, 'true'],
+  ]);
+  assert.not(existsSync(node.stub()));
+});
+
+stubs("use_squashfuse=1: a path that has an entry starts from it, under the step's name", async () => {
+  await using node = await WrapperNode.start();
+  const result = node.run(['start', '--conf', '/c', node.imagePath, 'sh', '-c', node.imagePath]);
+  assert.equal(parametersOf(result), [['start', '--conf', '/c', container, 'sh', '-c', node.imagePath]]);
+  const other = ['start', '--conf', '/c', '/images/other.sqsh', 'sh'];
+  assert.equal(parametersOf(node.run(other)), [other]);
+});
+
+stubs('remove is done by the real enroot, in the directory where the stub is', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  const result = node.run(['remove', '-f', container], { environment: { SLURM_JOB_ID: '' } });
+  assert.equal(parametersOf(result), [['remove', '-f', container]]);
+  assert.is(result.calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
+});
+
+for (const [what, leave] of [
+  ['a stub', (node: WrapperNode) => node.createStub()],
+  [
+    'a directory',
+    (node: WrapperNode) => {
+      mkdirSync(join(node.stub(), 'usr'), { recursive: true });
+      command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.stub());
+    },
+  ],
+  ['a dangling symlink', (node: WrapperNode) => symlinkSync('/nowhere', node.stub())],
+  ['a file', (node: WrapperNode) => writeFileSync(node.stub(), '')],
+] as const) {
+  stubs(`${what} that an earlier run of the job step left is set aside for the Epilog`, async () => {
+    await using node = await WrapperNode.start();
+    leave(node);
+    node.createStub();
+    assert.ok(existsSync(join(node.stub(), '.container-cache/entry')));
+    assert.is(node.node.partials(alice).length, 1);
+    await node.node.epilog({ id: jobId, user: alice });
+    assert.equal(
+      [node.node.partials(alice), existsSync(node.stub()), existsSync('/nowhere')],
+      [[], false, false],
+    );
+    await node.node.settle();
+  });
+}
+
+stubs(
+  'an unpack whose name an earlier run of the step left is done anew; a named container is not',
+  async () => {
+    await using node = await WrapperNode.start();
+    rmSync(join(node.node.runtimePath, 'jobs'), { recursive: true });
+    const leftover = join(node.node.root, 'real/leftover');
+    writeFileSync(leftover, '');
+    const create = ['create', '--name', container, node.imagePath];
+    const result = node.run(create);
+    assert.equal(parametersOf(result), [create, ['remove', '-f', container], create]);
+    assert.is(result.exitCode, 0);
+    writeFileSync(leftover, '');
+    const named = ['create', '--name', 'pyxis_mine', node.imagePath];
+    const refused = node.run(named);
+    assert.equal([refused.exitCode, parametersOf(refused)], [1, [named]]);
+  },
+);
+
+stubs.run();
+
+const registry = suite('wrapper: images from a registry', { skip: unlessPrivateMachine });
+
+const squashfsOf = (node: WrapperNode): string => join(node.pyxisPath, `${alice.uid}/${jobId}.0.squashfs`);
+
+/** A command that stands in for `container-cache acquire`. */
+function setAcquire(node: WrapperNode, body: string): void {
+  const file = join(node.node.root, 'acquire');
+  writeFileSync(file, `#!/bin/sh\n${body}\n`, { mode: 0o755 });
+  node.writeFacts({ command: file });
+}
+
+registry('import fetches nothing, and the create that follows makes the stub', async () => {
+  await using node = await WrapperNode.start();
+  setAcquire(node, 'exit 1');
+  const imported = node.run(['import', '--output', squashfsOf(node), uri]);
+  assert.equal([imported.exitCode, imported.calls, imported.output], [0, [], '']);
+  const created = node.run(['create', '--name', container, squashfsOf(node)]);
+  assert.equal([created.exitCode, created.calls, created.output], [0, [], '']);
+  assert.ok(existsSync(node.stub()));
+});
+
+registry('a named container is imported and unpacked for real', async () => {
+  await using node = await WrapperNode.start();
+  setAcquire(node, 'exit 1');
+  node.run(['import', '--output', squashfsOf(node), uri]);
+  const create = ['create', '--name', 'pyxis_mine', squashfsOf(node)];
+  const result = node.run(create);
+  assert.equal(parametersOf(result), [['import', '--output', squashfsOf(node), uri], create]);
+  assert.is(readFileSync(squashfsOf(node), 'utf8'), 'squashfs\n');
+});
+
+registry(
+  'where the entry cannot be had, the image is imported after all; a failure is the real one',
+  async () => {
+    await using node = await WrapperNode.start();
+    node.writeImages('');
+    setAcquire(node, 'exit 1');
+    node.run(['import', '--output', squashfsOf(node), uri]);
+    const create = ['create', '--name', container, squashfsOf(node)];
+    assert.equal(parametersOf(node.run(create)), [['import', '--output', squashfsOf(node), uri], create]);
+    writeFileSync(join(node.node.root, 'real/fails'), '');
+    rmSync(squashfsOf(node));
+    node.run(['import', '--output', squashfsOf(node), uri]);
+    const failed = node.run(create);
+    assert.equal([failed.exitCode, failed.output], [7, '[ERROR] no registry\n']);
+  },
+);
+
+registry('an answer that names no entry of the user is not believed', async () => {
+  await using node = await WrapperNode.start();
+  node.writeImages('');
+  for (const answer of ['', 'x y', `pyxis_cache_u${alice.uid}_ffffffffffffffff -`, `../${node.entry} -`]) {
+    setAcquire(node, `echo '${answer}'`);
+    const load = ['load', '--name', container, uri];
+    assert.equal(parametersOf(node.run(load)), [load], answer);
+  }
+  setAcquire(node, `echo '${node.entry} -'`);
+  assert.equal(parametersOf(node.run(['load', '--name', container, uri])), []);
+});
+
+registry(
+  'a tag the Prolog resolved more than a minute ago is asked for again, with if-not-present it is not',
+  async () => {
+    await using node = await WrapperNode.start();
+    const images = join(node.node.runtimePath, 'jobs', String(jobId), 'images');
+    utimesSync(images, Date.now() / 1000 - 90, Date.now() / 1000 - 90);
+    const asked = join(node.node.root, 'real/asked');
+    setAcquire(node, `echo "$@" >${asked}; exit 1`);
+    node.run(['load', '--name', container, uri]);
+    assert.is(readFileSync(asked, 'utf8'), `acquire ${uri}\n`);
+    rmSync(asked);
+    node.writeFacts({ imageFreshness: 'if-not-present', command: join(node.node.root, 'acquire') });
+    assert.equal(parametersOf(node.run(['load', '--name', container, uri])), []);
+    assert.not(existsSync(asked));
+  },
+);
+
+registry('an import that an earlier run of the step left does not stop the next', async () => {
+  await using node = await WrapperNode.start();
+  writeFileSync(squashfsOf(node), 'half', { mode: 0o644 });
+  chownSync(squashfsOf(node), alice.uid, alice.gid);
+  node.writeFacts({ isolation: 'overlay', command: undefined });
+  const result = node.run(['import', '--output', squashfsOf(node), uri]);
+  assert.equal([result.exitCode, parametersOf(result).length], [0, 1]);
+  assert.is(readFileSync(squashfsOf(node), 'utf8'), 'squashfs\n');
+});
+
+registry.run();
+
+const shared = suite('wrapper: isolation=shared', { skip: unlessPrivateMachine });
+
+shared('a read-only container shares the entry, with an /etc of its own', async () => {
+  await using node = await WrapperNode.start();
+  mkdirSync(join(node.userPath, node.entry, 'etc'));
+  writeFileSync(join(node.userPath, node.entry, 'etc/passwd'), 'x\n');
+  node.writeFacts({ isolation: 'shared' });
+  node.createStub();
+  const { calls } = node.run(['start', container]);
+  const { environment } = calls[0]!;
+  const own = join(node.stub(), '.container-cache');
+  assert.equal(environment.get('CONTAINER_CACHE_FSTAB')!.split('\n'), [
+    `${join(node.userPath, node.entry)} /.container-cache/rootfs none x-create=dir,bind,nosuid,nodev 0 -1`,
+    `${own}/etc /.container-cache/rootfs/etc none bind,nosuid,nodev 0 -1`,
+    `${own}/rootfs / none rbind,nosuid,nodev 0 -1`,
+  ]);
+  assert.is(environment.get('ENROOT_ROOTFS_WRITABLE'), 'n');
+  assert.is(readFileSync(join(own, 'etc/passwd'), 'utf8'), 'x\n');
+});
+
+shared('a writable container gets a rootfs of its own', async () => {
+  await using node = await WrapperNode.start();
+  node.writeFacts({ isolation: 'shared' });
+  const create = ['create', '--name', container, node.imagePath];
+  const result = node.run(create, { environment: { ENROOT_ROOTFS_WRITABLE: 'y' } });
+  assert.equal(parametersOf(result), [create]);
+  assert.not(existsSync(node.stub()));
+});
+
+shared.run();

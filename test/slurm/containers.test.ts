@@ -1,0 +1,77 @@
+/** Jobs in containers that start from the cache: on a real Slurm, with our own pyxis and enroot. */
+// test: timeout 480 s
+// test: serial
+
+import {
+  startDockerRegistry,
+  unlessDockerRegistry,
+  type DockerRegistry,
+} from '../helpers/docker-registry.ts';
+import { assert, suite } from '../helpers/suite.ts';
+import { slurmAvailable } from './cluster.ts';
+import { PROBE_CONFIGURATION, probeTree, programsUnderTest } from './containers.ts';
+import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
+import {
+  allCombinations,
+  compare,
+  coveringCombinations,
+  describeCombination,
+  startPair,
+  type Pair,
+} from './matrix.ts';
+
+const ARRAY_SIZE = 3;
+const LONG_ARRAY_SIZE = 20;
+
+const FOR_IMAGE_FILES = ['squashfuse'];
+const FOR_REGISTRIES = ['curl', 'jq'];
+const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
+const unlessRegistry = unlessDockerRegistry ?? standInUnavailable(FOR_REGISTRIES);
+
+interface State {
+  pair?: Pair;
+  registry?: DockerRegistry;
+}
+
+const matrix = suite<State>('a job in a container, with the cache and without', {
+  skip: slurmAvailable() ?? standInUnavailable(always),
+  state: {},
+});
+
+matrix.before(async (state) => {
+  if (unlessRegistry === undefined) {
+    state.registry = await startDockerRegistry();
+    await state.registry.push('probe', 'v1', [probeTree('a registry')], {
+      configuration: PROBE_CONFIGURATION,
+    });
+  }
+  const registryImage = state.registry && `${state.registry.address}#probe:v1`;
+  state.pair = await startPair({ programs: programsUnderTest(), registryImage });
+});
+matrix.after(async ({ pair, registry }) => {
+  await pair?.[Symbol.asyncDispose]();
+  await registry?.[Symbol.asyncDispose]();
+});
+
+function requirePair({ pair }: State): Pair {
+  if (pair === undefined) throw new Error('no clusters');
+  return pair;
+}
+
+for (const combination of coveringCombinations()) {
+  const { image, pyxis } = combination;
+  const reason =
+    (image === 'registry' ? unlessRegistry : undefined) ??
+    (pyxis === 'use_squashfuse=1' ? standInUnavailable(FOR_IMAGE_FILES) : undefined);
+  matrix.unless(reason, `looks the same: ${describeCombination(combination)}`, async (state) => {
+    assert.equal(await compare(requirePair(state), combination, ARRAY_SIZE), []);
+  });
+}
+
+matrix(`an array of ${LONG_ARRAY_SIZE} looks the same`, async (state) => {
+  const combination = allCombinations().find(({ launch }) => launch === 'array');
+  assert.ok(combination);
+  assert.equal(await compare(requirePair(state), combination, LONG_ARRAY_SIZE), []);
+});
+
+matrix.run();
