@@ -3,6 +3,7 @@ import process from 'node:process';
 import yargs from 'yargs';
 import packageJson from '../package.json' with { type: 'json' };
 import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
+import { runCheck } from './check.ts';
 import { runGc } from './gc.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
@@ -44,6 +45,14 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           background: options.background,
           json: options.json,
         });
+      },
+    )
+    .command(
+      'check',
+      'Look whether this node is set up right; exits 1 unless all is well, and says what to do',
+      (command) => command.option('json', { type: 'boolean', default: false, describe: 'Print JSON' }),
+      async (options) => {
+        exitCode = await runCheck({ json: options.json });
       },
     )
     .demandCommand(1, 'Name a command; --help lists them')

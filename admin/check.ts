@@ -1,0 +1,86 @@
+/**
+ * `container-cache check`: is this node set up right? A line for each finding, with what to do about it.
+ *
+ * It changes nothing, may run while jobs do, and as a user, who is told what only root can look at. Each check is a
+ * module in admin/checks/. Exit code 0 only if all is well: a warning is, what is bad or could not be looked at is not.
+ */
+import process from 'node:process';
+import { describeError } from '../lib/core/faults.ts';
+import { formatFindings, isWell, reporter, type Finding } from '../lib/core/findings.ts';
+import type { Environment } from '../lib/core/job.ts';
+import { isRoot } from '../lib/system/as-user.ts';
+import { findSlurmd } from '../lib/system/slurmd.ts';
+import { checkBase } from './checks/base.ts';
+import { checkConfig } from './checks/config.ts';
+import { findOwnExecutable, type Check, type CheckContext } from './checks/context.ts';
+import { checkEnrootFiles } from './checks/enroot-files.ts';
+import { checkClock, checkLeftovers } from './checks/leftovers.ts';
+import { checkNodeFacts } from './checks/node-facts.ts';
+import { checkPrograms } from './checks/programs.ts';
+import { checkPyxis } from './checks/pyxis.ts';
+import { findSlurmConf } from './checks/slurm-source.ts';
+import { checkSlurm } from './checks/slurm.ts';
+import { checkWrapper } from './checks/wrapper.ts';
+
+export interface CheckOptions {
+  readonly json: boolean;
+}
+
+/** In the order in which an admin would mend what they find. */
+const checks: Readonly<Record<string, Check>> = {
+  programs: checkPrograms,
+  base: checkBase,
+  slurm: checkSlurm,
+  wrapper: checkWrapper,
+  'mounts.d': checkEnrootFiles,
+  pyxis: checkPyxis,
+  clock: checkClock,
+  leftovers: checkLeftovers,
+  node: checkNodeFacts,
+};
+
+/** @returns the exit code: 0 if all is well */
+export async function runCheck({ json }: CheckOptions): Promise<number> {
+  const findings = await checkNode(process.env);
+  const well = isWell(findings);
+  process.stdout.write(json ? `${JSON.stringify({ well, findings })}\n` : formatFindings(findings));
+  return well ? 0 : 1;
+}
+
+async function checkNode(environment: Environment): Promise<Finding[]> {
+  const { parsed, findings } = await checkConfig(environment);
+  const settings = parsed?.settings;
+  if (settings === undefined) {
+    const remedy = 'mend the configuration and run it again';
+    return [
+      ...findings,
+      reporter('others').skip('everything else: where to look is in the configuration', remedy),
+    ];
+  }
+  const slurmd = findSlurmd();
+  const slurm = await findSlurmConf(environment, slurmd);
+  const context: CheckContext = {
+    environment,
+    isRoot: isRoot(),
+    settings,
+    executable: findOwnExecutable(),
+    slurmd,
+    slurm: slurm.source,
+  };
+  for (const [area, check] of Object.entries(checks)) {
+    if (area === 'slurm') findings.push(...slurm.findings);
+    findings.push(...(await attempt(area, check, context)));
+  }
+  return findings;
+}
+
+/** What goes wrong in one check must not keep the others from telling. */
+async function attempt(area: string, check: Check, context: CheckContext): Promise<Finding[]> {
+  try {
+    return await check(context);
+  } catch (error) {
+    return [
+      reporter(area).skip(`this check failed: ${describeError(error)}`, 'run it again; else report it'),
+    ];
+  }
+}

@@ -1,0 +1,193 @@
+/** Is the base what entries need: root's, on a disk of this node, where flock and a user's overlay work, with room? */
+import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs';
+import { release } from 'node:os';
+import { describeError, NodeFault } from '../../lib/core/faults.ts';
+import { filesystemKind, mountOptions } from '../../lib/core/filesystem.ts';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../../lib/core/gc-plan.ts';
+import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
+import { overlayHindrance } from '../../lib/core/overlay-hindrance.ts';
+import type { Settings } from '../../lib/core/settings.ts';
+import { findEnroot } from '../../lib/store/enroot.ts';
+import { openBase } from '../../lib/store/user-directory.ts';
+import type { Directory } from '../../lib/system/directory.ts';
+import { readUsage } from '../../lib/system/disk-usage.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
+import { tryFlock } from '../../lib/system/flock.ts';
+import { readMounts } from '../../lib/system/mounts.ts';
+import { probeOverlay } from '../../lib/system/overlay.ts';
+import { answers, readKernelValue, type Check, type CheckContext } from './context.ts';
+
+const report = reporter('base');
+
+export const checkBase: Check = async (context) => {
+  const { basePath } = context.settings;
+  const mount = mountOf(basePath, readMounts());
+  const filesystem = mount?.filesystem ?? 'unknown';
+  // Before the first look: what is on a dead server would not come back.
+  const disk = diskFinding(basePath, filesystem);
+  if (disk?.status === 'bad') return [disk];
+  if (!(await answers(basePath)))
+    return [report.bad(`${basePath} does not answer`, 'look after its disk: dmesg')];
+  if (unlessErrno(isGone, () => lstatSync(basePath)) === undefined) {
+    return [
+      report.bad(
+        `${basePath} is not there`,
+        `install --directory --owner=root --group=root --mode=0755 ${basePath}`,
+      ),
+    ];
+  }
+  let base;
+  try {
+    base = openBase(basePath);
+  } catch (error) {
+    if (!(error instanceof NodeFault)) throw error;
+    return [report.bad(describeError(error), faultRemedy(basePath))];
+  }
+  try {
+    const mode = (base.stats.mode & 0o7777).toString(8).padStart(4, '0');
+    return [
+      report.ok(`${basePath}: ${filesystem}, owned by root, mode ${mode}`),
+      ...(disk === undefined ? [] : [disk]),
+      flockFinding(basePath),
+      roomFinding(basePath, context.settings),
+      ...(await overlayFindings(context, base, mount)),
+    ];
+  } finally {
+    closeSync(base.fd);
+  }
+};
+
+const faultRemedy = (basePath: string): string =>
+  `mount what is not mounted; for each directory down to ${basePath}: chown root, chmod go-w, no symlink`;
+
+/** @returns undefined for an ordinary disk */
+function diskFinding(basePath: string, filesystem: string): Finding | undefined {
+  const remedy = 'set container_cache_data_path to a directory on a disk of this node';
+  switch (filesystemKind(filesystem)) {
+    case 'network':
+      return report.bad(
+        `${basePath} is on ${filesystem}: other nodes have it too, and its server decides how fast jobs start`,
+        remedy,
+      );
+    case 'fuse':
+      return report.bad(
+        `${basePath} is on ${filesystem}, a filesystem that another program serves and that may hang`,
+        remedy,
+      );
+    case 'memory':
+      return report.warn(
+        `${basePath} is on ${filesystem}: entries take memory, and a reboot ends them`,
+        remedy,
+      );
+    case 'stacked':
+      return report.warn(
+        `${basePath} is on ${filesystem}, which cannot carry the layer of a container`,
+        remedy,
+      );
+    case 'unknown':
+      return report.warn(
+        `${basePath} is on ${filesystem}, which we do not know; the rest is tried below`,
+        remedy,
+      );
+    case 'local':
+      return undefined;
+  }
+}
+
+/** Two open files of one directory: no file has to be made for it. */
+function flockFinding(basePath: string): Finding {
+  const open = (): number => openSync(basePath, constants.O_RDONLY | constants.O_DIRECTORY);
+  const [one, other] = [open(), open()];
+  try {
+    // Refused at once: somebody else checks at the same moment, and so it works.
+    const works = !tryFlock(one, 'exclusive') || !tryFlock(other, 'shared');
+    if (works) return report.ok('flock works');
+    return report.bad(
+      'flock does not work: a lock that is held is given again',
+      'mount the disk without options that make locks local or void, or use another',
+    );
+  } catch (error) {
+    return report.bad(
+      `flock does not work: ${describeError(error)}`,
+      'use a filesystem that has flock(2), or install flock (util-linux)',
+    );
+  } finally {
+    closeSync(one);
+    closeSync(other);
+  }
+}
+
+function roomFinding(basePath: string, { gcHighPercent, gcLowPercent }: Settings): Finding {
+  const usage = readUsage(basePath);
+  const used = `${blocksUsedPercent(usage).toFixed(1)} % of blocks and ${inodesUsedPercent(usage).toFixed(1)} % of inodes used`;
+  const goal = `collects at ${gcHighPercent} %, down to below ${gcLowPercent} %`;
+  if (usedPercent(usage) < gcHighPercent) return report.ok(`${used}; ${goal}`);
+  return report.warn(
+    `${used}; ${goal}: a collection is due`,
+    'container-cache gc --dry-run shows what would go and why the rest stays',
+  );
+}
+
+async function overlayFindings(
+  { settings, isRoot }: CheckContext,
+  base: Directory,
+  mount: Mount | undefined,
+): Promise<Finding[]> {
+  const { isolation } = settings;
+  const noexec = isNoexec(mount);
+  if (isolation === 'off' || isolation === 'shared') {
+    const known = report.ok(`overlays are not wanted: isolation=${isolation}`);
+    return isolation === 'shared' && noexec ? [noexecFinding(mount)] : [known];
+  }
+  if (!isRoot) {
+    return [report.skip('whether a user can mount an overlay there: only root may try it', 'run it as root')];
+  }
+  const probe = await probeOverlay(base.path, enrootOf(settings));
+  if (probe.works) return [report.ok('a user can mount an overlay there')];
+  const hindrance = overlayHindrance(overlayFacts(mount?.filesystem ?? 'unknown'));
+  const what = `a user cannot mount an overlay there: ${hindrance?.what ?? probe.reason}`;
+  const remedy = hindrance?.remedy ?? 'try another filesystem (xfs needs ftype=1); or isolation=shared';
+  // With auto the Prolog decides for shared, by the same probe.
+  return isolation === 'overlay'
+    ? [report.bad(`${what}; isolation=overlay asks for it`, remedy)]
+    : [
+        report.warn(`${what}; containers share entries, read-only`, remedy),
+        ...(noexec ? [noexecFinding(mount)] : []),
+      ];
+}
+
+function enrootOf({ enrootPath }: Settings): string | undefined {
+  try {
+    return findEnroot(enrootPath);
+  } catch (error) {
+    if (error instanceof NodeFault) return undefined;
+    throw error;
+  }
+}
+
+function isNoexec(mount: Mount | undefined): boolean {
+  const mountinfo = readFileSync('/proc/self/mountinfo', 'latin1');
+  return mount !== undefined && mountOptions(mountinfo, mount.mountPoint).includes('noexec');
+}
+
+/** An overlay does not inherit it from the disk below; a bind mount of an entry does. */
+function noexecFinding(mount: Mount | undefined): Finding {
+  const point = mount?.mountPoint ?? '';
+  return report.bad(
+    `${point} is mounted noexec: programs of a shared entry cannot be executed`,
+    `mount --options remount,exec ${point}, and in /etc/fstab`,
+  );
+}
+
+function overlayFacts(filesystem: string): Parameters<typeof overlayHindrance>[0] {
+  return {
+    kernelRelease: release(),
+    hasOverlay: /^nodev\toverlay$/m.test(readFileSync('/proc/filesystems', 'latin1')),
+    maxUserNamespaces: readKernelValue('/proc/sys/user/max_user_namespaces'),
+    maxMountNamespaces: readKernelValue('/proc/sys/user/max_mnt_namespaces'),
+    unprivilegedUsernsClone: readKernelValue('/proc/sys/kernel/unprivileged_userns_clone'),
+    apparmorRestricts: readKernelValue('/proc/sys/kernel/apparmor_restrict_unprivileged_userns'),
+    filesystem,
+  };
+}

@@ -1,0 +1,53 @@
+/** Is the configuration file right, and nobody's but root's? */
+import { readFileSync } from 'node:fs';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import type { Environment } from '../../lib/core/job.ts';
+import { defaultConfigPath, type ParsedSettings } from '../../lib/core/settings.ts';
+import { unlessErrno } from '../../lib/system/errno.ts';
+import { whoElseCanChange } from '../../lib/system/path-safety.ts';
+import { readSettings } from '../../lib/system/settings-file.ts';
+import { answers, ownershipRemedy } from './context.ts';
+
+const report = reporter('config');
+
+/** Reads the file as the Prolog does; each problem is a finding of its own. */
+export async function checkConfig(
+  environment: Environment,
+): Promise<{ parsed: ParsedSettings | undefined; findings: Finding[] }> {
+  const path = environment['CONTAINER_CACHE_CONF'] ?? defaultConfigPath;
+  if (!(await answers(path))) {
+    const hung = report.bad(
+      `${path} does not answer`,
+      'look after its file server, or put it on a disk of the node',
+    );
+    return { parsed: undefined, findings: [hung] };
+  }
+  const parsed = readSettings(environment);
+  const isThere = unlessErrno(['ENOENT', 'ENOTDIR', 'EACCES'], () => readFileSync(path)) !== undefined;
+  const remedy = isThere
+    ? 'mend it there; the next job reads the file anew'
+    : `write it, with container_cache_data_path=DIRECTORY on a disk of the node`;
+  const findings: Finding[] = parsed.problems.map((problem) => report.bad(problem, remedy));
+  if (isThere) findings.push(...ownerFindings(path));
+  if (path !== defaultConfigPath) {
+    findings.push(
+      report.warn(
+        `CONTAINER_CACHE_CONF names ${path}; slurmd's Prolog has no such variable and reads ${defaultConfigPath}`,
+        'unset CONTAINER_CACHE_CONF to check what jobs meet',
+      ),
+    );
+  }
+  if (findings.every(({ status }) => status !== 'bad')) findings.unshift(report.ok(`${path}: no problem`));
+  return { parsed, findings };
+}
+
+function ownerFindings(path: string): Finding[] {
+  const fault = whoElseCanChange(path);
+  if (fault === undefined) return [];
+  return [
+    report.bad(
+      `${path}: somebody else can change it: ${fault.path} is ${fault.found}`,
+      ownershipRemedy(fault),
+    ),
+  ];
+}

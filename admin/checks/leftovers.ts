@@ -1,0 +1,286 @@
+/** Is the clock right, and is anything left of jobs that are over? */
+import { closeSync, lstatSync, readdirSync, statSync } from 'node:fs';
+import process from 'node:process';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { NodeFault } from '../../lib/core/faults.ts';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import {
+  createLockName,
+  holderVariable,
+  parseIdName,
+  parsePartialName,
+  parseStubName,
+  trashName,
+} from '../../lib/core/layout.ts';
+import { forecastCollection, type FoundEntry } from '../../lib/store/collector.ts';
+import { listJobFiles } from '../../lib/store/job-files.ts';
+import { listLeases } from '../../lib/store/lease.ts';
+import { isStub } from '../../lib/store/stub.ts';
+import { findUserDirectory, openBase } from '../../lib/store/user-directory.ts';
+import { withUserIds } from '../../lib/system/as-user.ts';
+import { inDirectory, type Directory } from '../../lib/system/directory.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
+import { openRegularFile } from '../../lib/system/files.ts';
+import { tryFlock } from '../../lib/system/flock.ts';
+import { findMountedEntries } from '../../lib/system/mounts.ts';
+import { listProcesses, processStartTicks, processUid, processVariable } from '../../lib/system/processes.ts';
+import { CommandFailed, run } from '../../lib/system/run.ts';
+import { answers, type Check, type CheckContext } from './context.ts';
+
+const reportClock = reporter('clock');
+const report = reporter('leftovers');
+
+const collect =
+  'container-cache gc removes it; if it comes again, look for the lines of Prolog and Epilog in the log';
+
+export const checkClock: Check = ({ executable }) => {
+  const now = new Date();
+  const built = statSync(executable ?? process.execPath).mtime;
+  if (now >= built) return Promise.resolve([reportClock.ok(`it is ${now.toISOString()}`)]);
+  return Promise.resolve([
+    reportClock.bad(
+      `it is ${now.toISOString()}, and this command was installed ${built.toISOString()}`,
+      'set the clock: timedatectl set-ntp true',
+    ),
+  ]);
+};
+
+export const checkLeftovers: Check = async (context) => {
+  if (!context.isRoot)
+    return [
+      report.skip(
+        'what jobs left behind: only root may look into the directories of users',
+        'run it as root',
+      ),
+    ];
+  const base = await openExistingBase(context);
+  if (base === undefined)
+    return [report.skip('what jobs left behind: the base cannot be used', 'see base above')];
+  try {
+    let findings = await look(context, base);
+    if (findings.length > 0) {
+      // A job that ends just now takes its things away one after the other: what is left is still there a moment later.
+      await sleep(secondLookMs);
+      const again = new Set((await look(context, base)).map(({ text }) => text));
+      findings = findings.filter(({ text }) => again.has(text));
+    }
+    return findings.length > 0 ? findings : [report.ok('none')];
+  } finally {
+    closeSync(base.fd);
+  }
+};
+
+const secondLookMs = 1000;
+
+async function look(context: CheckContext, base: Directory): Promise<Finding[]> {
+  const jobs = await lookAtJobs(context);
+  return [
+    ...futureFindings(context, base),
+    ...partialFindings(base),
+    ...stubFindings(base, jobs),
+    ...jobFindings(jobs),
+    ...holderFindings(jobs),
+    ...trashFindings(base),
+  ];
+}
+
+async function openExistingBase({ settings: { basePath } }: CheckContext): Promise<Directory | undefined> {
+  if (!(await answers(basePath)) || unlessErrno(isGone, () => lstatSync(basePath)) === undefined)
+    return undefined;
+  try {
+    return openBase(basePath);
+  } catch (error) {
+    if (error instanceof NodeFault) return undefined;
+    throw error;
+  }
+}
+
+/** Clocks of a cluster may differ by that much. */
+const clockSkewMs = 60_000;
+
+function futureFindings({ settings }: CheckContext, base: Directory): Finding[] {
+  const { plan } = forecastCollection({
+    base,
+    runtimePath: settings.runtimePath,
+    policy: settings,
+    lockTimeoutMs: 0,
+    log: () => undefined,
+  });
+  const entries: FoundEntry[] = [...plan.evict, ...plan.reserve, ...plan.kept.map(({ entry }) => entry)];
+  const future = entries.filter(({ usedAtMs }) => usedAtMs > Date.now() + clockSkewMs);
+  const [first] = future;
+  if (first === undefined) return [];
+  const used = new Date(first.usedAtMs).toISOString();
+  return [
+    reportClock.warn(
+      `${future.length} entries were used in the future, such as ${first.name} at ${used}: they are collected last`,
+      'look at the clock; or a user set the time: touch the directory',
+    ),
+  ];
+}
+
+/** The directories of users, each with its names. */
+function* userNames(base: Directory): Generator<{ directory: Directory; uid: number; names: string[] }> {
+  for (const name of readdirSync(base.path)) {
+    const uid = parseIdName(name);
+    const directory = uid === undefined ? undefined : findUserDirectory(base, uid);
+    if (uid === undefined || directory === undefined) continue;
+    try {
+      const names = asOwner(directory, () =>
+        unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${directory.fd}`)),
+      );
+      yield { directory, uid, names: names ?? [] };
+    } finally {
+      closeSync(directory.fd);
+    }
+  }
+}
+
+function asOwner<T>({ stats }: Directory, action: () => T extends Promise<unknown> ? never : T): T {
+  return withUserIds(stats, action);
+}
+
+/** Who creates an entry holds its create lock. A creator that meets ours waits for the moment that it takes. */
+function partialFindings(base: Directory): Finding[] {
+  const findings: Finding[] = [];
+  for (const { directory, names } of userNames(base)) {
+    for (const name of names) {
+      const entry = parsePartialName(name)?.entry;
+      if (entry === undefined || hasCreator(directory, entry)) continue;
+      findings.push(report.warn(`${directory.path}/${name}: an unpack that nobody is at any more`, collect));
+    }
+  }
+  return findings;
+}
+
+function hasCreator(directory: Directory, entry: string): boolean {
+  const lock = asOwner(directory, () => {
+    try {
+      return openRegularFile(inDirectory(directory, createLockName(entry)));
+    } catch {
+      // None, or something that a user put in its place: nobody can be at work under it.
+      return undefined;
+    }
+  });
+  if (lock === undefined) return false;
+  try {
+    return !tryFlock(lock, 'shared');
+  } finally {
+    closeSync(lock);
+  }
+}
+
+/** What is known of the jobs of this node. */
+interface Jobs {
+  /** Jobs that have a process here, the holder of a lease apart. */
+  readonly running: ReadonlySet<number>;
+  readonly leases: ReturnType<typeof listLeases>;
+  readonly files: readonly number[];
+  /** Of those without a process: which slurmctld still knows as active; undefined: it did not say. */
+  readonly active: ReadonlySet<number> | undefined;
+}
+
+async function lookAtJobs({ settings, slurm }: CheckContext): Promise<Jobs> {
+  const running = new Set(listProcesses().flatMap((pid) => jobOf(pid) ?? []));
+  const leases = listLeases(settings.runtimePath);
+  const files = listJobFiles(settings.runtimePath);
+  const quiet = [...leases.map(({ jobId }) => jobId), ...files].filter((jobId) => !running.has(jobId));
+  return { running, leases, files, active: await askWhichAreActive(new Set(quiet), slurm?.path) };
+}
+
+function jobOf(pid: number): number | undefined {
+  const jobId = processVariable(pid, 'SLURM_JOB_ID');
+  return jobId === undefined ? undefined : parseIdName(jobId);
+}
+
+const queueLimitMs = 15_000;
+
+/** A job without a process may be one of salloc, in which nothing runs yet. */
+async function askWhichAreActive(
+  jobIds: ReadonlySet<number>,
+  slurmConf: string | undefined,
+): Promise<ReadonlySet<number> | undefined> {
+  if (jobIds.size === 0) return new Set();
+  try {
+    const { stdout } = await run({
+      file: 'squeue',
+      args: ['--noheader', '--format=%A', `--jobs=${[...jobIds].join(',')}`],
+      environment: slurmConf === undefined ? {} : { SLURM_CONF: slurmConf },
+      timeoutMs: queueLimitMs,
+    });
+    return new Set(stdout.toString('latin1').split('\n').map(Number));
+  } catch (error) {
+    if (!(error instanceof CommandFailed)) throw error;
+    // What it says to a single job that is over for long.
+    return error.stderrTail.includes('Invalid job id') ? new Set() : undefined;
+  }
+}
+
+/** slurmctld may be right that a job is active, and not have been asked: then it counts as active. */
+const isOver = (jobs: Jobs, jobId: number): boolean =>
+  !jobs.running.has(jobId) && jobs.active?.has(jobId) === false;
+
+function stubFindings(base: Directory, jobs: Jobs): Finding[] {
+  const known = new Set([...jobs.running, ...jobs.files, ...jobs.leases.map(({ jobId }) => jobId)]);
+  const stubs: string[] = [];
+  const isMounted = findMountedEntries(base.path);
+  for (const { directory, uid, names } of userNames(base)) {
+    for (const name of names) {
+      const jobId = parseStubName(name)?.jobId;
+      if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(uid, name)) continue;
+      if (asOwner(directory, () => isStub(directory, name))) stubs.push(`${directory.path}/${name}`);
+    }
+  }
+  return stubs.map((path) => report.warn(`${path}: the stub of a job that is over`, collect));
+}
+
+function jobFindings(jobs: Jobs): Finding[] {
+  const findings: Finding[] = [];
+  for (const { jobId, holder } of jobs.leases) {
+    if (processStartTicks(holder.pid) !== holder.startTicks)
+      findings.push(
+        report.warn(`the lease of job ${jobId} has no holder any more and protects nothing`, collect),
+      );
+    else if (isOver(jobs, jobId))
+      findings.push(report.warn(`the lease of job ${jobId} is held, and the job is over`, endRemedy(jobId)));
+  }
+  for (const jobId of jobs.files)
+    if (isOver(jobs, jobId))
+      findings.push(
+        report.warn(`job ${jobId} is over and has files in the runtime directory`, endRemedy(jobId)),
+      );
+  return findings;
+}
+
+/** A holder keeps its entry from being collected, with a record or without. */
+function holderFindings({ running, leases, files }: Jobs): Finding[] {
+  const known = new Set([...running, ...files, ...leases.map(({ jobId }) => jobId)]);
+  return listProcesses().flatMap((pid) => {
+    const jobId = parseIdName(processVariable(pid, holderVariable) ?? '');
+    const uid = processUid(pid);
+    if (jobId === undefined || uid === undefined || known.has(jobId)) return [];
+    return [
+      report.warn(
+        `process ${pid} of uid ${uid} holds an entry for job ${jobId}, which is over`,
+        `kill ${pid}`,
+      ),
+    ];
+  });
+}
+
+const endRemedy = (jobId: number): string =>
+  `its Epilog did not run or failed; SLURM_JOB_ID=${jobId} with the job's other variables, and epilog, by hand`;
+
+/** Each collector empties it, and a busy node runs one often. */
+const oldTrashMs = 24 * 60 * 60_000;
+
+function trashFindings(base: Directory): Finding[] {
+  const trash = `${base.path}/${trashName}`;
+  const names = unlessErrno(isGone, () => readdirSync(trash)) ?? [];
+  const isOld = (name: string): boolean => {
+    const stats = unlessErrno(isGone, () => lstatSync(`${trash}/${name}`));
+    return stats !== undefined && Date.now() - stats.ctimeMs > oldTrashMs;
+  };
+  const old = names.filter(isOld).length;
+  return old === 0 ? [] : [report.warn(`${old} trees have been in ${trash} for more than a day`, collect)];
+}

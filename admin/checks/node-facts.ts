@@ -1,0 +1,101 @@
+/** Does what the wrapper is told about this node agree with the configuration? */
+import { statSync } from 'node:fs';
+import { describeError } from '../../lib/core/faults.ts';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { nodeFactsPath } from '../../lib/core/layout.ts';
+import type { NodeFacts } from '../../lib/core/node-facts.ts';
+import type { Settings } from '../../lib/core/settings.ts';
+import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
+import { isRegularFile } from '../../lib/system/programs.ts';
+import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
+import { answers, ownershipRemedy, type Check } from './context.ts';
+
+const report = reporter('node');
+const remake = 'the next job with a container makes it anew; or remove it';
+
+export const checkNodeFacts: Check = async ({ settings, executable }) => {
+  const path = nodeFactsPath(settings.runtimePath);
+  if (!(await answers(path)))
+    return [report.bad(`${path} does not answer`, 'set runtime_dir to a directory below /run')];
+  if (unlessErrno([...isGone, 'EACCES'], () => statSync(path)) === undefined)
+    return [report.ok(`${path} is not there yet: the first Prolog makes it`)];
+  let facts;
+  try {
+    facts = readNodeFacts(settings.runtimePath);
+  } catch (error) {
+    return [report.bad(`${path}: ${describeError(error)}`, `remove it: ${remake}`)];
+  }
+  if (facts === undefined)
+    return [report.bad(`${path} is not of our making, or damaged`, `remove it: ${remake}`)];
+  const fault = accessFault(path);
+  return [fault ?? agreement(path, facts, settings, executable), isolationFinding(facts, settings)];
+};
+
+function accessFault(path: string): Finding | undefined {
+  const others = whoElseCanChange(path);
+  if (others !== undefined)
+    return report.bad(
+      `${path}: somebody else can change it: ${others.path} is ${others.found}`,
+      ownershipRemedy(others),
+    );
+  const closed = whoCannotReach(path, 0o4);
+  return closed === undefined
+    ? undefined
+    : report.bad(
+        `${path}: users cannot read it: ${closed.path} is ${closed.found}`,
+        `chmod o+rX ${closed.path}`,
+      );
+}
+
+function agreement(
+  path: string,
+  facts: NodeFacts,
+  settings: Settings,
+  executable: string | undefined,
+): Finding {
+  const expected: readonly (readonly [string, string | undefined, string | undefined])[] = [
+    ['base_path', facts.basePath, settings.basePath],
+    ['enroot_path', facts.enrootPath, settings.enrootPath ?? facts.enrootPath],
+    ['image_freshness', facts.imageFreshness, settings.imageFreshness],
+    ['mounts_file', facts.mountsFile, `${settings.enrootSysconfPath}/mounts.d/${mountsFileName}`],
+    ['command', facts.command, executable ?? facts.command],
+  ];
+  const differing = expected.filter(([, found, wanted]) => found !== wanted);
+  const [first] = differing;
+  if (first !== undefined) {
+    const [key, found = 'nothing', wanted = 'nothing'] = first;
+    return report.warn(
+      `${path} says ${key}=${found}, the configuration ${wanted}: it is of an earlier one`,
+      remake,
+    );
+  }
+  if (facts.command !== undefined && !isRegularFile(facts.command))
+    return report.bad(
+      `${path} names ${facts.command}, which is not there`,
+      `install it there, or remove the file: ${remake}`,
+    );
+  return report.ok(`${path} agrees with the configuration`);
+}
+
+function isolationFinding({ isolation, reason }: NodeFacts, settings: Settings): Finding {
+  const because = reason === undefined ? '' : `: ${reason}`;
+  if (isolation === settings.isolation && isolation !== 'off') return report.ok(`isolation=${isolation}`);
+  if (settings.isolation === 'off' || isolation === 'off') {
+    const text = `isolation is off${because}: containers are left to enroot, and the cache is of no use to them`;
+    return settings.isolation === 'off'
+      ? report.warn(text, 'isolation=auto in the configuration')
+      : report.bad(text, 'mend what it says, then remove the file');
+  }
+  if (settings.isolation !== 'auto')
+    return report.warn(
+      `isolation=${isolation} is in effect, isolation=${settings.isolation} configured`,
+      remake,
+    );
+  return isolation === 'overlay'
+    ? report.ok('isolation=overlay')
+    : report.warn(
+        `isolation=${isolation}${because}`,
+        'see base; then remove the file, and the next Prolog tries again',
+      );
+}

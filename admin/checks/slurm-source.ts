@@ -1,0 +1,81 @@
+/** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import type { Environment } from '../../lib/core/job.ts';
+import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
+import { isRoot } from '../../lib/system/as-user.ts';
+import { isRegularFile } from '../../lib/system/programs.ts';
+import { processVariable } from '../../lib/system/processes.ts';
+import { CommandFailed, run } from '../../lib/system/run.ts';
+import type { Slurmd } from '../../lib/system/slurmd.ts';
+import { answers, readText, type SlurmSource } from './context.ts';
+
+const report = reporter('slurm');
+
+/** The second is where a slurmd without files of its own ("configless") keeps what slurmctld sent. */
+const usualPaths = [
+  '/etc/slurm/slurm.conf',
+  '/run/slurm/conf/slurm.conf',
+  '/etc/slurm-llnl/slurm.conf',
+  '/usr/local/etc/slurm.conf',
+];
+const controllerLimitMs = 15_000;
+
+export async function findSlurmConf(
+  environment: Environment,
+  slurmd: Slurmd | undefined,
+): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
+  const named = environment['SLURM_CONF'] ?? pathOfSlurmd(slurmd);
+  for (const path of named === undefined ? usualPaths : [named]) {
+    if (!(await answers(path)))
+      return {
+        source: undefined,
+        findings: [report.bad(`${path} does not answer`, 'look after its file server')],
+      };
+    if (!isRegularFile(path)) continue;
+    const conf = await readSlurmConf(path, readText);
+    const findings = conf.problems.map((problem) =>
+      report.bad(problem, 'Slurm cannot read it either, and does not start: mend the Include'),
+    );
+    return { source: { conf, path }, findings: [report.ok(`${path} is read`), ...findings] };
+  }
+  return askController(named ?? usualPaths.join(', '));
+}
+
+/** `slurmd -f FILE`, else its SLURM_CONF. */
+function pathOfSlurmd(slurmd: Slurmd | undefined): string | undefined {
+  if (slurmd === undefined) return undefined;
+  return (
+    /(?:^| )-f *(\/\S+)/.exec(slurmd.commandLine)?.[1] ??
+    (isRoot() ? processVariable(slurmd.pid, 'SLURM_CONF') : undefined)
+  );
+}
+
+async function askController(
+  looked: string,
+): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
+  const remedy = 'set SLURM_CONF to your slurm.conf and run it again';
+  try {
+    const chunks: Buffer[] = [];
+    await run({
+      file: 'scontrol',
+      args: ['show', 'config'],
+      timeoutMs: controllerLimitMs,
+      onStdout: (chunk) => chunks.push(chunk),
+    });
+    return {
+      source: { conf: parseScontrolConfig(Buffer.concat(chunks).toString('utf8')), path: undefined },
+      findings: [
+        report.warn(
+          `no file ${looked}: slurmctld was asked (scontrol show config), which does not tell what this node got`,
+          remedy,
+        ),
+      ],
+    };
+  } catch (error) {
+    if (!(error instanceof CommandFailed)) throw error;
+    // The last line of many, where scontrol gave up.
+    const reason = error.stderrTail.split('\n').at(-1) ?? '';
+    const text = `no slurm.conf: there is no file ${looked}, and scontrol show config gives none (${reason || error.message})`;
+    return { source: undefined, findings: [report.bad(text, remedy)] };
+  }
+}

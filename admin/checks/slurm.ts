@@ -1,0 +1,242 @@
+/** Does Slurm run our programs, early enough and long enough? */
+import { globSync, statSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { mountsPath } from '../../lib/core/enroot-conf.ts';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { createLimitMs } from '../../lib/core/settings.ts';
+import {
+  batchStartTimeoutSeconds,
+  prologTimeoutSeconds,
+  runsAtAllocation,
+  runsSerially,
+  taskPrologNeedsLibraries,
+  type SlurmConf,
+} from '../../lib/core/slurm-conf.ts';
+import { parseVersion, type Version } from '../../lib/core/version.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
+import { whoElseCanChange } from '../../lib/system/path-safety.ts';
+import { CommandFailed, run } from '../../lib/system/run.ts';
+import {
+  answers,
+  installDirectory,
+  ownershipRemedy,
+  readText,
+  type Check,
+  type CheckContext,
+} from './context.ts';
+import { identify } from './identify.ts';
+
+const report = reporter('slurm');
+
+export const checkSlurm: Check = async (context) => {
+  if (context.slurm === undefined) return [];
+  const { conf } = context.slurm;
+  return [
+    ...(await programFindings(context, conf, 'Prolog')),
+    ...(await programFindings(context, conf, 'Epilog')),
+    ...flagFindings(conf),
+    ...timeoutFindings(context, conf),
+    await taskPrologFinding(context, conf),
+  ];
+};
+
+async function programFindings(
+  context: CheckContext,
+  conf: SlurmConf,
+  key: 'Prolog' | 'Epilog',
+): Promise<Finding[]> {
+  const values = conf.all(key);
+  const line = `in slurm.conf: ${key}=${installDirectory(context)}/${key.toLowerCase()}, then scontrol reconfigure`;
+  if (values.length === 0) return [report.bad(`${key} is not set`, line)];
+  const looks: ProgramLook[] = [];
+  for (const value of values)
+    for (const path of await expand(context, value)) looks.push(await lookAt(context, key, value, path));
+  const findings = looks.flatMap(({ finding }) => finding ?? []);
+  const ours = looks.filter(({ isOurs }) => isOurs);
+  if (ours.length === 0)
+    return [...findings, report.bad(`${key}: nothing of container-cache in ${values.join(', ')}`, line)];
+  if (ours.some(({ value }) => value === values.at(-1))) return findings;
+  return [
+    ...findings,
+    report.warn(
+      `${key} is set ${values.length} times, and not last to ours: older versions of Slurm take only the last`,
+      'name all of them by one pattern, such as DIRECTORY/*, or put ours last',
+    ),
+  ];
+}
+
+/** What slurmd would run for a value: the file, or what matches the pattern (glob(7)). */
+async function expand({ slurm }: CheckContext, value: string): Promise<string[]> {
+  // A name without a slash is looked for beside slurm.conf.
+  const path = value.startsWith('/') ? value : join(dirname(slurm?.path ?? '/etc/slurm/slurm.conf'), value);
+  if (!/[*?[]/.test(path)) return [path];
+  return (await answers(dirname(path))) ? globSync(path).sort() : [dirname(path)];
+}
+
+interface ProgramLook {
+  readonly value: string;
+  readonly isOurs: boolean;
+  /** undefined: somebody else's program, which is none of our business. */
+  readonly finding?: Finding;
+}
+
+async function lookAt(
+  context: CheckContext,
+  key: 'Prolog' | 'Epilog',
+  value: string,
+  path: string,
+): Promise<ProgramLook> {
+  const program = key.toLowerCase();
+  const bad = (isOurs: boolean, text: string, remedy: string): ProgramLook => ({
+    value,
+    isOurs,
+    finding: report.bad(`${key}: ${text}`, remedy),
+  });
+  if (!(await answers(path)))
+    return bad(false, `${path} does not answer, and every job waits for it`, 'look after its file server');
+  const stats = unlessErrno([...isGone, 'EACCES', 'ELOOP'], () => statSync(path));
+  if (stats === undefined)
+    return bad(
+      false,
+      `${path} is not there: each job drains the node`,
+      `put it there, or correct ${key} in slurm.conf`,
+    );
+  if (!stats.isFile())
+    return bad(false, `${path} is no file: Slurm wants a program or a pattern`, `${key}=${path}/*`);
+  const identity = identify(context.executable, path, program);
+  if (identity.kind === 'foreign') return { value, isOurs: false };
+  if (identity.kind === 'misnamed') {
+    return bad(
+      true,
+      `${path} is container-cache by a name that does not start its ${program}, and its failure drains the node`,
+      `call the file, or the link, ${program}`,
+    );
+  }
+  if (identity.kind === 'other-build') {
+    return bad(
+      true,
+      `${path} is another build than this command`,
+      `install one build everywhere; this one is ${installDirectory(context)}`,
+    );
+  }
+  if ((stats.mode & 0o111) === 0)
+    return bad(true, `${path} cannot be executed: each job drains the node`, `chmod 0755 ${path}`);
+  const fault = whoElseCanChange(path);
+  if (fault !== undefined)
+    return bad(
+      true,
+      `${path} runs as root, and somebody else can change it: ${fault.path} is ${fault.found}`,
+      ownershipRemedy(fault),
+    );
+  const by = identity.by === undefined ? '' : `, which runs ${identity.by}`;
+  return { value, isOurs: true, finding: report.ok(`${key}: ${path}${by}`) };
+}
+
+function flagFindings(conf: SlurmConf): Finding[] {
+  const flags = conf.last('PrologFlags');
+  if (!runsAtAllocation(flags)) {
+    const found = flags === undefined ? 'is not set' : `is ${flags}, without Alloc`;
+    return [
+      report.bad(
+        `PrologFlags ${found}: the Prolog runs when the job's first step does, whose time its unpack takes`,
+        'in slurm.conf, with the flags you have: PrologFlags=Alloc',
+      ),
+    ];
+  }
+  if (runsSerially(flags)) {
+    return [
+      report.warn(
+        `PrologFlags=${flags ?? ''}: with Serial a job waits for the unpack of another`,
+        'take Serial out, unless something else needs it',
+      ),
+    ];
+  }
+  return [report.ok(`PrologFlags=${flags ?? ''}`)];
+}
+
+/** An unpack of an image whose size is nothing has the shortest limit. */
+const smallestImageBytes = 0;
+
+function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[] {
+  const limitSeconds = Math.ceil(createLimitMs(settings, smallestImageBytes) / 1000);
+  const limit =
+    settings.createTimeoutSeconds > 0
+      ? `create_timeout=${limitSeconds}`
+      : `${limitSeconds} s and more, by the size of the image (create_timeout=0)`;
+  const start = batchStartTimeoutSeconds(conf);
+  const prolog = prologTimeoutSeconds(conf);
+  return [
+    start > limitSeconds
+      ? report.ok(`BatchStartTimeout=${start}`)
+      : report.warn(
+          `BatchStartTimeout is ${start} s; the first job with an image may take ${limit} to start`,
+          `in slurm.conf: BatchStartTimeout=${2 * limitSeconds}`,
+        ),
+    prolog === undefined
+      ? report.ok('slurmd sets the Prolog no time limit')
+      : prolog > limitSeconds
+        ? report.ok(`slurmd's time limit of the Prolog is ${prolog} s`)
+        : report.bad(
+            `slurmd kills a Prolog after ${prolog} s and drains the node; ours may take ${limit}`,
+            `in slurm.conf: PrologEpilogTimeout (PrologTimeout since 25.05) of ${2 * limitSeconds}, or none; ` +
+              'or a shorter create_timeout',
+          ),
+  ];
+}
+
+/** What is wrong with a TaskProlog fails every task, so it had better not be there. */
+async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promise<Finding> {
+  const path = conf.last('TaskProlog');
+  if (path === undefined) return report.ok('TaskProlog is not set: nothing depends on it');
+  const without = 'take TaskProlog out of slurm.conf: nothing depends on it';
+  const text = await readText(path);
+  if (text === undefined) return report.bad(`TaskProlog: ${path} cannot be read: every task fails`, without);
+  if (!text.includes('container-cache')) return report.ok(`TaskProlog: ${path} is not ours`);
+  const version = await findSlurmVersion();
+  if (version !== undefined && taskPrologNeedsLibraries(version)) {
+    return report.bad(
+      `TaskProlog: it runs inside the container, where slurmstepd ${version.join('.')} misses its libraries ` +
+        '(pyxis issue 163)',
+      without,
+    );
+  }
+  if (!(await isMountedInContainers(context, path))) {
+    return report.bad(
+      `TaskProlog: it runs inside the container, where nothing puts ${path}: every task of a container fails`,
+      `${without}; or add the line of slurm.conf.snippet to ${context.settings.enrootSysconfPath}/mounts.d`,
+    );
+  }
+  const ours = await readText(`${installDirectory(context)}/${basename(path)}`);
+  if (ours !== undefined && ours !== text)
+    return report.bad(`TaskProlog: ${path} is of another build than this command`, without);
+  if (version === undefined) {
+    return report.warn(
+      `TaskProlog: ${path}; the version of Slurm is not known, and 24.11 to 25.05 cannot run it in containers`,
+      without,
+    );
+  }
+  return report.ok(`TaskProlog: ${path}, mounted into containers, on Slurm ${version.join('.')}`);
+}
+
+async function isMountedInContainers({ settings }: CheckContext, path: string): Promise<boolean> {
+  const directory = `${settings.enrootSysconfPath}/mounts.d`;
+  if (!(await answers(directory))) return false;
+  for (const file of globSync(`${directory}/*.fstab`))
+    if (mountsPath((await readText(file)) ?? '', path)) return true;
+  return false;
+}
+
+const versionLimitMs = 10_000;
+
+async function findSlurmVersion(): Promise<Version | undefined> {
+  for (const file of ['slurmd', 'scontrol']) {
+    try {
+      const { stdout } = await run({ file, args: ['-V'], timeoutMs: versionLimitMs });
+      const version = parseVersion(stdout.toString('utf8'));
+      if (version !== undefined) return version;
+    } catch (error) {
+      if (!(error instanceof CommandFailed)) throw error;
+    }
+  }
+  return undefined;
+}

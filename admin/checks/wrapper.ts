@@ -1,0 +1,165 @@
+/** Does slurmd find our enroot first, and our enroot the real one? */
+import { dirname } from 'node:path';
+import { describeError, NodeFault } from '../../lib/core/faults.ts';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { isKnownEnroot } from '../../lib/core/node-facts.ts';
+import { findEnroot } from '../../lib/store/enroot.ts';
+import { isRoot } from '../../lib/system/as-user.ts';
+import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
+import { processVariable } from '../../lib/system/processes.ts';
+import { findProgram, isRegularFile } from '../../lib/system/programs.ts';
+import {
+  answers,
+  installDirectory,
+  ownershipRemedy,
+  readText,
+  runAsAnybody,
+  type Check,
+  type CheckContext,
+} from './context.ts';
+
+const report = reporter('wrapper');
+const reportEnroot = reporter('enroot');
+
+export const checkWrapper: Check = async (context) => [
+  await slurmdFinding(context),
+  ...commandFindings(context),
+  ...(await enrootFindings(context)),
+];
+
+/** By the comment below its first line. */
+async function isWrapper(path: string): Promise<boolean> {
+  const comment = (await readText(path))?.split('\n', 2)[1];
+  return comment?.startsWith('#') === true && comment.includes('container-cache');
+}
+
+/** What a build has, and where it was installed. */
+async function shippedWrapper(context: CheckContext): Promise<string | undefined> {
+  const directory = installDirectory(context);
+  for (const path of [`${directory}/bin/enroot`, `${directory}/enroot`])
+    if (isRegularFile(path) && (await isWrapper(path))) return path;
+  return undefined;
+}
+
+async function slurmdFinding(context: CheckContext): Promise<Finding> {
+  const { slurmd } = context;
+  const shipped = await shippedWrapper(context);
+  const directory = dirname(shipped ?? '/usr/libexec/container-cache/bin/enroot');
+  const usual = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
+  const remedy =
+    `systemctl edit slurmd: [Service], Environment=PATH=${directory}:${usual}; ` +
+    'then systemctl restart slurmd: jobs that run go on';
+  if (slurmd === undefined)
+    return report.skip(
+      'which enroot slurmd finds: no slurmd runs on this node',
+      'start slurmd and run it again',
+    );
+  if (!isRoot())
+    return report.skip(`which enroot slurmd (${slurmd.pid}) finds: only root may look`, 'run it as root');
+  const searchPath = processVariable(slurmd.pid, 'PATH') ?? '';
+  for (const one of searchPath.split(':').filter((part) => part.startsWith('/')))
+    if (!(await answers(one)))
+      return report.bad(
+        `${one}, in the PATH of slurmd, does not answer`,
+        'look after its file server, or take it out of the PATH',
+      );
+  const first = findProgram('enroot', searchPath);
+  if (first === undefined) return report.bad(`slurmd has no enroot in its PATH ("${searchPath}")`, remedy);
+  if (!(await isWrapper(first)))
+    return report.bad(`the first enroot in the PATH of slurmd is ${first}, not the wrapper`, remedy);
+  return (
+    (await wrapperFault(first, shipped)) ??
+    report.ok(`${first} is the first enroot in the PATH of slurmd (${slurmd.pid})`)
+  );
+}
+
+async function wrapperFault(path: string, shipped: string | undefined): Promise<Finding | undefined> {
+  const others = whoElseCanChange(path);
+  if (others !== undefined)
+    return report.bad(
+      `${path}: somebody else can change it: ${others.path} is ${others.found}`,
+      ownershipRemedy(others),
+    );
+  const closed = whoCannotReach(path, 0o5);
+  if (closed !== undefined)
+    return report.bad(
+      `${path}: users cannot execute it: ${closed.path} is ${closed.found}`,
+      `chmod o+rx ${closed.path}`,
+    );
+  if (shipped !== undefined && (await readText(shipped)) !== (await readText(path)))
+    return report.bad(
+      `${path} is of another build than this command`,
+      `install --mode=0755 ${shipped} ${path}`,
+    );
+  return undefined;
+}
+
+/** The wrapper runs `container-cache acquire` as the job's user. */
+function commandFindings({ executable }: CheckContext): Finding[] {
+  if (executable === undefined) return [];
+  const others = whoElseCanChange(executable);
+  if (others !== undefined)
+    return [
+      report.bad(
+        `${executable}: somebody else can change it: ${others.path} is ${others.found}`,
+        ownershipRemedy(others),
+      ),
+    ];
+  const closed = whoCannotReach(executable, 0o5);
+  if (closed === undefined) return [];
+  return [
+    report.bad(
+      `${executable}: users cannot execute it: ${closed.path} is ${closed.found}`,
+      `chmod o+rx ${closed.path}`,
+    ),
+  ];
+}
+
+async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
+  const setPath = 'set enroot_path to the real enroot, and keep the wrapper in a directory of its own';
+  let path;
+  try {
+    path = findEnroot(settings.enrootPath);
+  } catch (error) {
+    if (!(error instanceof NodeFault)) throw error;
+    return [reportEnroot.bad(describeError(error), 'install enroot, or set enroot_path')];
+  }
+  if (!(await answers(path)))
+    return [reportEnroot.bad(`${path} does not answer`, 'look after its file server')];
+  if (await isWrapper(path))
+    return [reportEnroot.bad(`${path} is the wrapper, not the real enroot`, setPath)];
+  const version = await askVersion(path);
+  if (version === undefined)
+    return [
+      reportEnroot.bad(
+        `${path} does not tell its version: the wrapper leaves all to it`,
+        `try it as a user: ${path} version`,
+      ),
+    ];
+  if (!isKnownEnroot(version))
+    return [
+      reportEnroot.bad(
+        `${path} is version ${version}: the wrapper leaves all to it`,
+        'enroot 3.4 to 4.x; 4.1 is tested',
+      ),
+    ];
+  const tested = /^4\.1(?:\.|$)/.test(version) ? '' : ' (4.1 is tested)';
+  return [reportEnroot.ok(`${path} is version ${version}${tested}`)];
+}
+
+/** enroot makes its directories at each start: here they are one that is there, so that nothing is made. */
+async function askVersion(path: string): Promise<string | undefined> {
+  const variables = [
+    'HOME',
+    'ENROOT_DATA_PATH',
+    'ENROOT_CACHE_PATH',
+    'ENROOT_RUNTIME_PATH',
+    'ENROOT_TEMP_PATH',
+  ];
+  const output = await runAsAnybody(
+    path,
+    ['version'],
+    Object.fromEntries(variables.map((name) => [name, '/tmp'])),
+  );
+  return /^\d+(?:\.\d+)*/.exec(output?.trim() ?? '')?.[0];
+}
