@@ -1,8 +1,9 @@
 /**
- * `npm run demo`: two jobs with one image, a third that fills the disk, and what an operator sees of it.
+ * `npm run demo`: two jobs with one image, a third that fills the disk, and what an operator sees of it; then containers that
+ * start from an entry (containers.ts).
  *
  * As root with Slurm's packages the jobs are real ones, submitted with srun. Without Slurm, or without root, Prolog and
- * Epilog are called as slurmd would call them. Either way the executables of dist/ unpack a real squashfs image and log
+ * Epilog are called as slurmd would call them, and there are no containers. Either way the executables of dist/ unpack a real squashfs image and log
  * to a real rsyslogd, in namespaces that are gone afterwards. Each step checks itself: the exit code is 0 only if
  * everything did what the demo says.
  */
@@ -25,6 +26,7 @@ import { readUsage } from '../lib/system/disk-usage.ts';
 import { systemPath } from '../lib/system/run.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import { startBareNode } from './bare-node.ts';
+import { showContainers } from './containers.ts';
 import type { DemoJob, DemoNode, DemoUser } from './demo-node.ts';
 import { startSlurmNode } from './slurm-node.ts';
 import {
@@ -69,6 +71,7 @@ async function main(defer: Defer): Promise<number> {
   await stage.showEnd(warm);
   await stage.showLog();
   showFigures(node, cold, warm);
+  await showContainers(defer);
 
   const failures = failedChecks();
   say('');
@@ -140,7 +143,7 @@ async function showNode({ one, two }: Images, defer: Defer): Promise<DemoNode> {
   const node = await start({ diskBytes, settings }, defer);
   say(`It is ${node.description}.`);
   say(
-    'There is no pyxis in it, so the tasks run outside a container; all that Prolog and Epilog do is real.',
+    'pyxis and enroot are not in it, so these tasks run outside a container; all that Prolog and Epilog do is real.',
   );
   if (node.noSyslogReason !== undefined)
     skipped('syslog', `${node.noSyslogReason}; the programs log to standard error`);

@@ -1,0 +1,272 @@
+/**
+ * The second part of the demo: a job's container starts from the entry. Two real Slurms, alike but for the cache, run the same
+ * srun; each container tells what its root filesystem is.
+ *
+ * Where the environment does not name an installed pyxis (test/slurm/containers.ts), programs of ours play pyxis and enroot: a
+ * SPANK plugin that calls enroot as pyxis does, and an enroot that unpacks, mounts and switches as the real one does.
+ */
+import * as fs from 'node:fs';
+import * as os from 'node:os';
+import { join } from 'node:path';
+import type { Defer } from '../bench/clean-up.ts';
+import { renderTable } from '../bench/report.ts';
+import { distDirectory } from '../build/build.ts';
+import { isEntryNameOf } from '../lib/core/layout.ts';
+import { makeImage, treeOfFiles } from '../test/helpers/image.ts';
+import { slurmAvailable } from '../test/slurm/cluster.ts';
+import {
+  changesOf,
+  listEntries,
+  namesIn,
+  probeTree,
+  programsUnderTest,
+  remainsOf,
+  startContainerCluster,
+  USER,
+  type ContainerCluster,
+} from '../test/slurm/containers.ts';
+import { standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
+import { isOurLine } from './demo-node.ts';
+import { check, command, facts, heading, lines, say, skipped, table } from './terminal.ts';
+
+const fileCount = 4000;
+const fileContent = Buffer.alloc(8000, 'a file of the demo image ');
+
+/** The first one after other jobs may meet a busy node. */
+const emptyRuns = 3;
+
+/** Prints which image it is and the mount that is its root filesystem. */
+const tell = "cat /etc/image; grep -E '^([^ ]+ ){4}/ ' /proc/self/mountinfo";
+/** The same, after it has changed what it can. */
+const change = `echo changed >/etc/image; rm -r /d0; echo new >/d1/new; ${tell}`;
+
+/** Shows nothing but why, where containers cannot run. */
+export async function showContainers(defer: Defer): Promise<void> {
+  const programs = programsUnderTest();
+  const isReal = programs.installEnroot === undefined;
+  const obstacle = slurmAvailable() ?? (isReal ? undefined : standInUnavailable());
+  if (obstacle !== undefined) {
+    heading('Containers');
+    skipped('jobs in containers', obstacle);
+    return;
+  }
+  const { cached, stock } = await showNodes(isReal, defer);
+  const images = makeImages(defer);
+  const acts = new Acts(cached, stock);
+
+  heading('Without the cache: every job unpacks');
+  const coldStock = await acts.runWithout(images.one);
+  const warmStock = await acts.runWithout(images.one);
+
+  heading('With the cache: the first job with the image');
+  const cold = await acts.runWith(images.one, 'created');
+  heading('With the cache: the second one');
+  const warm = await acts.runWith(images.one, 'reused');
+  await acts.showWriting(images.one);
+  await acts.showInnerStep(images.two);
+  await acts.showEnd();
+
+  heading('Figures of these containers');
+  const emptyMs = await acts.runEmpty();
+  const row = (what: string, ms: number): string[] => [
+    what,
+    `${Math.round(ms)} ms`,
+    `${(ms / emptyMs).toFixed(1)}x`,
+  ];
+  table(
+    renderTable([
+      ['srun, from its start to its end', '', 'of srun true'],
+      row('without the cache, first job', coldStock),
+      row('without the cache, second job', warmStock),
+      row('with the cache, first job', cold),
+      row('with the cache, second job', warm),
+      row('srun true, no container', emptyMs),
+    ]),
+  );
+  check('the second job starts faster with the cache than without', warm < warmStock);
+}
+
+interface Nodes {
+  readonly cached: ContainerCluster;
+  readonly stock: ContainerCluster;
+}
+
+async function showNodes(isReal: boolean, defer: Defer): Promise<Nodes> {
+  heading('Two nodes that run containers, with the cache and without');
+  const start = async (isCached: boolean): Promise<ContainerCluster> => {
+    const starting = startContainerCluster({ programs: programsUnderTest(), isCached });
+    // At once: a signal may come while it starts.
+    defer(async () => {
+      const containers = await starting.catch(() => undefined);
+      await containers?.cluster.stop();
+    });
+    return starting;
+  };
+  const [cached, stock] = await Promise.all([start(true), start(false)]);
+  say('Both are a real Slurm. What is first in the PATH of slurmd tells them apart, and Prolog and Epilog.');
+  if (isReal) {
+    say('pyxis and enroot are those that are installed on this machine.');
+  } else {
+    say('pyxis and enroot are NOT real here. In the place of pyxis is a plugin of ours that calls enroot');
+    say('as pyxis does; in the place of enroot a stand-in, which unpacks with unsquashfs and starts');
+    say('containers in namespaces. The wrapper, Prolog and Epilog are those of dist/.');
+  }
+  facts([
+    ['slurmd of the cached node', `PATH=${join(cached.cluster.root, 'container-cache/bin')}:…`],
+    ['holds only', namesIn(join(cached.cluster.root, 'container-cache/bin')).join(', ')],
+    [
+      "enroot's mounts.d has",
+      fs.readFileSync(join(distDirectory, '00-container-cache.fstab'), 'utf8').trim(),
+    ],
+  ]);
+  return { cached, stock };
+}
+
+function makeImages(defer: Defer): { one: string; two: string } {
+  const directory = fs.mkdtempSync(join(os.tmpdir(), 'container-cache-demo-'));
+  defer(() => {
+    fs.rmSync(directory, { recursive: true, force: true });
+  });
+  fs.chmodSync(directory, 0o755);
+  const files = treeOfFiles(fileCount, fileContent);
+  const make = (name: string): string =>
+    makeImage(join(directory, `${name}.sqsh`), { ...probeTree(`image ${name}`), ...files });
+  return { one: make('one'), two: make('two') };
+}
+
+/** What a container printed, and how long its srun took. */
+interface Told {
+  readonly image: string;
+  readonly root: string;
+  readonly elapsedMs: number;
+}
+
+class Acts {
+  readonly #cached: ContainerCluster;
+  readonly #stock: ContainerCluster;
+  #shownLines = 0;
+  /** The entry of the first image. */
+  #entry = '';
+
+  constructor(cached: ContainerCluster, stock: ContainerCluster) {
+    this.#cached = cached;
+    this.#stock = stock;
+  }
+
+  /** @returns milliseconds */
+  async runWithout(imagePath: string): Promise<number> {
+    const told = await this.#srun(this.#stock, [`--container-image=${imagePath}`], tell);
+    check('the container is of this image', told.image === 'image one', told.image);
+    check('its root filesystem is no entry of ours', !told.root.includes('pyxis_cache_'), told.root);
+    await this.#stock.cluster.waitForNodeIdle();
+    const left = namesIn(this.#stock.enrootDataPath);
+    check('what was unpacked went away with the job', left.length === 0, left.join(', '));
+    return told.elapsedMs;
+  }
+
+  /** @returns milliseconds */
+  async runWith(imagePath: string, expected: 'created' | 'reused'): Promise<number> {
+    const before = listEntries(this.#cached);
+    const told = await this.#srun(this.#cached, [`--container-image=${imagePath}`], tell);
+    await this.#cached.cluster.waitForNodeIdle();
+    const log = await this.#showNewLines();
+    const prolog = log.find((line) => / prolog job=/.test(line)) ?? '';
+    check(`the Prolog says result=${expected}`, prolog.includes(` result=${expected} `), prolog);
+    this.#entry = / entry=(\S+)/.exec(prolog)?.[1] ?? '';
+    check('the container is of this image', told.image === 'image one', told.image);
+    const isEntry = isEntryNameOf(Number(this.#cached.userPath.split('/').at(-1)), this.#entry);
+    check('its root filesystem is the entry', isEntry && told.root.includes(this.#entry), told.root);
+    if (expected === 'reused') this.#checkUnchanged(before);
+    return told.elapsedMs;
+  }
+
+  async showWriting(imagePath: string): Promise<void> {
+    heading('A container that writes, and the next one');
+    const before = listEntries(this.#cached);
+    const options = ['--container-writable', `--container-image=${imagePath}`];
+    const writer = await this.#srun(this.#cached, options, change);
+    check('it sees what it wrote', writer.image === 'changed', writer.image);
+    const next = await this.#srun(this.#cached, [`--container-image=${imagePath}`], tell);
+    check('the next container sees the image', next.image === 'image one', next.image);
+    await this.#cached.cluster.waitForNodeIdle();
+    await this.#showNewLines();
+    this.#checkUnchanged(before);
+  }
+
+  async showInnerStep(imagePath: string): Promise<void> {
+    heading('An srun inside a job: an image that no Prolog was told of');
+    const first = await this.#salloc(imagePath);
+    check('the container is of this image', first.image === 'image two', first.image);
+    const second = await this.#salloc(imagePath);
+    check('and so is the next', second.image === 'image two', second.image);
+    await this.#cached.cluster.waitForNodeIdle();
+    const results = (await this.#showNewLines()).flatMap(
+      (line) => / acquire job=.* result=(\w+)/.exec(line)?.[1] ?? [],
+    );
+    check('one unpack, then reuse', results.join(', ') === 'created, reused', results.join(', '));
+  }
+
+  async showEnd(): Promise<void> {
+    heading('After the jobs');
+    const entries = namesIn(this.#cached.userPath).filter((name) => !name.startsWith('.'));
+    facts(entries.map((name, index) => [index === 0 ? 'entries' : '', join(this.#cached.userPath, name)]));
+    const remains = await remainsOf(this.#cached);
+    check('no stub, lease, process or job file is left', remains.length === 0, remains.join('; '));
+  }
+
+  /** @returns milliseconds of an srun without a container, the shortest of some */
+  async runEmpty(): Promise<number> {
+    const elapsedMs: number[] = [];
+    while (elapsedMs.length < emptyRuns) {
+      const startedAtMs = performance.now();
+      await this.#run(this.#cached, ['srun', 'true']);
+      elapsedMs.push(performance.now() - startedAtMs);
+    }
+    return Math.min(...elapsedMs);
+  }
+
+  async #srun(containers: ContainerCluster, options: readonly string[], script: string): Promise<Told> {
+    return this.#container(containers, ['srun', ...options, 'sh', '-c', script]);
+  }
+
+  async #salloc(imagePath: string): Promise<Told> {
+    const step = ['srun', `--container-image=${imagePath}`, 'sh', '-c', tell];
+    return this.#container(this.#cached, ['salloc', '--quiet', '--ntasks=1', ...step]);
+  }
+
+  async #container(containers: ContainerCluster, argv: readonly string[]): Promise<Told> {
+    command(`${USER}$`, argv.map((word) => (/[ ;]/.test(word) ? `"${word}"` : word)).join(' '));
+    const startedAtMs = performance.now();
+    const stdout = await this.#run(containers, argv);
+    const elapsedMs = performance.now() - startedAtMs;
+    const printed = stdout.trimEnd().split('\n');
+    lines(printed);
+    const [image = '', root = ''] = printed;
+    return { image, root, elapsedMs };
+  }
+
+  async #run({ cluster }: ContainerCluster, argv: readonly string[]): Promise<string> {
+    const { exitCode, stdout, stderr } = await cluster.run(USER, argv);
+    if (exitCode !== 0) throw new Error(`${argv.join(' ')}: exit code ${String(exitCode)}: ${stderr}`);
+    return stdout;
+  }
+
+  #checkUnchanged(before: ReadonlyMap<string, string>): void {
+    const changes = changesOf(before, listEntries(this.#cached));
+    const shown = changes.slice(0, 3).join('; ');
+    check(
+      `the entry is unchanged: ${before.size} files, their times and checksums`,
+      changes.length === 0,
+      shown,
+    );
+  }
+
+  /** Prints our log lines that came since the last time. @returns them */
+  async #showNewLines(): Promise<string[]> {
+    const log = (await this.#cached.cluster.syslog()).filter(isOurLine);
+    const fresh = log.slice(this.#shownLines);
+    this.#shownLines = log.length;
+    lines(fresh);
+    return fresh;
+  }
+}
