@@ -5,8 +5,9 @@
  *   --only a,c         make only these measurements
  *   --directory DIR    keep entries below DIR, on the disk to be measured; default /var/tmp
  *
- * Everything is measured side by side in one run, on images made for it, in a private node (private-node.ts) whose Prologs
- * log to a real rsyslogd. The exit code tells whether all could be measured, not whether the goals hold.
+ * Everything is measured side by side in one run, on images made for it: Prologs in a private node (private-node.ts) that
+ * log to a real rsyslogd, container starts on two Slurms alike but for the cache (container-starts.ts). The exit code tells whether
+ * all could be measured, not whether the goals hold.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
@@ -20,10 +21,11 @@ import { projectRoot } from '../build/source-files.ts';
 import { mountOf } from '../lib/core/mountinfo.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { runAndCleanUp, type Defer } from './clean-up.ts';
+import { containerMeasurements, measureContainerStarts } from './container-starts.ts';
 import { measurements } from './measurements.ts';
 import { privateNodeUnavailable, startPrivateNode, type PrivateNode } from './private-node.ts';
 import { renderReport, type Facts, type Measured, type Report } from './report.ts';
-import { imageMaker, type SampleImage } from './sample-image.ts';
+import { describeImage, imageMaker, type SampleImage } from './sample-image.ts';
 import type { SampleJob } from './slurmd.ts';
 import type { Plan } from './workbench.ts';
 
@@ -38,7 +40,7 @@ const say = (text: string): void => void process.stderr.write(`bench: ${text}\n`
 
 async function main(defer: Defer): Promise<number> {
   const startedAtMs = performance.now();
-  const ids = measurements.map(({ id }) => id);
+  const ids = [...measurements, ...containerMeasurements].map(({ id }) => id);
   const { values: options } = parseArgs({
     options: {
       json: { type: 'boolean', default: false },
@@ -91,8 +93,14 @@ async function main(defer: Defer): Promise<number> {
     tinyImagePath: tiny.path,
     ids: wanted,
   });
+  const containers = await measureContainerStarts({ ids: wanted, directory, makeImage, say }, defer);
   const durationSeconds = Math.round((performance.now() - startedAtMs) / 1000);
-  const report: Report = { facts: gatherFacts(directory, big, load), ...measured, durationSeconds };
+  const report: Report = {
+    facts: { ...gatherFacts(directory, big, load), containers: containers.programs },
+    findings: [...measured.findings, ...containers.findings],
+    failures: [...measured.failures, ...containers.failures],
+    durationSeconds,
+  };
   process.stdout.write(
     options.json ? `${JSON.stringify(report, undefined, 2)}\n` : `\n${renderReport(report)}`,
   );
@@ -141,11 +149,10 @@ async function measureInside(node: PrivateNode, plan: Plan): Promise<Measured> {
   return JSON.parse(printed) as Measured;
 }
 
-function gatherFacts(directory: string, image: SampleImage, loadBefore: number): Facts {
+function gatherFacts(directory: string, image: SampleImage, loadBefore: number): Omit<Facts, 'containers'> {
   const version = (command: string, args: readonly string[], pattern: RegExp): string =>
     pattern.exec(spawnSync(command, args, { encoding: 'utf8' }).stdout)?.[0] ??
     `${command} of unknown version`;
-  const mib = (bytes: number): string => `${Math.round(bytes / 1024 ** 2)} MiB`;
   return {
     processor: os.cpus()[0]?.model ?? 'unknown processor',
     cores: os.availableParallelism(),
@@ -155,9 +162,7 @@ function gatherFacts(directory: string, image: SampleImage, loadBefore: number):
     runtime: process.version,
     unsquashfs: version('unsquashfs', ['-version'], /unsquashfs version [\d.]+/),
     loadBefore,
-    image:
-      `${image.fileCount.toLocaleString('en')} files, ${image.inodes.toLocaleString('en')} inodes, ` +
-      `${mib(image.unpackedBytes)} unpacked, ${mib(image.imageBytes)} with ${image.compressor}; page cache warm`,
+    image: `${describeImage(image)}; page cache warm`,
     log: `syslog, by logger(1) to ${version('rsyslogd', ['-v'], /rsyslogd +[\d.]+/)} on a private /dev/log`,
   };
 }

@@ -17,9 +17,10 @@ import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { listProcesses } from '../lib/system/processes.ts';
-import type { Figure, Finding } from './report.ts';
+import type { Finding } from './report.ts';
 import { slurmdEnvironment } from './slurmd.ts';
-import { interleave, summarise } from './statistics.ts';
+import { compare, Samples } from './samples.ts';
+import { interleave } from './statistics.ts';
 import {
   isCollectorRunning,
   removeAndSettle,
@@ -43,34 +44,6 @@ export const measurements: readonly Measurement[] = [
   { id: 'd', title: 'memory of a lease holder', measure: measureHolder },
   { id: 'e', title: 'warm Prolog on a crowded node against an empty one', measure: measureCrowd },
 ];
-
-/** Samples of several kinds, by the kind's name. */
-class Samples<Kind extends string> {
-  readonly #values = new Map<Kind, number[]>();
-
-  add(kind: Kind, value: number): void {
-    this.#values.set(kind, [...(this.#values.get(kind) ?? []), value]);
-  }
-
-  figure(kind: Kind, what: string, unit: Figure['unit'] = 'ms'): Figure {
-    return { what, unit, value: summarise(this.#values.get(kind) ?? []) };
-  }
-}
-
-interface FindingOptions {
-  readonly goal?: number;
-  readonly note?: string;
-}
-
-const compare = (id: string, a: Figure, b: Figure, { goal, note }: FindingOptions = {}): Finding => ({
-  id,
-  a,
-  b,
-  result: a.value.median / b.value.median,
-  formula: undefined,
-  goal,
-  note,
-});
 
 /** First calls fill caches and are not counted. */
 const warmUpRounds = 3;

@@ -9,7 +9,7 @@ export interface Figure {
 }
 
 export interface Finding {
-  /** Which of the goals, `a` to `e`; the same letter for what only explains it. */
+  /** Which of the goals, `a` to `h`; the same letter for what only explains it. */
   readonly id: string;
   readonly a: Figure;
   /** What `a` is compared with; undefined if with a fixed amount. */
@@ -41,6 +41,8 @@ export interface Facts {
   readonly loadBefore: number;
   readonly image: string;
   readonly log: string;
+  /** What started containers, and of which image; undefined if nothing did. */
+  readonly containers: string | undefined;
 }
 
 export interface Report extends Measured {
@@ -58,6 +60,7 @@ export function renderReport(report: Report): string {
     `system      Linux ${facts.kernel}, entries on ${facts.filesystem}, ${facts.unsquashfs}, runtime ${facts.runtime}`,
     `image       ${facts.image}`,
     `log         ${facts.log}`,
+    ...(facts.containers === undefined ? [] : [`containers  ${facts.containers}`]),
     '',
     ...renderTable([
       ['', 'what (A)', 'against (B)', 'A', 'B', 'result', 'goal', 'holds'],

@@ -12,6 +12,7 @@ import * as fs from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
 import { projectRoot } from '../build/source-files.ts';
+import { layOut, type Tree as Programs } from '../test/helpers/image.ts';
 import type { Defer } from './clean-up.ts';
 
 export interface SampleImageRequest {
@@ -20,6 +21,18 @@ export interface SampleImageRequest {
   readonly seed: number;
   /** Regular files; directories and links come on top. */
   readonly fileCount: number;
+  /** Half of the files are smaller. Default: 4 KiB, which makes a mean of about 24 KiB. */
+  readonly medianBytes?: number;
+  /** What a container needs beside these files. */
+  readonly programs?: Programs;
+}
+
+export function describeImage(image: SampleImage): string {
+  const mib = (bytes: number): string => `${Math.round(bytes / 1024 ** 2)} MiB`;
+  return (
+    `${image.fileCount.toLocaleString('en')} files, ${image.inodes.toLocaleString('en')} inodes, ` +
+    `${mib(image.unpackedBytes)} unpacked, ${mib(image.imageBytes)} with ${image.compressor}`
+  );
 }
 
 export interface SampleImage {
@@ -33,8 +46,8 @@ export interface SampleImage {
   readonly compressor: string;
 }
 
-/** Natural logarithm of a size's median and the spread around it: a mean of about 24 KiB. */
-const logSizeMedian = Math.log(4096);
+const medianBytesDefault = 4096;
+/** Of the natural logarithm of the sizes: the mean is six times the median. */
 const logSizeSpread = 1.9;
 const largestFileBytes = 8 * 1024 * 1024;
 const blockBytes = 4096;
@@ -86,7 +99,10 @@ async function makeSampleImage(request: SampleImageRequest, signal: AbortSignal)
 
 type Tree = Pick<SampleImage, 'fileCount' | 'inodes' | 'unpackedBytes'>;
 
-function makeTree(root: string, { seed, fileCount }: SampleImageRequest): Tree {
+function makeTree(
+  root: string,
+  { seed, fileCount, medianBytes = medianBytesDefault, programs = {} }: SampleImageRequest,
+): Tree {
   const random = seededRandom(seed);
   const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
   const text = fs.readFileSync(join(projectRoot, 'node_modules/typescript/lib/typescript.js'));
@@ -100,7 +116,7 @@ function makeTree(root: string, { seed, fileCount }: SampleImageRequest): Tree {
     for (let index = 0; index < fileCount; index++) {
       const size = Math.min(
         largestFileBytes,
-        Math.round(Math.exp(logSizeMedian + logSizeSpread * normal(random))),
+        Math.round(medianBytes * Math.exp(logSizeSpread * normal(random))),
       );
       const isText = random() < (size > largeFileBytes ? 0.25 : 0.75);
       const path = join(pick(directories), isText ? `module-${index}.js` : `lib${index}.so`);
@@ -124,6 +140,7 @@ function makeTree(root: string, { seed, fileCount }: SampleImageRequest): Tree {
     }
     // Red Hat's images have such a file, which not even its owner may read: Prolog and enroot mend that.
     fs.writeFileSync(join(root, 'shadow'), 'root:*:19000:0:99999:7:::\n', { mode: 0o000 });
+    layOut(root, programs);
     return { fileCount: fileCount + 1, inodes: inodes + 1, unpackedBytes: unpackedBytes + blockBytes };
   } finally {
     fs.closeSync(binary);

@@ -69,7 +69,7 @@ export function makeImage(
 }
 
 /** @returns the options of mksquashfs for what cannot lie in a directory here */
-function layOut(root: string, tree: Tree): string[] {
+export function layOut(root: string, tree: Tree): string[] {
   chmodSync(root, 0o755);
   const pseudo: string[] = [];
   const modes: [string, number][] = [];

@@ -57,6 +57,8 @@ export interface ContainerClusterOptions {
   readonly settings?: readonly string[];
   /** Lines for slurm.conf. */
   readonly slurmConf?: Readonly<Record<string, string>>;
+  /** How many jobs run at once, by the processors that the node claims. */
+  readonly cpus?: number;
 }
 
 export interface ContainerCluster extends AsyncDisposable {
@@ -114,7 +116,7 @@ function layoutOf({ root }: ClusterPaths): Layout {
 async function prepare(
   paths: ClusterPaths,
   layout: Layout,
-  { programs, isCached, settings = [], slurmConf = {} }: ContainerClusterOptions,
+  { programs, isCached, settings = [], slurmConf = {}, cpus }: ContainerClusterOptions,
 ): Promise<ClusterOptions> {
   for (const directory of [layout.outputPath, layout.enrootCachePath, layout.enrootDataBasePath]) {
     await fsp.mkdir(directory);
@@ -128,19 +130,20 @@ async function prepare(
     programs.pyxisPath === undefined
       ? { pyxisSources: PYXIS_SOURCES }
       : { pyxis: false, plugstack: [`required ${programs.pyxisPath}`] };
-  const common = { PrologFlags: 'Alloc', ...slurmConf };
-  if (!isCached) return { ...pyxis, slurmConf: common };
+  const common = { ...pyxis, ...(cpus === undefined ? {} : { cpus }) };
+  const parameters = { PrologFlags: 'Alloc', ...slurmConf };
+  if (!isCached) return { ...common, slurmConf: parameters };
 
   const lines = [`container_cache_data_path=${layout.basePath}`, ...settings];
   await fsp.writeFile(path.join(paths.etc, 'slurm/container-cache.conf'), `${lines.join('\n')}\n`);
   await installCache(layout, sysconfPath);
   return {
-    ...pyxis,
+    ...common,
     slurmdPath: [path.join(layout.cachePath, 'bin')],
     slurmConf: {
       Prolog: path.join(layout.cachePath, 'prolog'),
       Epilog: path.join(layout.cachePath, 'epilog'),
-      ...common,
+      ...parameters,
     },
   };
 }
@@ -218,7 +221,7 @@ const IMAGE_PROGRAMS: readonly string[] = [
  */
 export function probeTree(version: string): Tree {
   return {
-    ...programsWithLibraries(),
+    ...programTree(IMAGE_PROGRAMS),
     probe: { content: fs.readFileSync(path.join(import.meta.dirname, 'probe.sh')), mode: 0o755 },
     'etc/image': `${version}\n`,
     'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nimageuser:x:7:7::/:/bin/sh\n',
@@ -260,9 +263,10 @@ export function makeProbeImage(file: string, version: string): string {
   return makeImage(file, probeTree(version), ['-all-time', IMAGE_TIME_SECONDS]);
 }
 
-function programsWithLibraries(): Record<string, TreeItem> {
+/** The machine's own programs of these names, in /bin, with the libraries they need. */
+export function programTree(programs: readonly string[]): Record<string, TreeItem> {
   const files: Record<string, TreeItem> = {};
-  for (const program of IMAGE_PROGRAMS) {
+  for (const program of programs) {
     const file = locate(program);
     files[`bin/${program}`] = { content: fs.readFileSync(file), mode: 0o755 };
     const { stdout } = spawnSync('ldd', [file], { encoding: 'utf8', env: { PATH: SYSTEM_PATH } });

@@ -1,0 +1,235 @@
+/**
+ * The measurements of containers, on two real Slurms alike but for the cache. pyxis and enroot are those of the machine where
+ * the environment names them (test/slurm/containers.ts), else our stand-ins; the report says which.
+ *
+ * Times are taken inside: a start from before srun until its end, a reading by the container itself.
+ */
+import { statSync } from 'node:fs';
+import { join } from 'node:path';
+import { describeError } from '../lib/core/faults.ts';
+import { slurmAvailable } from '../test/slurm/cluster.ts';
+import {
+  namesIn,
+  probeTree,
+  programsUnderTest,
+  programTree,
+  startContainerCluster,
+  USER,
+  type ContainerCluster,
+  type ContainerClusterOptions,
+} from '../test/slurm/containers.ts';
+import { standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
+import type { Defer } from './clean-up.ts';
+import type { Finding, Measured } from './report.ts';
+import { describeImage, type imageMaker } from './sample-image.ts';
+import { compare, Samples } from './samples.ts';
+import { interleave } from './statistics.ts';
+
+export interface ContainerPlan {
+  /** Which measurements to make. */
+  readonly ids: readonly string[];
+  readonly directory: string;
+  readonly makeImage: ReturnType<typeof imageMaker>;
+  readonly say: (text: string) => void;
+}
+
+export interface ContainersMeasured extends Measured {
+  /** What started the containers, and of what image; undefined if nothing was measured. */
+  readonly programs: string | undefined;
+}
+
+export const containerMeasurements = [
+  {
+    id: 'f',
+    title: 'container starts from an entry, against unpacking and against srun true',
+    measure: measureStarts,
+  },
+  { id: 'g', title: 'reading an image through', measure: measureReading },
+  { id: 'h', title: 'many starts at once from one entry', measure: measureCrowd },
+] as const;
+
+const imageFileCount = 20_000;
+/** Half of the files are smaller: a mean of 50 KB, 1 GB in all. */
+const imageMedianBytes = 8500;
+const crowdSize = 40;
+const runTimeoutMs = 600_000;
+
+interface Pair {
+  readonly cached: ContainerCluster;
+  readonly stock: ContainerCluster;
+  readonly imagePath: string;
+}
+
+export async function measureContainerStarts(plan: ContainerPlan, defer: Defer): Promise<ContainersMeasured> {
+  const wanted = containerMeasurements.filter(({ id }) => plan.ids.includes(id));
+  if (wanted.length === 0) return { programs: undefined, findings: [], failures: [] };
+  const programs = programsUnderTest();
+  const isReal = programs.installEnroot === undefined;
+  const obstacle = slurmAvailable() ?? (isReal ? undefined : standInUnavailable());
+  if (obstacle !== undefined) {
+    const failures = wanted.map(({ id }) => ({ id, reason: obstacle }));
+    return { programs: undefined, findings: [], failures };
+  }
+  plan.say(`making an image of ${imageFileCount.toLocaleString('en')} files that runs as a container`);
+  const image = await plan.makeImage({
+    path: join(plan.directory, 'container.sqsh'),
+    seed: 3,
+    fileCount: imageFileCount,
+    medianBytes: imageMedianBytes,
+    programs: { ...probeTree('bench'), ...programTree(['date', 'tar']) },
+  });
+  plan.say('starting two Slurms that run containers, with the cache and without');
+  const start = async (options: Omit<ContainerClusterOptions, 'programs'>): Promise<ContainerCluster> => {
+    const starting = startContainerCluster({ programs, ...options, cpus: crowdSize });
+    // At once: a signal may come while it starts.
+    defer(async () => {
+      await (await starting.catch(() => undefined))?.cluster.stop();
+    });
+    return starting;
+  };
+  const cached = await start({ isCached: true });
+  const stock = await start({ isCached: false });
+  const pair: Pair = { cached, stock, imagePath: image.path };
+  const findings: Finding[] = [];
+  const failures: { id: string; reason: string }[] = [];
+  for (const { id, title, measure } of wanted) {
+    plan.say(`(${id}) ${title}`);
+    try {
+      findings.push(...(await measure(pair)));
+    } catch (error) {
+      failures.push({ id, reason: describeError(error) });
+    }
+  }
+  return { programs: `${await nameOf(pair, isReal)}; ${describeImage(image)}`, findings, failures };
+}
+
+async function nameOf({ stock }: Pair, isReal: boolean): Promise<string> {
+  if (!isReal) return 'stand-ins of ours in the place of pyxis and enroot';
+  const pyxis = /pyxis: version (\S+)/.exec(await stock.cluster.slurmdLog())?.[1] ?? 'of an unknown version';
+  return `pyxis ${pyxis}, enroot ${(await stock.enroot('version')).trim()}`;
+}
+
+/** Runs a script of bash(1) as the user; its last line is a number of microseconds. @returns milliseconds */
+async function timeInside({ cluster }: ContainerCluster, script: string): Promise<number> {
+  const { exitCode, stdout, stderr } = await cluster.run(USER, ['bash', '-ec', script], {
+    timeoutMs: runTimeoutMs,
+  });
+  const microseconds = Number(stdout.trimEnd().split('\n').at(-1));
+  if (exitCode !== 0 || !Number.isFinite(microseconds))
+    throw new Error(`Cannot measure "${script}": exit code ${String(exitCode)}: ${stdout}${stderr}`);
+  await cluster.waitForNodeIdle();
+  return microseconds / 1000;
+}
+
+/** A script that prints how long a command takes. */
+const timed = (command: string): string =>
+  `started=\${EPOCHREALTIME/./}; ${command}; ended=\${EPOCHREALTIME/./}; echo $((ended - started))`;
+
+const srun = (imagePath: string, command: string): string => `srun --container-image=${imagePath} ${command}`;
+
+const startGoal = 3;
+const startRounds = 12;
+const coldRounds = 3;
+
+async function measureStarts({ cached, stock, imagePath }: Pair): Promise<Finding[]> {
+  const samples = new Samples<'warm' | 'cold' | 'empty'>();
+  const run = {
+    warm: () => timeInside(cached, timed(srun(imagePath, 'true'))),
+    cold: () => timeInside(stock, timed(srun(imagePath, 'true'))),
+    empty: () => timeInside(stock, timed('srun true')),
+  };
+  // The first one unpacks.
+  await run.warm();
+  await run.empty();
+  await proveRoot(cached, imagePath);
+  for (const kind of interleave(['warm', 'empty'] as const, startRounds))
+    samples.add(kind, await run[kind]());
+  for (const kind of interleave(['warm', 'cold'] as const, coldRounds)) samples.add(kind, await run[kind]());
+  const warm = samples.figure('warm', 'srun in a container, from an entry');
+  return [
+    compare('f', warm, samples.figure('empty', 'srun true, without us'), { goal: startGoal }),
+    compare('f', samples.figure('cold', 'srun in a container, without us'), warm, {
+      note: 'the second line: how many times longer the same srun takes where each job unpacks',
+    }),
+  ];
+}
+
+/** @throws {Error} unless a container's root filesystem is an entry */
+async function proveRoot({ cluster }: ContainerCluster, imagePath: string): Promise<void> {
+  const { stdout } = await cluster.run(USER, [
+    'srun',
+    `--container-image=${imagePath}`,
+    ...['grep', '-E', '^([^ ]+ ){4}/ ', '/proc/self/mountinfo'],
+  ]);
+  if (!/ overlay .*lowerdir=\S*\/pyxis_cache_/.test(stdout))
+    throw new Error(`The container does not start from an entry: its root is ${stdout}`);
+  await cluster.waitForNodeIdle();
+}
+
+const readGoal = 1.5;
+const readRounds = 5;
+const squashfuseRounds = 2;
+/** tar(1) reads nothing where its output is /dev/null. */
+const readThrough = (path: string): string =>
+  `tar --create --file=- --one-file-system --directory=${path} . | cat >/dev/null`;
+
+async function measureReading(pair: Pair): Promise<Finding[]> {
+  const { cached, stock, imagePath } = pair;
+  const samples = new Samples<'overlay' | 'direct' | 'squashfuse'>();
+  const inside = `sh -c 's=$(date +%s%N); ${readThrough('/')} && e=$(date +%s%N) && echo $(((e - s) / 1000))'`;
+  await timeInside(cached, timed(srun(imagePath, 'true')));
+  const entry = namesIn(cached.userPath).find((name) => name.startsWith('pyxis_cache_'));
+  if (entry === undefined) throw new Error(`There is no entry in ${cached.userPath}`);
+  const run = {
+    overlay: () => timeInside(cached, srun(imagePath, inside)),
+    direct: () => timeInside(cached, timed(readThrough(join(cached.userPath, entry)))),
+    squashfuse: () => timeInside(stock, srun(imagePath, inside)),
+  };
+  await run.direct();
+  await run.overlay();
+  for (const kind of interleave(['overlay', 'direct'] as const, readRounds))
+    samples.add(kind, await run[kind]());
+  const overlay = samples.figure('overlay', 'reading all in a container, overlay on the entry');
+  const findings = [
+    compare('g', overlay, samples.figure('direct', 'reading the entry itself'), {
+      goal: readGoal,
+      note: 'tar(1) of all files into a pipe, page cache warm',
+    }),
+  ];
+  if (statSync('/dev/fuse', { throwIfNoEntry: false }) === undefined) return findings;
+  await stock.setPyxisArguments(['use_squashfuse=1']);
+  try {
+    for (let round = 0; round < squashfuseRounds; round++) samples.add('squashfuse', await run.squashfuse());
+  } finally {
+    await stock.setPyxisArguments([]);
+  }
+  return [
+    ...findings,
+    compare('g', samples.figure('squashfuse', 'the same, use_squashfuse=1 without us'), overlay),
+  ];
+}
+
+const crowdRounds = 3;
+
+async function measureCrowd({ cached, stock, imagePath }: Pair): Promise<Finding[]> {
+  const samples = new Samples<'crowd' | 'empty'>();
+  const atOnce = (command: string): string =>
+    timed(
+      `jobs=(); for ((i = 0; i < ${crowdSize}; i++)); do ${command} & jobs+=($!); done; for job in "\${jobs[@]}"; do wait "$job"; done`,
+    );
+  const run = {
+    crowd: () => timeInside(cached, atOnce(srun(imagePath, 'true'))),
+    empty: () => timeInside(stock, atOnce('srun true')),
+  };
+  await timeInside(cached, timed(srun(imagePath, 'true')));
+  for (const kind of interleave(['crowd', 'empty'] as const, crowdRounds))
+    samples.add(kind, await run[kind]());
+  return [
+    compare(
+      'h',
+      samples.figure('crowd', `${crowdSize} jobs in containers at once, one entry`),
+      samples.figure('empty', `${crowdSize} srun true at once, without us`),
+      { note: 'all of them succeeded; that no start waits for the lock of another is a test' },
+    ),
+  ];
+}
