@@ -12,13 +12,12 @@ import {
   namesIn,
   probeTree,
   programsUnderTest,
-  programTree,
   startContainerCluster,
   USER,
   type ContainerCluster,
   type ContainerClusterOptions,
 } from '../test/slurm/containers.ts';
-import { standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
+import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
 import type { Defer } from './clean-up.ts';
 import type { Finding, Measured } from './report.ts';
 import { describeImage, type imageMaker } from './sample-image.ts';
@@ -76,7 +75,7 @@ export async function measureContainerStarts(plan: ContainerPlan, defer: Defer):
     seed: 3,
     fileCount: imageFileCount,
     medianBytes: imageMedianBytes,
-    programs: { ...probeTree('bench'), ...programTree(['date', 'tar']) },
+    programs: { ...probeTree('bench'), ...programsTree(['date', 'tar']) },
   });
   plan.say('starting two Slurms that run containers, with the cache and without');
   const start = async (options: Omit<ContainerClusterOptions, 'programs'>): Promise<ContainerCluster> => {

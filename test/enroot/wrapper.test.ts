@@ -3,6 +3,7 @@
  * untouched, what becomes of stubs, and what a hostile or broken surrounding brings about (nothing but the real enroot).
  * test/slurm/container-starts.test.ts has the containers themselves.
  */
+// test: timeout 300 s
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,
@@ -28,6 +29,7 @@ import {
   bob,
   command,
   enterPrivateMachine,
+  mount,
   unlessPrivateMachine,
   type TestUser,
 } from '../helpers/private-machine.ts';
@@ -286,6 +288,9 @@ pass('finds the real one in PATH where nothing tells it, and no other copy of it
   const path = ['bin', 'copy', 'real'].map((name) => join(node.node.root, name)).join(':');
   const result = node.run(['version'], { environment: { PATH: `${path}:/usr/bin:/bin` } });
   assert.equal(parametersOf(result), [['version']]);
+  // The wrapper looks in these as well, whatever PATH is: this machine may have an enroot.
+  for (const file of ['/usr/local/bin/enroot', '/usr/bin/enroot'].filter(existsSync))
+    mount('--bind', '/dev/null', file);
   const none = node.run(['version'], {
     environment: { PATH: `${join(node.node.root, 'bin')}:/usr/bin:/bin` },
   });

@@ -201,6 +201,32 @@ starts("writes of a writable container end with its step, and another step's are
   assert.equal(changesOf(before, listEntries(containers)), []);
 });
 
+starts(
+  'a container that is being made ready keeps no other from starting from the same entry',
+  async (state) => {
+    const containers = requireContainers(state);
+    const { cluster, outputPath } = containers;
+    const path = image(containers, 'locks');
+    await runJob(containers, TELL, [`--container-image=${path}`]);
+    // A hook of enroot runs under the lock that enroot has for a root filesystem.
+    const [waiting, go] = ['waiting', 'go'].map((name) => join(outputPath, name));
+    const hook = join(cluster.etc, 'enroot/hooks.d/50-wait.sh');
+    const wait = `touch ${waiting ?? ''}\nuntil [ -e ${go ?? ''} ]; do sleep 0.05; done`;
+    writeFileSync(hook, `#!/bin/sh\n[ "$SLURM_JOB_NAME" = waits ] || exit 0\n${wait}\n`, { mode: 0o755 });
+    try {
+      const waits = await submit(containers, TELL, [`--container-image=${path}`, '--job-name=waits']);
+      await until(() => existsSync(waiting ?? ''), 'the start of the first container');
+      assert.is(await runJob(containers, TELL, [`--container-image=${path}`]), 'locks overlay\n');
+      writeFileSync(go ?? '', '');
+      assert.is(await outputOf(containers, waits), 'locks overlay\n');
+    } finally {
+      rmSync(hook);
+      for (const name of namesIn(outputPath)) rmSync(join(outputPath, name));
+    }
+    await assertClean(containers);
+  },
+);
+
 starts("what an earlier run of the job left behind is in nobody's way", async (state) => {
   const containers = requireContainers(state);
   const path = image(containers, 'leftovers');

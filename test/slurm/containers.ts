@@ -4,7 +4,6 @@
  *
  * A test starts two such clusters, alike but for the cache, runs the same job on both and compares (matrix.ts).
  */
-import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import * as fsp from 'node:fs/promises';
@@ -13,10 +12,9 @@ import { setTimeout as sleep } from 'node:timers/promises';
 
 import { build, distDirectory } from '../../build/build.ts';
 import type { ImageConfiguration } from '../helpers/docker-registry.ts';
-import { makeImage, type Tree, type TreeItem } from '../helpers/image.ts';
+import { makeImage, type Tree } from '../helpers/image.ts';
 import { startCluster, type Cluster, type ClusterOptions, type ClusterPaths } from './cluster.ts';
-import { installStandInEnroot } from './enroot/stand-in.ts';
-import { SYSTEM_PATH } from './machine.ts';
+import { installStandInEnroot, programsTree } from './enroot/stand-in.ts';
 
 /** Who runs the jobs in containers. */
 export const USER = 'usera';
@@ -124,7 +122,11 @@ async function prepare(
   }
   const sysconfPath = path.join(paths.etc, 'enroot');
   await fsp.mkdir(layout.enrootPath);
-  programs.installEnroot?.(layout.enrootPath, sysconfPath);
+  if (programs.installEnroot !== undefined) {
+    // The machine may have an enroot; its hooks are not for ours.
+    await fsp.rm(sysconfPath, { recursive: true, force: true });
+    programs.installEnroot(layout.enrootPath, sysconfPath);
+  }
   await configureEnroot(sysconfPath, layout);
   const pyxis: ClusterOptions =
     programs.pyxisPath === undefined
@@ -221,7 +223,7 @@ const IMAGE_PROGRAMS: readonly string[] = [
  */
 export function probeTree(version: string): Tree {
   return {
-    ...programTree(IMAGE_PROGRAMS),
+    ...programsTree(IMAGE_PROGRAMS),
     probe: { content: fs.readFileSync(path.join(import.meta.dirname, 'probe.sh')), mode: 0o755 },
     'etc/image': `${version}\n`,
     'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nimageuser:x:7:7::/:/bin/sh\n',
@@ -261,28 +263,6 @@ const IMAGE_TIME_SECONDS = '1700000000';
 
 export function makeProbeImage(file: string, version: string): string {
   return makeImage(file, probeTree(version), ['-all-time', IMAGE_TIME_SECONDS]);
-}
-
-/** The machine's own programs of these names, in /bin, with the libraries they need. */
-export function programTree(programs: readonly string[]): Record<string, TreeItem> {
-  const files: Record<string, TreeItem> = {};
-  for (const program of programs) {
-    const file = locate(program);
-    files[`bin/${program}`] = { content: fs.readFileSync(file), mode: 0o755 };
-    const { stdout } = spawnSync('ldd', [file], { encoding: 'utf8', env: { PATH: SYSTEM_PATH } });
-    for (const [library] of stdout.matchAll(/\/\S+/g)) {
-      files[library.slice(1)] = { content: fs.readFileSync(library), mode: 0o755 };
-    }
-  }
-  return files;
-}
-
-function locate(program: string): string {
-  for (const directory of ['/usr/bin', '/bin']) {
-    const file = path.join(directory, program);
-    if (fs.existsSync(file)) return file;
-  }
-  throw new Error(`Cannot make an image: there is no ${program} in /usr/bin`);
 }
 
 /** Every file of the cache's entries, each as one line with all that could change: `<entry>/<path>` to the line. */
