@@ -5,6 +5,7 @@
  * only when it is the one called for. (build/build.ts keeps the admin command's code apart.)
  */
 import { basename } from 'node:path';
+import { settleInheritance } from './lib/system/inherited.ts';
 
 async function runProgram(): Promise<number> {
   // In the executable, argv[1] is the name it was called by, also through a link.
@@ -30,6 +31,7 @@ async function runProgram(): Promise<number> {
   }
 }
 
+settleInheritance();
 void runProgram().then((exitCode) => {
   process.exitCode = exitCode;
 });

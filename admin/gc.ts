@@ -8,6 +8,7 @@ import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
+import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
 
@@ -25,6 +26,7 @@ const lockTimeoutMs = 60_000;
 export async function runGc(options: GcOptions): Promise<number> {
   if (!isRoot())
     throw new NodeFault('BASE_UNSAFE', 'Cannot collect: only root may delete the entries of all users');
+  if (options.background) makeKillable(process.pid);
   const settings = requireSettings(readSettings(process.env));
   const log = openLog(settings);
   const base = openBase(settings.basePath);

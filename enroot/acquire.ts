@@ -62,7 +62,6 @@ export async function runAcquire(parameters: readonly string[], environment: Env
     process.stderr.write(usage);
     return 2;
   }
-  process.umask(0o022);
   const parsed = readSettings(environment);
   const log = openLog(logSettingsOf(parsed));
   const user = { uid: process.getuid?.() ?? 0, gid: process.getgid?.() ?? 0 };

@@ -51,7 +51,6 @@ interface Outcome {
 
 /** @returns the exit code: 0, or 1 for a fault of the node with on_failure=fail */
 export async function runProlog(environment: Environment = process.env): Promise<number> {
-  process.umask(0o022);
   const parsed = readSettings(environment);
   const log = openLog(logSettingsOf(parsed));
   let job: Job | undefined;

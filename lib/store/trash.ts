@@ -5,6 +5,7 @@
  * the trash is deleted by the next collector.
  */
 import { closeSync, readdirSync, renameSync } from 'node:fs';
+import { confinedTo } from '../system/as-user.ts';
 import { inDirectory, type Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { run } from '../system/run.ts';
@@ -53,6 +54,8 @@ export async function deleteTrashed(trash: Directory, name: string): Promise<voi
   await run({
     file: 'setpriv',
     args: [
+      // Enough for any mode and any owner in the tree.
+      ...confinedTo(['dac_override', 'fowner']),
       '--pdeathsig=KILL',
       '--',
       'rm',

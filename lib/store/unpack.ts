@@ -5,11 +5,11 @@
  * permission on everything, search and write on directories. We do the same, and let device nodes be, which nobody but
  * root can make and enroot would fail on.
  */
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
-import { errnoOf } from '../system/errno.ts';
+import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 
@@ -57,7 +57,9 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
       if (percent !== undefined) request.onPercent(Number(percent));
     },
     onStderr: complaints.add,
-    onStart: makeKillable,
+    onStart: (pid) => {
+      if (isRoot()) makeKillable(pid);
+    },
   });
   try {
     await run({ ...command, file: 'prlimit', args: [...limitOptions(), command.file, ...command.args] });
@@ -119,17 +121,6 @@ class ComplaintFilter {
   end(): string | undefined {
     this.#lines.end();
     return this.#first;
-  }
-}
-
-/** slurmd is exempt from the OOM killer and its children inherit that; an unpack of a user's image must not be. */
-function makeKillable(pid: number): void {
-  if (!isRoot()) return;
-  try {
-    if (Number(readFileSync(`/proc/${pid}/oom_score_adj`, 'latin1')) < 0)
-      writeFileSync(`/proc/${pid}/oom_score_adj`, '0');
-  } catch (error) {
-    if (!['ENOENT', 'ESRCH', 'EACCES'].includes(errnoOf(error) ?? '')) throw error;
   }
 }
 

@@ -1,0 +1,37 @@
+/** What a process gets from whoever started it, and must not keep. */
+import { closeSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import process from 'node:process';
+import { errnoOf, isGone, unlessErrno } from './errno.ts';
+
+const lastStandardDescriptor = 2;
+/** O_CLOEXEC of open(2), as fdinfo shows it (proc_pid_fdinfo(5)). */
+const closeOnExec = 0o2000000;
+
+/**
+ * Settles what is inherited, before anything is started or made.
+ *
+ * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits for the end of such
+ * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. Node marks those
+ * it finds in a row from 0; after a gap there may be more. The mask of file modes: slurmd's or an admin's may be anything.
+ */
+export function settleInheritance(): void {
+  process.umask(0o022);
+  for (const name of readdirSync('/proc/self/fd')) {
+    const fd = Number(name);
+    if (fd <= lastStandardDescriptor) continue;
+    // The one that read the directory is gone.
+    const info = unlessErrno(isGone, () => readFileSync(`/proc/self/fdinfo/${name}`, 'latin1'));
+    const flags = /^flags:\s+(\d+)$/m.exec(info ?? '')?.[1];
+    if (flags !== undefined && (Number.parseInt(flags, 8) & closeOnExec) === 0) closeSync(fd);
+  }
+}
+
+/** slurmd is exempt from the OOM killer and its children inherit that; what works for users must not be. */
+export function makeKillable(pid: number): void {
+  const file = `/proc/${pid}/oom_score_adj`;
+  try {
+    if (Number(readFileSync(file, 'latin1')) < 0) writeFileSync(file, '0');
+  } catch (error) {
+    if (!['ENOENT', 'ESRCH', 'EACCES'].includes(errnoOf(error) ?? '')) throw error;
+  }
+}
