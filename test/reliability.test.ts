@@ -73,9 +73,8 @@ function isTestCall({ expression, arguments: values }: ts.CallExpression): boole
       ({ name, initializer }) =>
         ts.isIdentifier(name) &&
         name.text === callee.text &&
-        initializer !== undefined &&
-        ts.isCallExpression(initializer) &&
-        initializer.expression.getText() === 'suite',
+        // Some wrap it: `const child = inOpenRoot(suite('…'))`.
+        /\bsuite[(<]/.test(initializer?.getText() ?? ''),
     );
 }
 
