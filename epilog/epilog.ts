@@ -6,7 +6,7 @@
  * Each step is for itself: what one cannot do, the others do all the same. Running it twice, or for a job that never had a
  * Prolog, finds nothing to do.
  */
-import { closeSync, readdirSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
@@ -29,9 +29,9 @@ import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector } from '../lib/system/background.ts';
-import type { Directory } from '../lib/system/directory.ts';
+import { readNames, type Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { unlessErrno } from '../lib/system/errno.ts';
+import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
@@ -163,6 +163,9 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
     moveNamesToTrash(base, userDirectory, [...partials, ...stubs]);
     report.partialsRemoved = partials.length;
     report.stubsRemoved = stubs.length;
+  } catch (cause) {
+    if (!userMadeErrnos.includes(errnoOf(cause) ?? '')) throw cause;
+    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, { cause });
   } finally {
     closeSync(userDirectory.fd);
   }
@@ -170,7 +173,7 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
 
 function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]; stubs: string[] } {
   // Who has closed the directory leaves the rest to the collector.
-  const names = unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)) ?? [];
+  const names = unlessErrno(['EACCES'], () => readNames(userDirectory)) ?? [];
   return {
     partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
     stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && isStub(userDirectory, name)),

@@ -10,7 +10,7 @@ import type { SlurmConf } from '../../lib/core/slurm-conf.ts';
 import { answersWithin } from '../../lib/system/answers.ts';
 import { asUser, isRoot } from '../../lib/system/as-user.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
-import { nobody } from '../../lib/system/overlay.ts';
+import { nobody } from '../../lib/system/as-user.ts';
 import type { PathFault } from '../../lib/system/path-safety.ts';
 import { CommandFailed, run } from '../../lib/system/run.ts';
 import type { Slurmd } from '../../lib/system/slurmd.ts';

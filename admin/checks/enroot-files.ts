@@ -13,7 +13,7 @@ import { userPath } from '../../lib/core/layout.ts';
 import { mountsFileName } from '../../lib/store/node-facts.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
-import { nobody } from '../../lib/system/overlay.ts';
+import { nobody } from '../../lib/system/as-user.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
 import {
   answers,

@@ -39,7 +39,7 @@ import {
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
+import { inDirectory, openDirectory, readNames, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
@@ -191,13 +191,13 @@ function* userDirectories(
 
 /** Names in a user directory, those with something mounted on or below them left out: their server may never answer. */
 function namesIn(user: UserIds, directory: Directory, mounts: readonly Mount[]): string[] {
-  const covered = mountPointsBelow(directory.path, mounts).map(
-    (point) => point.slice(directory.path.length + 1).split('/', 1)[0],
+  const covered = new Set(
+    mountPointsBelow(directory.path, mounts).map(
+      (point) => point.slice(directory.path.length + 1).split('/', 1)[0],
+    ),
   );
-  const names = withUserIds(user, () =>
-    unlessErrno(unreadable, () => readdirSync(`/proc/self/fd/${directory.fd}`)),
-  );
-  return (names ?? []).filter((name) => !covered.includes(name));
+  const names = withUserIds(user, () => unlessErrno(unreadable, () => readNames(directory)));
+  return (names ?? []).filter((name) => !covered.has(name));
 }
 
 function listEntries(
@@ -273,7 +273,7 @@ async function evict(
     return 'failed';
   }
   const before = readUsage(base.path);
-  await deleteAndLog(request, trash, trashed);
+  await deleteAndLog(request, trash, [trashed]);
   const after = readUsage(base.path);
   log('info', 'gc-evicted', {
     uid: entry.uid,
@@ -337,13 +337,19 @@ function sweep(request: CollectRequest, trash: Directory): void {
     if ((directory.stats.mode & 0o700) !== 0o700) fchmodSync(directory.fd, 0o700);
     const names = namesIn(user, directory, mounts);
     const present = new Set(names);
-    const entries = new Set(
-      names.flatMap((name) => parsePartialName(name)?.entry ?? parseCreateLockName(name)?.entry ?? []),
-    );
+    const partialsOf = new Map<string, string[]>();
+    for (const name of names) {
+      const partial = parsePartialName(name);
+      const entry = partial?.entry ?? parseCreateLockName(name)?.entry;
+      if (entry === undefined) continue;
+      const partials = partialsOf.get(entry) ?? [];
+      if (partial !== undefined) partials.push(name);
+      partialsOf.set(entry, partials);
+    }
     sweepStubs(request, { userDirectory: directory, trash }, user, names);
-    for (const entry of entries) {
+    for (const [entry, partials] of partialsOf) {
       try {
-        sweepCreator({ userDirectory: directory, trash }, user, entry, names, present.has(entry));
+        sweepCreator({ userDirectory: directory, trash }, user, entry, partials, present.has(entry));
       } catch (error) {
         log('warning', 'gc-kept', { uid: user.uid, entry, reason: describeError(error) });
       }
@@ -389,7 +395,7 @@ function sweepCreator(
   directories: { userDirectory: Directory; trash: Directory },
   user: UserIds,
   entry: string,
-  names: readonly string[],
+  partials: readonly string[],
   isPublished: boolean,
 ): void {
   const { userDirectory } = directories;
@@ -399,9 +405,8 @@ function sweepCreator(
   try {
     if (!tryFlock(lock, 'exclusive')) return;
     if (!withUserIds(user, () => leadsTo(lockFile, lock))) return;
-    for (const name of names) {
-      if (parsePartialName(name)?.entry === entry) unlessErrno(isGone, () => moveToTrash(directories, name));
-    }
+    for (const name of partials)
+      unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
     // Removed under its own lock: who waits for it sees that the path leads elsewhere, and opens it anew.
     if (!isPublished)
       withUserIds(user, () => {
@@ -413,16 +418,26 @@ function sweepCreator(
 }
 
 async function emptyTrash(request: CollectRequest, trash: Directory): Promise<void> {
-  for (const name of listTrash(trash)) await deleteAndLog(request, trash, name);
+  const names = listTrash(trash);
+  while (names.length > 0) await deleteAndLog(request, trash, names.splice(0, deletedAtOnce));
 }
 
-async function deleteAndLog(request: CollectRequest, trash: Directory, name: string): Promise<void> {
+/** A process for each of the thousands of names that a user can have brought into the trash would take hours. */
+const deletedAtOnce = 100;
+
+async function deleteAndLog(
+  request: CollectRequest,
+  trash: Directory,
+  names: readonly string[],
+): Promise<void> {
   try {
-    await deleteTrashed(trash, name);
+    await deleteTrashed(trash, names);
   } catch (error) {
-    request.log('warning', 'gc-trash', {
-      entry: name,
-      reason: `Cannot delete all of it, the next collector tries again: ${describeError(error)}`,
-    });
+    const left = listTrash(trash);
+    for (const name of names.filter((one) => left.includes(one)))
+      request.log('warning', 'gc-trash', {
+        entry: name,
+        reason: `Cannot delete all of it, the next collector tries again: ${describeError(error)}`,
+      });
   }
 }

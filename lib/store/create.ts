@@ -12,7 +12,8 @@ import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import type { Enroot } from './enroot.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
-import { isNotExecuted, settlePermissions, unpackSquashfs } from './unpack.ts';
+import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
+import { settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
   readonly user: UserIds;
@@ -146,7 +147,8 @@ async function measureImage(
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause;
     const message = `Cannot list "${path}"`;
-    if (isNotExecuted(cause)) throw new NodeFault('TOOL_MISSING', message, { cause });
+    if (isNotExecuted(cause) && (await isNodeAtFault(user, ['unsquashfs'])))
+      throw new NodeFault('TOOL_MISSING', message, { cause });
     throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
   }
   const claimed = estimateSpace(superblock).inodes;

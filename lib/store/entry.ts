@@ -16,7 +16,7 @@ import {
   mkdirSync,
   renameSync,
   rmdirSync,
-  rmSync,
+  unlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
@@ -24,7 +24,7 @@ import { formatEntryMetadata } from '../core/entry-metadata.ts';
 import { createLockName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
+import { errnoOf, isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
@@ -73,12 +73,6 @@ export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
     throw faultOf(request, cause);
   }
 }
-
-/** What a user can bring about in a directory of their own, at any moment, by taking away, closing or replacing. */
-const userMadeErrnos = [
-  ...isGone,
-  ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
-];
 
 /** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
 function faultOf({ userPath, name }: AcquireRequest, cause: unknown): unknown {
@@ -199,7 +193,7 @@ async function createEntry(
       unpackMs: Math.round(performance.now() - startedAtMs),
       ...space,
     });
-    const entry = withUserIds(user, () => publish(name, path, rootfsPath, metadata));
+    const entry = withUserIds(user, () => publish(name, path, partialPath, metadata));
     if (!withUserIds(user, () => removeEmptyPartial(partialPath))) creator.discard(partial);
     return entry;
   } catch (error) {
@@ -216,9 +210,9 @@ function removeEmptyPartial(partialPath: string): boolean {
   return unlessErrno(isGone, () => lstatSync(partialPath)) === undefined;
 }
 
-function publish(name: string, path: string, rootfsPath: string, metadata: string): HeldEntry {
-  // The image may have a file, a symlink or a directory of this name: it is not our lock file.
-  rmSync(lockPath(rootfsPath), { recursive: true, force: true });
+function publish(name: string, path: string, partialPath: string, metadata: string): HeldEntry {
+  const rootfsPath = `${partialPath}/rootfs`;
+  putImagesLockAside(lockPath(rootfsPath), partialPath);
   const fd = openRegularFile(lockPath(rootfsPath), constants.O_CREAT | constants.O_EXCL | constants.O_RDWR);
   try {
     writeFileSync(fd, metadata);
@@ -230,4 +224,16 @@ function publish(name: string, path: string, rootfsPath: string, metadata: strin
     closeSync(fd);
     throw error;
   }
+}
+
+/**
+ * The image may have something of the lock file's name. A directory is not deleted here but left in the partial one, which goes
+ * into the trash: it may be deeper and larger than a process should walk that is still root.
+ */
+function putImagesLockAside(path: string, partialPath: string): void {
+  const isDirectory = unlessErrno(isGone, () => lstatSync(path))?.isDirectory() === true;
+  unlessErrno(isGone, () => {
+    if (isDirectory) renameSync(path, `${partialPath}/image-lock`);
+    else unlinkSync(path);
+  });
 }

@@ -13,6 +13,7 @@ import {
 } from '../core/image.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { CommandFailed, runBriefly } from '../system/run.ts';
+import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
 
 export type ImageSource = SquashfsSource | RegistrySource;
 
@@ -65,7 +66,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   try {
     ({ stdout } = await runBriefly(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
   } catch (cause) {
-    throw unreadable(path, cause);
+    throw await unreadable(user, path, cause);
   }
   const statsEnd = stdout.indexOf(0);
   const [type, size, modifiedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
@@ -90,7 +91,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   };
 }
 
-function unreadable(path: string, cause: unknown): Error {
+async function unreadable(user: UserIds, path: string, cause: unknown): Promise<Error> {
   if (!(cause instanceof CommandFailed)) return cause instanceof Error ? cause : new Error(String(cause));
   if (cause.timedOut) {
     return new JobFault(
@@ -98,10 +99,7 @@ function unreadable(path: string, cause: unknown): Error {
       `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
     );
   }
-  // Not by a signal, which the user can send, nor by how a long message ends, which the user's file name can be.
-  const isNotStarted = cause.exitCode === undefined && cause.signal === undefined;
-  const isSetprivs = (cause.exitCode ?? 0) > 1 || /^setpriv: [^\n]{1,200}$/.test(cause.stderrTail);
-  if (isNotStarted || isSetprivs) {
+  if ((isNotExecuted(cause) || cause.stderrTail.startsWith('setpriv: ')) && (await isNodeAtFault(user, ['find']))) {
     return new NodeFault('TOOL_MISSING', `Cannot look at "${path}" as its user`, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });

@@ -155,7 +155,7 @@ export function releaseLease(
   jobId: number,
 ): { record: LeaseRecord | undefined; stopped: number } {
   const record = readLease(runtimePath, jobId);
-  const stopped = findHolders(jobId, rootId).filter((holder) => stopHolder(jobId, holder)).length;
+  const stopped = findHolders(jobId).filter((holder) => stopHolder(jobId, holder)).length;
   rmSync(leasePath(runtimePath, jobId), { force: true });
   return { record, stopped };
 }
@@ -168,32 +168,72 @@ export function releaseLease(
  */
 export function releaseSteps(jobId: number, user: UserIds): number {
   if (user.uid === rootId) return 0;
-  const holders = findHolders(jobId, user.uid);
+  const holders = findStepHolders(jobId, user);
   if (holders.length === 0) return 0;
-  const pids = holders.slice(0, mostStepHolders).map(({ pid }) => String(pid));
-  const { file, args } = asUser(user, { file: 'kill', args: ['-KILL', ...pids], timeoutMs: killLimitMs });
-  spawnSync(file, args, { cwd: '/', env: childEnvironment, stdio: 'ignore', timeout: killLimitMs });
+  runAsUser(user, 'kill', ['-KILL', ...holders.map(({ pid }) => String(pid))]);
   waitUntil(() => holders.every(({ pid, startTicks }) => processStartTicks(pid) !== startTicks));
   return holders.length;
 }
 
 /** Every step has one at most; who forges more keeps their own entries by it, until their processes end. */
 const mostStepHolders = 1000;
-const killLimitMs = 5000;
+/** Of a user, those that are looked at. */
+const mostProcesses = 20_000;
+const userChildLimitMs = 5000;
 
-/** All living holders of a job that belong to `owner`, also those that a crash left without a record. */
-function findHolders(jobId: number, owner: number): Holder[] {
+/**
+ * The environment of a user's process is read by a child, and as the user: the kernel makes the reader wait as long as the process
+ * is being executed or maps memory, and with a filesystem of their own (FUSE) users can make that last for ever.
+ */
+function findStepHolders(jobId: number, user: UserIds): Holder[] {
+  const paths = listProcesses()
+    .filter((pid) => processUid(pid) === user.uid)
+    .slice(0, mostProcesses)
+    .map((pid) => `/proc/${pid}/environ`);
+  if (paths.length === 0) return [];
+  const options = ['--files-with-matches', '--line-buffered', '--no-messages', '--null-data', '--text'];
+  const variable = ['--line-regexp', '--fixed-strings', '-e', `${holderVariable}=${jobId}`];
+  return runAsUser(user, 'grep', [...options, ...variable, '--', ...paths])
+    .split('\n')
+    .slice(0, mostStepHolders)
+    .flatMap((path) => {
+      const pid = Number(/^\/proc\/([1-9]\d*)\/environ$/.exec(path)?.[1]);
+      const startTicks = processUid(pid) === user.uid ? processStartTicks(pid) : undefined;
+      return startTicks === undefined ? [] : [{ pid, startTicks }];
+    });
+}
+
+/** @returns what it printed within its time, whatever came of it */
+function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
+  const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: userChildLimitMs });
+  const { stdout } = spawnSync(file, args, {
+    cwd: '/',
+    env: childEnvironment,
+    stdio: ['ignore', 'pipe', 'ignore'],
+    encoding: 'latin1',
+    timeout: userChildLimitMs,
+    killSignal: 'SIGKILL',
+  });
+  // Null where it could not even be started.
+  return (stdout as string | null) ?? '';
+}
+
+/** All living holders of a job that are root's, also those that a crash left without a record. */
+function findHolders(jobId: number): Holder[] {
   return listProcesses().flatMap((pid) => {
-    const startTicks = isHolderOf(jobId, pid, owner) ? processStartTicks(pid) : undefined;
+    const startTicks = isHolderOf(jobId, pid, rootId) ? processStartTicks(pid) : undefined;
     return startTicks === undefined ? [] : [{ pid, startTicks }];
   });
 }
 
 const rootId = 0;
 
-/** A user can start a process with any environment, but not as root. */
+/**
+ * A user can start a process with any environment, but not as root. The owner comes first: reading the environment of a process can
+ * be made to hang by who owns it (findStepHolders).
+ */
 function isHolderOf(jobId: number, pid: number, owner: number): boolean {
-  return processVariable(pid, holderVariable) === String(jobId) && processUid(pid) === owner;
+  return processUid(pid) === owner && processVariable(pid, holderVariable) === String(jobId);
 }
 
 function isAlive(jobId: number, holder: Holder): boolean {

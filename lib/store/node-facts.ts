@@ -18,11 +18,11 @@ import {
   type NodeFacts,
 } from '../core/node-facts.ts';
 import type { Settings } from '../core/settings.ts';
-import { asUser } from '../system/as-user.ts';
+import { asUser, nobody } from '../system/as-user.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
-import { nobody, probeOverlay } from '../system/overlay.ts';
+import { probeOverlay } from '../system/overlay.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { findEnroot } from './enroot.ts';

@@ -18,6 +18,8 @@ export interface TrashContext {
   readonly trash: Directory;
 }
 
+const longestKeptName = 100;
+
 /**
  * Moves one name of a user directory into the trash; a symlink moves itself, not what it points to.
  *
@@ -25,16 +27,18 @@ export interface TrashContext {
  * @throws ENOENT if it is gone, EBUSY if something is mounted on it
  */
 export function moveToTrash({ userDirectory, trash }: TrashContext, name: string): string {
-  const trashed = `${name.replace(/^\.+/, '')}.${uniqueHex()}`;
+  // A user's partial directory may have a name as long as names can be.
+  const trashed = `${name.replace(/^\.+/, '').slice(0, longestKeptName)}.${uniqueHex()}`;
   renameSync(inDirectory(userDirectory, name), inDirectory(trash, trashed));
   return trashed;
 }
 
-/** Moves names of a user directory into the trash of the base; those that are gone need no moving. */
+/** Moves names of a user directory into the trash of the base; those that are gone, or just were mounted on, stay. */
 export function moveNamesToTrash(base: Directory, userDirectory: Directory, names: readonly string[]): void {
   const trash = openTrash(base);
   try {
-    for (const name of names) unlessErrno(isGone, () => moveToTrash({ userDirectory, trash }, name));
+    for (const name of names)
+      unlessErrno([...isGone, 'EBUSY'], () => moveToTrash({ userDirectory, trash }, name));
   } finally {
     closeSync(trash.fd);
   }
@@ -42,14 +46,17 @@ export function moveNamesToTrash(base: Directory, userDirectory: Directory, name
 
 export const listTrash = (trash: Directory): string[] => readdirSync(`/proc/self/fd/${trash.fd}`);
 
-/** Deleting a tree of millions of files on a slow disk; the next collector goes on where this one stopped. */
-const deleteTimeoutMs = 60 * 60_000;
+/**
+ * The next collector goes on where this one stopped, be it for millions of files on a slow disk or for a process of the user that
+ * still is in the tree and makes new files in it: that must not keep a collector from the entries of others.
+ */
+const deleteTimeoutMs = 10 * 60_000;
 
 /**
- * Deletes one tree of the trash. rm(1) works through descriptors, so a process that still has a directory of the tree
+ * Deletes trees of the trash. rm(1) works through descriptors, so a process that still has a directory of the tree
  * open cannot lead it elsewhere, and it does not enter what is mounted inside.
  */
-export async function deleteTrashed(trash: Directory, name: string): Promise<void> {
+export async function deleteTrashed(trash: Directory, names: readonly string[]): Promise<void> {
   // Descriptor 3 of the child is the trash: the path is resolved from there, whatever the base's path is now.
   await run({
     file: 'setpriv',
@@ -63,7 +70,7 @@ export async function deleteTrashed(trash: Directory, name: string): Promise<voi
       '--force',
       '--one-file-system',
       '--',
-      `/proc/self/fd/3/${name}`,
+      ...names.map((name) => `/proc/self/fd/3/${name}`),
     ],
     timeoutMs: deleteTimeoutMs,
     descriptors: [trash.fd],

@@ -12,6 +12,7 @@ import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
+import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
 
 export interface UnpackRequest {
   readonly user: UserIds;
@@ -67,20 +68,15 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
     const firstComplaint = complaints.end();
     if (!(cause instanceof CommandFailed)) throw cause;
     if (cause.exitCode === exitedWithOmissions && firstComplaint === undefined) return;
-    throw unpackFault(request, cause, firstComplaint);
+    throw await unpackFault(request, cause, firstComplaint);
   }
 }
 
-/** setpriv(1) and prlimit(1) exit with 126 or 127 where they cannot execute what they are to run. */
-export function isNotExecuted({ exitCode, signal }: CommandFailed): boolean {
-  return exitCode === undefined ? signal === undefined : exitCode >= 126;
-}
-
-function unpackFault(
-  { imagePath, timeoutMs }: UnpackRequest,
+async function unpackFault(
+  { user, imagePath, timeoutMs }: UnpackRequest,
   cause: CommandFailed,
   complaint: string | undefined,
-): Error {
+): Promise<Error> {
   const text = `${complaint ?? ''} ${cause.stderrTail}`;
   if (cause.timedOut) {
     return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" within ${timeoutMs} ms`, { cause });
@@ -95,7 +91,7 @@ function unpackFault(
   if (text.includes('No space left on device')) {
     return new NodeFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
   }
-  if (isNotExecuted(cause)) {
+  if (isNotExecuted(cause) && (await isNodeAtFault(user, ['prlimit', 'unsquashfs']))) {
     return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
       cause,
     });

@@ -13,6 +13,9 @@ export interface UserIds {
   readonly gid: number;
 }
 
+/** The user of files that are nobody's, on every Linux distribution. Its processes can harm no job. */
+export const nobody: UserIds = { uid: 65_534, gid: 65_534 };
+
 const userId = (): number => process.geteuid?.() ?? -1;
 
 /** Whether we are root and so may act as another. */

@@ -18,3 +18,12 @@ export function unlessErrno<T>(numbers: readonly string[], action: () => T): T |
 
 /** What a lookup of something that is not there, or no longer, fails with. */
 export const isGone = ['ENOENT', 'ENOTDIR'] as const;
+
+/**
+ * What a user can bring about in a directory of their own, at any moment, by taking away, closing, replacing, or mounting there.
+ */
+export const userMadeErrnos: readonly string[] = [
+  ...isGone,
+  ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
+  ...['ENAMETOOLONG', 'ENXIO', 'ENOTCONN'],
+];

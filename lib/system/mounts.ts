@@ -11,6 +11,12 @@ export function readMounts(): Mount[] {
 const goneOrHidden = ['ENOENT', 'ESRCH', 'EACCES', 'EPERM'];
 
 /**
+ * How much the processes of one user may tell. A container has a few kilobytes of mounts; who has more than this keeps the own
+ * entries, and takes no more of the collector's time.
+ */
+const mostMountinfoBytes = 16 * 1024 * 1024;
+
+/**
  * Which of a user's entries are mounted in any process's view.
  *
  * Only processes of that user and of root count: in a user namespace anybody can make an overlay whose options show
@@ -23,18 +29,23 @@ export function findMountedEntries(basePath: string): (uid: number, name: string
   if (base === undefined) throw new Error(`Cannot find the mount of ${basePath} in /proc/self/mountinfo`);
   const usersByName = new Map<string, Set<number>>();
   const seen = new Set<string>();
+  const toldBytes = new Map<number, number>();
+  const hasToldAll = (uid: number): boolean => (toldBytes.get(uid) ?? 0) < mostMountinfoBytes;
   for (const pid of listProcesses()) {
     const uid = processUid(pid);
-    if (uid === undefined) continue;
+    if (uid === undefined || !hasToldAll(uid)) continue;
     // Processes that share a mount namespace and a root see the same; a node has few views, however many processes.
     const view = unlessErrno(
       goneOrHidden,
       () => `${uid} ${readlinkSync(`/proc/${pid}/ns/mnt`)} ${readlinkSync(`/proc/${pid}/root`)}`,
     );
     if (view === undefined || seen.has(view)) continue;
-    const mountinfo = processMountinfo(pid);
+    const told = toldBytes.get(uid) ?? 0;
+    const mountinfo = processMountinfo(pid, mostMountinfoBytes - told);
     if (mountinfo === undefined) continue;
     seen.add(view);
+    // Root's count for everybody, so they are never left out.
+    if (uid !== 0) toldBytes.set(uid, told + mountinfo.length);
     for (const name of namesInUse(parseMountinfo(mountinfo), basePath, base)) {
       const users = usersByName.get(name) ?? new Set();
       usersByName.set(name, users.add(uid));
@@ -42,6 +53,6 @@ export function findMountedEntries(basePath: string): (uid: number, name: string
   }
   return (uid, name) => {
     const users = usersByName.get(`${uid}/${name}`);
-    return users !== undefined && (users.has(uid) || users.has(0));
+    return !hasToldAll(uid) || (users !== undefined && (users.has(uid) || users.has(0)));
   };
 }

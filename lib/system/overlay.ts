@@ -5,7 +5,7 @@
  */
 import { chownSync, lstatSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
-import { asUser, isRoot, type UserIds } from './as-user.ts';
+import { asUser, isRoot, nobody } from './as-user.ts';
 import { isGone, unlessErrno } from './errno.ts';
 import { isExecutable } from './files.ts';
 import { CommandFailed, run } from './run.ts';
@@ -15,8 +15,6 @@ export type OverlayProbe = { readonly works: true } | { readonly works: false; r
 
 const probePrefix = '.overlay-probe.';
 const probeTimeoutMs = 10_000;
-/** The user of files that are nobody's, on every Linux distribution. Its processes can harm no job. */
-export const nobody: UserIds = { uid: 65_534, gid: 65_534 };
 
 /** What an overlay must be able to do: show the lower layer, take a change, hide a deleted name. */
 const useOverlay = 'cd "$1/merged" && [ -f old ] && echo changed >old && rm gone && [ ! -e gone ]';

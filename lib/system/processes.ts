@@ -1,16 +1,19 @@
 /** Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to tell. */
-import { readFileSync, readdirSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readdirSync } from 'node:fs';
 import { errnoOf } from './errno.ts';
+import { readStart } from './files.ts';
 
 /** Reads a file of /proc/<pid>. ESRCH: it ended while we read. EACCES: hidden from us. */
-function readProcessFile(pid: number, name: string): string | undefined {
+function readProcessFile(pid: number, name: string, read = readWhole): string | undefined {
   try {
-    return readFileSync(`/proc/${pid}/${name}`, 'latin1');
+    return read(`/proc/${pid}/${name}`);
   } catch (error) {
     if (['ENOENT', 'ESRCH', 'EACCES', 'EPERM'].includes(errnoOf(error) ?? '')) return undefined;
     throw error;
   }
 }
+
+const readWhole = (path: string): string => readFileSync(path, 'latin1');
 
 /** @returns when the process started, clock ticks after boot; undefined if it is gone or a zombie */
 export function processStartTicks(pid: number): string | undefined {
@@ -40,9 +43,18 @@ export function processUid(pid: number): number | undefined {
   return uid === undefined ? undefined : Number(uid);
 }
 
-export function processMountinfo(pid: number): string | undefined {
+/** @returns the first `limitBytes` of it: users may have as many mounts as they like in a namespace of their own */
+export function processMountinfo(pid: number, limitBytes: number): string | undefined {
+  const read = (path: string): string => {
+    const fd = openSync(path, 'r');
+    try {
+      return readStart(fd, limitBytes).toString('latin1');
+    } finally {
+      closeSync(fd);
+    }
+  };
   try {
-    return readProcessFile(pid, 'mountinfo');
+    return readProcessFile(pid, 'mountinfo', read);
   } catch (error) {
     // A process that is about to end has no mount namespace any more.
     if (errnoOf(error) === 'EINVAL') return undefined;

@@ -13,8 +13,8 @@ export function openUnnamedFile(directory: string, mode: number): number {
   return openSync(directory, tmpfileFlags | constants.O_RDWR | constants.O_EXCL, mode);
 }
 
-/** In memory first. */
-const scratchDirectories = ['/dev/shm', '/run', '/tmp', '/var/tmp'] as const;
+/** In memory first, and where no user can fill it. */
+const scratchDirectories = ['/run', '/dev/shm', '/tmp', '/var/tmp'] as const;
 
 /** @returns undefined if no place takes one */
 export function openScratchFile(): number | undefined {

@@ -2,7 +2,8 @@
 import { existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { parseNodeFacts, type NodeFacts } from '../../../lib/core/node-facts.ts';
-import { nobody, probeOverlay } from '../../../lib/system/overlay.ts';
+import { nobody } from '../../../lib/system/as-user.ts';
+import { probeOverlay } from '../../../lib/system/overlay.ts';
 import { TestNode } from '../../helpers/node.ts';
 import {
   alice,
