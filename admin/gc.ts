@@ -27,7 +27,7 @@ export async function runGc(options: GcOptions): Promise<number> {
     throw new NodeFault('BASE_UNSAFE', 'Cannot collect: only root may delete the entries of all users');
   const settings = requireSettings(readSettings(process.env));
   const log = openLog(settings);
-  const base = openBase(settings.basePath);
+  const base = openBase(settings);
   try {
     const request: CollectRequest = {
       base,

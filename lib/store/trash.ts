@@ -7,7 +7,7 @@
 import { closeSync, readdirSync, renameSync } from 'node:fs';
 import { inDirectory, type Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { run } from '../system/run.ts';
+import { endingWithUs, run } from '../system/run.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { openTrash } from './user-directory.ts';
 
@@ -50,19 +50,12 @@ const deleteTimeoutMs = 60 * 60_000;
  */
 export async function deleteTrashed(trash: Directory, name: string): Promise<void> {
   // Descriptor 3 of the child is the trash: the path is resolved from there, whatever the base's path is now.
-  await run({
-    file: 'setpriv',
-    args: [
-      '--pdeathsig=KILL',
-      '--',
-      'rm',
-      '--recursive',
-      '--force',
-      '--one-file-system',
-      '--',
-      `/proc/self/fd/3/${name}`,
-    ],
-    timeoutMs: deleteTimeoutMs,
-    descriptors: [trash.fd],
-  });
+  await run(
+    endingWithUs({
+      file: 'rm',
+      args: ['--recursive', '--force', '--one-file-system', '--', `/proc/self/fd/3/${name}`],
+      timeoutMs: deleteTimeoutMs,
+      descriptors: [trash.fd],
+    }),
+  );
 }

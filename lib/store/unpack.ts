@@ -11,7 +11,8 @@ import type { SpaceNeed } from '../core/image.ts';
 import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { errnoOf } from '../system/errno.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, run, type Command } from '../system/run.ts';
+import { isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 
 export interface UnpackRequest {
   readonly user: UserIds;
@@ -40,15 +41,14 @@ function limitOptions(): string[] {
 }
 
 /**
- * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT, QUOTA_EXCEEDED; NodeFault NO_SPACE, TOOL_MISSING
+ * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT, QUOTA_EXCEEDED, NO_SPACE; NodeFault TOOL_MISSING
  */
 export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
   const { user, imagePath, destination, processors, timeoutMs } = request;
   const args = ['-user-xattrs', ...(processors > 0 ? ['-processors', String(processors)] : [])];
   args.push('-dest', destination, imagePath);
   const complaints = new ComplaintFilter();
-  const command = asUser(user, {
-    file: 'unsquashfs',
+  const command = unsquashfsAs(user, {
     args,
     timeoutMs,
     onStdout: (chunk) => {
@@ -60,25 +60,31 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
     onStart: makeKillable,
   });
   try {
-    await run({ ...command, file: 'prlimit', args: [...limitOptions(), command.file, ...command.args] });
+    await run(command);
   } catch (cause) {
     const firstComplaint = complaints.end();
     if (!(cause instanceof CommandFailed)) throw cause;
     if (cause.exitCode === exitedWithOmissions && firstComplaint === undefined) return;
-    throw unpackFault(request, cause, firstComplaint);
+    throw await unpackFault(request, cause, firstComplaint);
   }
 }
 
-/** setpriv(1) and prlimit(1) exit with 126 or 127 where they cannot execute what they are to run. */
-export function isNotExecuted({ exitCode, signal }: CommandFailed): boolean {
-  return exitCode === undefined ? signal === undefined : exitCode >= 126;
+/** unsquashfs as the user, within our limits. */
+function unsquashfsAs(user: UserIds, command: Omit<Command, 'file'>): Command {
+  const { file, args, ...rest } = asUser(user, { file: 'unsquashfs', ...command });
+  return { ...rest, file: 'prlimit', args: [...limitOptions(), file, ...args] };
 }
 
-function unpackFault(
+/** Whether unsquashfs runs on this node at all. */
+export function isUnsquashfsMissing(): Promise<boolean> {
+  return isMissing((user) => unsquashfsAs(user, { args: ['-version'], timeoutMs: toolTimeoutMs }));
+}
+
+async function unpackFault(
   { imagePath, timeoutMs }: UnpackRequest,
   cause: CommandFailed,
   complaint: string | undefined,
-): Error {
+): Promise<Error> {
   const text = `${complaint ?? ''} ${cause.stderrTail}`;
   if (cause.timedOut) {
     return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" within ${timeoutMs} ms`, { cause });
@@ -91,9 +97,9 @@ function unpackFault(
     );
   }
   if (text.includes('No space left on device')) {
-    return new NodeFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
+    return new JobFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
   }
-  if (isNotExecuted(cause)) {
+  if (isNotExecuted(cause) && (await isUnsquashfsMissing())) {
     return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
       cause,
     });
@@ -192,7 +198,12 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
       onStdout: splitLines(count, 'latin1').add,
     }),
   ).catch((cause: unknown) => {
-    throw new JobFault('UNPACK_FAILED', `Cannot set the permissions of "${path}"`, { cause });
+    const isLate = cause instanceof CommandFailed && cause.timedOut;
+    throw new JobFault(
+      isLate ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED',
+      `Cannot set the permissions of "${path}"`,
+      { cause },
+    );
   });
   const blockBytes = 512;
   return { bytes: blocks * blockBytes, inodes };
