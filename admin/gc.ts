@@ -29,7 +29,7 @@ export async function runGc(options: GcOptions): Promise<number> {
   if (options.background) makeKillable(process.pid);
   const settings = requireSettings(readSettings(process.env));
   const log = openLog(settings);
-  const base = openBase(settings.basePath);
+  const base = openBase(settings);
   try {
     const request: CollectRequest = {
       base,

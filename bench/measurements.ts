@@ -14,6 +14,7 @@ import { createLockName, entryName, entryPath, lockPath, trashPath, userPath } f
 import { holdEntry } from '../lib/store/held-entry.ts';
 import { writeJobFiles } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
+import { bootId } from '../lib/system/boot.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { listProcesses } from '../lib/system/processes.ts';
@@ -374,6 +375,7 @@ function makeCrowdEntry(node: Node, { user, name }: CrowdEntry): void {
     image: `/images/${name}.sqsh`,
     createdAtMs: Date.now(),
     unpackMs: 1000,
+    bootId: bootId(),
     bytes: 20_480,
     inodes: 6,
   };

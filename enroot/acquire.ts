@@ -103,7 +103,7 @@ interface Held {
 
 async function acquire(request: Request): Promise<Held> {
   const { jobId, user, settings } = request;
-  const base = openBase(settings.basePath);
+  const base = openBase(settings);
   const userDirectory = findUserDirectory(base, user.uid);
   if (userDirectory === undefined) {
     throw new NodeFault(
@@ -149,7 +149,7 @@ async function openCreator(
 ): Promise<EntryCreator> {
   if (existingOnly) throw new JobFault('NOT_CACHED', `There is no entry of "${image}"`);
   if (isCollectionDue(readUsage(base.path), settings)) {
-    throw new NodeFault(
+    throw new JobFault(
       'NO_SPACE',
       `Cannot unpack "${image}": "${base.path}" is full up to the high watermark`,
     );

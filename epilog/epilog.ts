@@ -8,7 +8,7 @@
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
-import { describeError, faultCode, JobFault } from '../lib/core/faults.ts';
+import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
 import { entryPath, parsePartialName, parseStubName, userPath } from '../lib/core/layout.ts';
@@ -21,6 +21,7 @@ import {
   type ParsedSettings,
   type Settings,
 } from '../lib/core/settings.ts';
+import { findBaseFault } from '../lib/store/base-fault.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
@@ -73,7 +74,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
   const { errors } = report;
   const released = [report.holdersStopped, report.stepsStopped, report.stubsRemoved, report.partialsRemoved];
   const didSomething = report.entries.length > 0 || released.some((count) => count > 0);
-  const isNodeFault = errors.some((error) => !(error instanceof JobFault));
+  const isNodeFault = errors.some(isFaultOfNode);
   log.write(
     isNodeFault ? 'error' : errors.length > 0 ? 'warning' : didSomething ? 'info' : 'debug',
     'epilog',
@@ -137,9 +138,13 @@ function markUsed(job: Job, settings: Settings | undefined, runtimePath: string)
 }
 
 function sweepBase(job: Job, settings: Settings, environment: Environment, report: Report): void {
-  const base = openBase(settings.basePath);
+  const base = openBase(settings);
   try {
-    sweepUserDirectory(job, base, report);
+    attempt(report, () => {
+      sweepUserDirectory(job, base, report);
+    });
+    const fault = report.errors.length > 0 ? findBaseFault(base) : undefined;
+    if (fault !== undefined) report.errors.unshift(fault);
     report.usedPercent = usedPercent(readUsage(base.path));
     const hasTrash = report.partialsRemoved + report.stubsRemoved > 0;
     if (!hasTrash && report.usedPercent < settings.gcHighPercent) return;
@@ -165,7 +170,9 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
     report.stubsRemoved = stubs.length;
   } catch (cause) {
     if (!userMadeErrnos.includes(errnoOf(cause) ?? '')) throw cause;
-    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, { cause });
+    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, {
+      cause,
+    });
   } finally {
     closeSync(userDirectory.fd);
   }

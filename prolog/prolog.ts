@@ -7,7 +7,14 @@
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
-import { describeError, faultCode, JobFault, NodeFault, type JobFaultCode } from '../lib/core/faults.ts';
+import {
+  describeError,
+  faultCode,
+  isFaultOfNode,
+  JobFault,
+  NodeFault,
+  type JobFaultCode,
+} from '../lib/core/faults.ts';
 import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { entryName } from '../lib/core/layout.ts';
@@ -19,14 +26,16 @@ import {
   type LogLevel,
   type Settings,
 } from '../lib/core/settings.ts';
+import type { NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
+import { findBaseFault } from '../lib/store/base-fault.ts';
 import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts } from '../lib/store/node-facts.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
-import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
+import { openBase, openUserDirectory, recallNodeFacts } from '../lib/store/user-directory.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -75,22 +84,34 @@ async function prepareJob(
   configPath: string | undefined,
   log: Log,
 ): Promise<Prepared> {
-  const base = openBase(settings.basePath);
-  const userDirectory = openUserDirectory(base, job);
-  const telling = tellNode(settings, base, log);
+  const known = recallNodeFacts(settings.runtimePath);
+  const base = openBase(settings, known);
   try {
-    const { container } = job;
-    if (container === undefined) return { acquired: undefined, warning: undefined };
-    return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, container);
-  } finally {
-    await telling;
+    const userDirectory = openUserDirectory(base, job);
+    const telling = tellNode(settings, base, known, log);
+    try {
+      const { container } = job;
+      if (container === undefined) return { acquired: undefined, warning: undefined };
+      return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, container);
+    } finally {
+      await telling;
+    }
+  } catch (error) {
+    throw (isBypass(error) ? undefined : findBaseFault(base)) ?? error;
   }
 }
 
+const isBypass = (error: unknown): boolean => error instanceof JobFault && bypassCodes.includes(error.code);
+
 /** For the enroot wrapper. Without it containers start as they would without us, and so does this job. */
-async function tellNode(settings: Settings, base: Directory, log: Log): Promise<void> {
+async function tellNode(
+  settings: Settings,
+  base: Directory,
+  known: NodeFacts | undefined,
+  log: Log,
+): Promise<void> {
   try {
-    const facts = await ensureNodeFacts(settings, base);
+    const facts = await ensureNodeFacts(settings, base, known);
     if (facts === undefined) return;
     const isAsWanted = facts.isolation === 'overlay' || facts.isolation === settings.isolation;
     log.write(isAsWanted ? 'info' : 'warning', 'node', {
@@ -117,7 +138,6 @@ async function prepareContainer(
     throw error;
   });
   try {
-    touchEntry(job, acquired.entry.path);
     takeLease(settings.runtimePath, job, [acquired.entry]);
     tellJob(job, settings, {
       image: imageOfPyxis(container.image),
@@ -146,7 +166,7 @@ async function findSource(job: Job, container: ContainerOptions, settings: Setti
 
 async function acquire(provision: Provision, container: ContainerOptions): Promise<Acquired> {
   const { job, settings, userDirectory, source } = provision;
-  return acquireEntry({
+  const acquired = await acquireEntry({
     user: job,
     jobId: job.jobId,
     userPath: userDirectory.path,
@@ -156,6 +176,11 @@ async function acquire(provision: Provision, container: ContainerOptions): Promi
     // Nothing of this is loaded for a job whose entry is there.
     creator: async () => (await import('./provision.ts')).openCreator(provision),
   });
+  // On a disk that takes nothing any more, what is there could be read, but no container could be made beside it.
+  const fault = touchEntry(job, acquired.entry.path) ? undefined : findBaseFault(provision.base);
+  if (fault === undefined) return acquired;
+  closeSync(acquired.entry.fd);
+  throw fault;
 }
 
 /** A lease without job files would be of no use: it is given back. */
@@ -188,10 +213,9 @@ function tellBypass(job: Job, image: string, settings: Settings): void {
 }
 
 function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void {
-  const isBypass = error instanceof JobFault && bypassCodes.includes(error.code);
   const hasContainer = job?.container !== undefined;
-  const result = error === undefined ? (acquired?.result ?? 'none') : isBypass ? 'bypassed' : 'failed';
-  log.write(logLevel(hasContainer, isBypass, warning, error), 'prolog', {
+  const result = error === undefined ? (acquired?.result ?? 'none') : isBypass(error) ? 'bypassed' : 'failed';
+  log.write(logLevel(hasContainer, warning, error), 'prolog', {
     job: job?.jobId,
     uid: job?.uid,
     image: job?.container?.image,
@@ -206,13 +230,8 @@ function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void 
     log.write('debug', 'prolog', { job: job?.jobId, stack: error.stack });
 }
 
-function logLevel(
-  hasContainer: boolean,
-  isBypass: boolean,
-  warning: string | undefined,
-  error: unknown,
-): LogLevel {
+function logLevel(hasContainer: boolean, warning: string | undefined, error: unknown): LogLevel {
   if (error === undefined) return warning !== undefined ? 'warning' : hasContainer ? 'info' : 'debug';
-  if (isBypass) return 'info';
-  return error instanceof JobFault ? 'warning' : 'error';
+  if (isBypass(error)) return 'info';
+  return isFaultOfNode(error) ? 'error' : 'warning';
 }

@@ -2,7 +2,7 @@
 import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
-import { filesystemKind, mountOptions } from '../../lib/core/filesystem.ts';
+import { diskRemedy, filesystemHindrance, filesystemKind, mountOptions } from '../../lib/core/filesystem.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../../lib/core/gc-plan.ts';
 import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
@@ -39,7 +39,7 @@ export const checkBase: Check = async (context) => {
   }
   let base;
   try {
-    base = openBase(basePath);
+    base = openBase(context.settings);
   } catch (error) {
     if (!(error instanceof NodeFault)) throw error;
     return [report.bad(describeError(error), faultRemedy(basePath))];
@@ -63,34 +63,25 @@ const faultRemedy = (basePath: string): string =>
 
 /** @returns undefined for an ordinary disk */
 function diskFinding(basePath: string, filesystem: string): Finding | undefined {
-  const remedy = 'set container_cache_data_path to a directory on a disk of this node';
+  const hindrance = filesystemHindrance(filesystem);
+  if (hindrance !== undefined) return report.bad(`${basePath} is on ${hindrance}`, diskRemedy);
   switch (filesystemKind(filesystem)) {
-    case 'network':
-      return report.bad(
-        `${basePath} is on ${filesystem}: other nodes have it too, and its server decides how fast jobs start`,
-        remedy,
-      );
-    case 'fuse':
-      return report.bad(
-        `${basePath} is on ${filesystem}, a filesystem that another program serves and that may hang`,
-        remedy,
-      );
     case 'memory':
       return report.warn(
         `${basePath} is on ${filesystem}: entries take memory, and a reboot ends them`,
-        remedy,
+        diskRemedy,
       );
     case 'stacked':
       return report.warn(
         `${basePath} is on ${filesystem}, which cannot carry the layer of a container`,
-        remedy,
+        diskRemedy,
       );
     case 'unknown':
       return report.warn(
         `${basePath} is on ${filesystem}, which we do not know; the rest is tried below`,
-        remedy,
+        diskRemedy,
       );
-    case 'local':
+    default:
       return undefined;
   }
 }

@@ -84,11 +84,12 @@ async function look(context: CheckContext, base: Directory): Promise<Finding[]> 
   ];
 }
 
-async function openExistingBase({ settings: { basePath } }: CheckContext): Promise<Directory | undefined> {
+async function openExistingBase({ settings }: CheckContext): Promise<Directory | undefined> {
+  const { basePath } = settings;
   if (!(await answers(basePath)) || unlessErrno(isGone, () => lstatSync(basePath)) === undefined)
     return undefined;
   try {
-    return openBase(basePath);
+    return openBase(settings);
   } catch (error) {
     if (error instanceof NodeFault) return undefined;
     throw error;

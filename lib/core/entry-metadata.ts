@@ -11,7 +11,16 @@ export interface EntryMetadata {
   /** What the unpacked tree takes on disk. */
   readonly bytes: number;
   readonly inodes: number;
+  /** The boot in which it was made: until it is settled, it is good for that one only. */
+  readonly bootId: string | undefined;
 }
+
+/** The lock file's mode: of a new entry, and of one that is on the disk as a whole. */
+export const newLockMode = 0o600;
+export const settledLockMode = 0o400;
+
+/** Whether an entry outlives a power loss: what is written stays in memory for half a minute. */
+export const isSettled = (lockMode: number): boolean => (lockMode & 0o200) === 0;
 
 /** An image path of PATH_MAX bytes, all of them escaped to six, fits. */
 export const longestEntryMetadataBytes = 32 * 1024;
@@ -29,11 +38,18 @@ export function parseEntryMetadata(text: string): EntryMetadata | undefined {
     return undefined;
   }
   if (typeof value !== 'object' || value === null) return undefined;
-  const { version, image, createdAtMs, unpackMs, bytes, inodes } = value as Record<string, unknown>;
+  const { version, image, createdAtMs, unpackMs, bytes, inodes, bootId } = value as Record<string, unknown>;
   if (version !== 1 || typeof image !== 'string') return undefined;
   if (!isAmount(createdAtMs) || !isAmount(unpackMs) || !isAmount(bytes) || !isAmount(inodes))
     return undefined;
-  return { image, createdAtMs, unpackMs, bytes, inodes };
+  return {
+    image,
+    createdAtMs,
+    unpackMs,
+    bytes,
+    inodes,
+    bootId: typeof bootId === 'string' ? bootId : undefined,
+  };
 }
 
 function isAmount(value: unknown): value is number {

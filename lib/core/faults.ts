@@ -1,10 +1,10 @@
 /**
  * Expected failures, sorted by whose problem they are. A job's fault never makes the Prolog exit non-zero, since that
- * would drain a node for one user's mistake or malice: whatever a user can bring about is a job's fault. Anything else
- * that is thrown is a bug of ours.
+ * would drain a node for one user's mistake or malice: whatever a user can bring about is a job's fault, also what a user can use
+ * up for everybody (a disk, processes, memory). Anything else that is thrown is a bug of ours.
  */
 
-/** What a job did that cannot be served from the cache; the job runs as it would have without us. */
+/** Why a job cannot be served from the cache, and a user may be the cause; the job runs as it would have without us. */
 export type JobFaultCode =
   | 'BAD_JOB'
   | 'IMAGE_UNREADABLE'
@@ -18,7 +18,10 @@ export type JobFaultCode =
   | 'CREATE_TIMEOUT'
   | 'LOCK_TIMEOUT'
   | 'ENTRY_DAMAGED'
-  | 'QUOTA_EXCEEDED';
+  | 'QUOTA_EXCEEDED'
+  | 'NO_SPACE'
+  | 'NO_RESOURCES'
+  | 'USER_UNKNOWN';
 
 export class JobFault extends Error {
   override readonly name = 'JobFault';
@@ -29,9 +32,15 @@ export class JobFault extends Error {
   }
 }
 
-/** Why this node cannot serve any job, or not this one now. Remedies: OPERATIONS.md. */
+/** Why this node cannot serve any job, by what only root can bring about or a disk that fails. Remedies: OPERATIONS.md. */
 export type NodeFaultCode =
-  'BAD_CONFIG' | 'BASE_UNSAFE' | 'USER_DIRECTORY' | 'NO_SPACE' | 'TOOL_MISSING' | 'LEASE_FAILED';
+  | 'BAD_CONFIG'
+  | 'BASE_UNSAFE'
+  | 'BASE_UNFIT'
+  | 'DISK_FAILED'
+  | 'USER_DIRECTORY'
+  | 'TOOL_MISSING'
+  | 'LEASE_FAILED';
 
 export class NodeFault extends Error {
   override readonly name = 'NodeFault';
@@ -46,19 +55,45 @@ export class NodeFault extends Error {
 export type FaultCode = JobFaultCode | NodeFaultCode | 'BUG';
 
 export function faultCode(error: unknown): FaultCode {
-  return error instanceof JobFault || error instanceof NodeFault ? error.code : 'BUG';
+  if (error instanceof JobFault) return error.code;
+  return usedUpCode(error) ?? (error instanceof NodeFault ? error.code : 'BUG');
+}
+
+/** Whether a failure may drain the node. */
+export function isFaultOfNode(error: unknown): boolean {
+  return !(error instanceof JobFault) && usedUpCode(error) === undefined;
+}
+
+/** Error numbers of what is used up, be it by one user: the disk, /run by an import of pyxis, all processes by a fork bomb. */
+const usedUp: ReadonlyMap<unknown, JobFaultCode> = new Map([
+  ['ENOSPC', 'NO_SPACE'],
+  ['EDQUOT', 'QUOTA_EXCEEDED'],
+  ...['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE'].map((code) => [code, 'NO_RESOURCES'] as const),
+]);
+
+/** The code for the error number of the first failed system call among an error and its causes. */
+function usedUpCode(error: unknown): JobFaultCode | undefined {
+  const code = chainOf(error).find((one) => one instanceof Error && isErrno(one));
+  return code instanceof Error && 'code' in code ? usedUp.get(code.code) : undefined;
+}
+
+const isErrno = (error: Error): boolean =>
+  'code' in error && typeof error.code === 'string' && /^E[A-Z0-9]+$/.test(error.code);
+
+/** An error and its causes, outermost first. A cause may point back at itself; five levels are more than we ever nest. */
+function chainOf(error: unknown): unknown[] {
+  const chain: unknown[] = [];
+  let current = error;
+  while (chain.length < 5 && current !== undefined && current !== null) {
+    chain.push(current);
+    current = current instanceof Error ? current.cause : undefined;
+  }
+  return chain;
 }
 
 /** The message of an error and of its causes, outermost first, as one line. */
 export function describeError(error: unknown): string {
-  const parts: string[] = [];
-  let current: unknown = error;
-  // A cause may point back at itself; five levels are more than we ever nest.
-  for (let depth = 0; depth < 5 && current !== undefined && current !== null; depth++) {
-    parts.push(
-      current instanceof Error ? current.message : typeof current === 'string' ? current : 'unknown error',
-    );
-    current = current instanceof Error ? current.cause : undefined;
-  }
-  return parts.join(': ');
+  return chainOf(error)
+    .map((one) => (one instanceof Error ? one.message : typeof one === 'string' ? one : 'unknown error'))
+    .join(': ');
 }

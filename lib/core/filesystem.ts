@@ -43,6 +43,24 @@ export function filesystemKind(type: string): FilesystemKind {
   return 'unknown';
 }
 
+/** Why a filesystem is nothing for entries; undefined: it may do. */
+export function filesystemHindrance(type: string): string | undefined {
+  switch (filesystemKind(type)) {
+    case 'network':
+      return `${type}: other nodes have it too, and its server decides how fast jobs start`;
+    case 'fuse':
+      return `${type}, a filesystem that another program serves and that may hang`;
+    case 'local':
+    case 'memory':
+    case 'stacked':
+    case 'unknown':
+      return undefined;
+  }
+}
+
+/** What to do about it. */
+export const diskRemedy = 'set container_cache_data_path to a directory on a disk of this node';
+
 /**
  * The options of a mount point (`noexec`, `ro`, …): field 6 of the last line of mountinfo that has it (proc(5)).
  *

@@ -70,9 +70,9 @@ export function isCollectionDue(usage: Usage, policy: CollectionPolicy, need?: S
   return usedPercent(usage) >= policy.gcHighPercent || (need !== undefined && !fits(usage, need));
 }
 
-/** It ends below the low watermark, with room for what is to be written. */
-export function isGoalReached(usage: Usage, policy: CollectionPolicy, need?: SpaceNeed): boolean {
-  return usedPercent(usage) < policy.gcLowPercent && (need === undefined || fits(usage, need));
+/** It ends below the low watermark. */
+export function isGoalReached(usage: Usage, policy: CollectionPolicy): boolean {
+  return usedPercent(usage) < policy.gcLowPercent;
 }
 
 /**
@@ -96,7 +96,6 @@ export function planCollection<T extends EntryFacts>(
   usage: Usage,
   policy: CollectionPolicy,
   nowMs: number,
-  need?: SpaceNeed,
 ): CollectionPlan<T> {
   const kept: { entry: T; reason: KeepReason }[] = [];
   const candidates: T[] = [];
@@ -108,17 +107,17 @@ export function planCollection<T extends EntryFacts>(
   candidates.sort((a, b) => a.usedAtMs - b.usedAtMs || a.uid - b.uid || (a.name < b.name ? -1 : 1));
   let forecast = usage;
   let count = 0;
-  while (count < candidates.length && !isGoalReached(forecast, policy, need)) {
+  while (count < candidates.length && !isGoalReached(forecast, policy)) {
     forecast = without(forecast, candidates[count]);
     count++;
   }
   return { evict: candidates.slice(0, count), reserve: candidates.slice(count), kept };
 }
 
-/** The usage after an entry is gone, never better than an empty disk. */
-function without(usage: Usage, entry: EntryFacts | undefined): Usage {
-  const bytes = Math.min(entry?.bytes ?? 0, usage.totalBytes - usage.freeBytes);
-  const inodes = Math.min(entry?.inodes ?? 0, usage.totalInodes - usage.freeInodes);
+/** The usage after something is gone, never better than an empty disk. */
+export function without(usage: Usage, space: SpaceNeed | undefined): Usage {
+  const bytes = Math.min(space?.bytes ?? 0, usage.totalBytes - usage.freeBytes);
+  const inodes = Math.min(space?.inodes ?? 0, usage.totalInodes - usage.freeInodes);
   return {
     ...usage,
     freeBytes: usage.freeBytes + bytes,

@@ -10,6 +10,8 @@ export interface NodeFacts {
   /** What they were found out for; other settings or another enroot make them out of date. */
   readonly fingerprint: string;
   readonly basePath: string;
+  /** What the base was mounted below, `/raid`: while that is not mounted, its mount point must not be filled. */
+  readonly baseMount: string | undefined;
   readonly enrootPath: string | undefined;
   readonly enrootVersion: string | undefined;
   readonly isolation: EffectiveIsolation;
@@ -26,6 +28,7 @@ export const longestNodeFactsBytes = 16 * 1024;
 const keys = {
   fingerprint: 'for',
   basePath: 'base_path',
+  baseMount: 'base_mount',
   enrootPath: 'enroot_path',
   enrootVersion: 'enroot_version',
   isolation: 'isolation',
@@ -65,6 +68,7 @@ export function parseNodeFacts(text: string): NodeFacts | undefined {
     isolation,
     imageFreshness,
     mountsFile,
+    baseMount: values.get(keys.baseMount),
     enrootPath: values.get(keys.enrootPath),
     enrootVersion: values.get(keys.enrootVersion),
     reason: values.get(keys.reason),

@@ -4,7 +4,7 @@
  * Each setting is declared once, in `settingReaders`: its default, its unit, what its extremes mean. Every problem in
  * the file is reported, not only the first, so that an admin mends it in one go.
  */
-import { JobFault, NodeFault } from './faults.ts';
+import { isFaultOfNode, NodeFault } from './faults.ts';
 
 export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 
@@ -232,7 +232,7 @@ export function logSettingsOf(
 
 /** The exit code of Prolog and Epilog after these errors: only a fault of the node, or a bug, may drain it. */
 export function exitCodeOf(errors: readonly unknown[], onFailure: OnFailure): 0 | 1 {
-  return onFailure === 'fail' && errors.some((error) => !(error instanceof JobFault)) ? 1 : 0;
+  return onFailure === 'fail' && errors.some(isFaultOfNode) ? 1 : 0;
 }
 
 /** @throws NodeFault BAD_CONFIG naming every problem of the file */

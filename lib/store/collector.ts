@@ -5,6 +5,8 @@
  *   2. Sweep: trash, partial directories of dead creators, their lock files, records of dead leases.
  *   3. Look at all entries of all users, plan (lib/core/gc-plan.ts), and evict one after the other until the goal is
  *      reached, by the filesystem's own numbers: what entries claim about their size decides nothing.
+ *   4. If something is to be written that still does not fit: measure entries in the same order until what they take would be
+ *      enough, and evict those; nothing, if all that may go is not enough.
  *
  * To evict: flock the entry exclusively, without waiting (refused: a job holds it); look that no process has it mounted
  * and that nobody used it since the plan; rename it into the trash; delete it there.
@@ -15,10 +17,12 @@ import { closeSync, constants, fchmodSync, lstatSync, readdirSync, rmSync, type 
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
+  fits,
   isCollectionDue,
   isGoalReached,
   keepReason,
   planCollection,
+  without,
   type CollectionPlan,
   type CollectionPolicy,
   type EntryFacts,
@@ -28,6 +32,7 @@ import type { SpaceNeed } from '../core/image.ts';
 import {
   collectorLockName,
   createLockName,
+  entryPath,
   isEntryNameOf,
   lockPath,
   parseCreateLockName,
@@ -49,6 +54,7 @@ import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
 import { isStub } from './stub.ts';
 import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
+import { Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
 
 export interface CollectRequest {
@@ -86,11 +92,11 @@ export interface CollectResult {
 
 /** What a collection would do now; changes nothing. */
 export function forecastCollection(request: CollectRequest): Forecast {
-  const { base, policy, need, force } = request;
+  const { base, policy, force } = request;
   const usage = readUsage(base.path);
   const entries = listEntries(base, findMountedEntries(base.path), readMounts());
-  const due = force === true ? !isGoalReached(usage, policy, need) : isCollectionDue(usage, policy, need);
-  return { usage, due, plan: planCollection(entries, usage, policy, Date.now(), need) };
+  const due = force === true ? !isGoalReached(usage, policy) : isCollectionDue(usage, policy);
+  return { usage, due, plan: planCollection(entries, usage, policy, Date.now()) };
 }
 
 /** @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed over */
@@ -120,23 +126,33 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   await emptyTrash(request, trash);
 
   const evicted: FoundEntry[] = [];
-  const kept: Record<string, number> = {};
-  const due = force === true || isCollectionDue(before, policy, need);
-  const isDone = (): boolean => isGoalReached(readUsage(base.path), policy, need);
-  if (due && !isDone()) {
+  let kept: Record<string, number> = {};
+  const isFull = force === true || isCollectionDue(before, policy);
+  const due = isFull || isCollectionDue(before, policy, need);
+  const isLowEnough = (): boolean => !isFull || isGoalReached(readUsage(base.path), policy);
+  const hasRoom = (): boolean => need === undefined || fits(readUsage(base.path), need);
+  const isLate = (): boolean => Date.now() > (request.deadlineMs ?? Infinity);
+  const findCandidates = (): FoundEntry[] => {
     const entries = listEntries(base, findMountedEntries(base.path), readMounts());
-    const plan = planCollection(entries, readUsage(base.path), policy, Date.now(), need);
+    const plan = planCollection(entries, readUsage(base.path), policy, Date.now());
+    kept = {};
     for (const { reason } of plan.kept) kept[reason] = (kept[reason] ?? 0) + 1;
-    for (const entry of [...plan.evict, ...plan.reserve]) {
-      if (isDone() || Date.now() > (request.deadlineMs ?? Infinity)) break;
+    return [...plan.evict, ...plan.reserve];
+  };
+  const evictUntil = async (isDone: () => boolean, candidates: readonly FoundEntry[]): Promise<void> => {
+    for (const entry of candidates) {
+      if (isDone() || isLate()) break;
       const reason = await evict(request, trash, entry);
       if (reason === undefined) evicted.push(entry);
       else kept[reason] = (kept[reason] ?? 0) + 1;
     }
-  }
+  };
+  if (due && !isLowEnough()) await evictUntil(isLowEnough, findCandidates());
+  if (need !== undefined && !hasRoom())
+    await evictUntil(hasRoom, await chooseForRoom(request, need, findCandidates(), isLate));
   const after = readUsage(base.path);
   const result = {
-    result: !due ? 'not-due' : isDone() ? 'collected' : 'goal-missed',
+    result: !due ? 'not-due' : isLowEnough() && hasRoom() ? 'collected' : 'goal-missed',
     evicted,
     freedBytes: after.freeBytes - before.freeBytes,
     freedInodes: after.freeInodes - before.freeInodes,
@@ -144,6 +160,29 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   } as const;
   logSummary(result, after, log);
   return result;
+}
+
+/**
+ * Whose image needs more than could be freed gets nothing evicted: else one that claims the right size, of a few bytes, would empty
+ * the node's cache in vain.
+ *
+ * @returns the first of the candidates, enough of them; or none
+ */
+async function chooseForRoom(
+  { base }: CollectRequest,
+  need: SpaceNeed,
+  candidates: readonly FoundEntry[],
+  isLate: () => boolean,
+): Promise<readonly FoundEntry[]> {
+  const reclaim = new Reclaim();
+  let forecast = readUsage(base.path);
+  for (const [index, entry] of candidates.entries()) {
+    if (isLate()) break;
+    const path = entryPath(base.path, entry.uid, entry.name);
+    forecast = without(forecast, await reclaim.measure({ uid: entry.uid, gid: entry.gid }, path));
+    if (fits(forecast, need)) return candidates.slice(0, index + 1);
+  }
+  return [];
 }
 
 function logSummary(result: CollectResult, after: Usage, log: CollectRequest['log']): void {
@@ -160,7 +199,7 @@ function logSummary(result: CollectResult, after: Usage, log: CollectRequest['lo
     reason:
       result.result === 'collected'
         ? undefined
-        : 'nothing more may be evicted: what remains is in use or young, or not ours',
+        : 'nothing more may be evicted, or all of it would not be enough: what remains is in use or young, or not ours',
   });
 }
 
@@ -405,8 +444,7 @@ function sweepCreator(
   try {
     if (!tryFlock(lock, 'exclusive')) return;
     if (!withUserIds(user, () => leadsTo(lockFile, lock))) return;
-    for (const name of partials)
-      unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
+    for (const name of partials) unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
     // Removed under its own lock: who waits for it sees that the path leads elsewhere, and opens it anew.
     if (!isPublished)
       withUserIds(user, () => {

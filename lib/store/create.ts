@@ -10,10 +10,10 @@ import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../co
 import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
+import { isNotExecuted } from '../system/tool.ts';
 import type { Enroot } from './enroot.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
-import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
-import { settlePermissions, unpackSquashfs } from './unpack.ts';
+import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
   readonly user: UserIds;
@@ -91,7 +91,7 @@ async function importImage(
  *
  * The estimate is quick and high; only where it says no are the files of the image really added up.
  *
- * @throws NodeFault NO_SPACE
+ * @throws JobFault NO_SPACE, UNPACK_FAILED
  */
 async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limitMs: number): Promise<void> {
   const estimate = estimateSpace(squashfs.superblock);
@@ -100,7 +100,7 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   const before = context.readUsage();
   const { totalBytes, totalInodes } = before;
   if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
-    // Not the node's fault, and no reason to evict everything: a few bytes of a user can claim any size.
+    // Not even on an empty disk. What fits there, but not beside what has to stay, is the collector's to find out.
     throw new JobFault(
       'UNPACK_FAILED',
       `Cannot unpack "${squashfs.path}": ${need.bytes} bytes and ${need.inodes} inodes needed, the whole filesystem has ` +
@@ -110,7 +110,7 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   if (!fits(before, need)) await context.makeRoom(need, limitMs);
   const usage = context.readUsage();
   if (fits(usage, need)) return;
-  throw new NodeFault(
+  throw new JobFault(
     'NO_SPACE',
     `Cannot unpack "${squashfs.path}": ${usage.availableBytes} bytes and ${usage.freeInodes} inodes free, ` +
       `${need.bytes} bytes and ${need.inodes} inodes needed`,
@@ -147,7 +147,7 @@ async function measureImage(
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause;
     const message = `Cannot list "${path}"`;
-    if (isNotExecuted(cause) && (await isNodeAtFault(user, ['unsquashfs'])))
+    if (isNotExecuted(cause) && (await isUnsquashfsMissing()))
       throw new NodeFault('TOOL_MISSING', message, { cause });
     throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
   }

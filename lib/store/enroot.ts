@@ -6,12 +6,13 @@ import { parseDigest } from '../core/image.ts';
 import type { Environment } from '../core/job.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { isExecutable } from '../system/files.ts';
-import { run, type Command } from '../system/run.ts';
+import { CommandFailed, endingWithUs, run, type Command } from '../system/run.ts';
+import { isNotExecuted } from '../system/tool.ts';
 
 export interface Enroot {
   /** @returns undefined if this version has no `digest` (before 4.0) @throws CommandFailed */
   readonly digest: (uri: string) => Promise<string | undefined>;
-  /** Writes the image as a squashfs file. @throws JobFault IMPORT_FAILED */
+  /** Writes the image as a squashfs file. @throws JobFault IMPORT_FAILED, CREATE_TIMEOUT */
   readonly importImage: (
     uri: string,
     squashfsPath: string,
@@ -27,6 +28,8 @@ const versionTimeoutMs = 10_000;
 const lookupTimeoutMs = 10_000;
 /** After the first signal, what enroot started may clean up this long. */
 const graceSeconds = 5;
+/** Of timeout(1), for a command that did not end in time. */
+const timeoutExitCode = 124;
 
 /** @throws NodeFault TOOL_MISSING */
 export function findEnroot(enrootPath: string | undefined): string {
@@ -94,7 +97,9 @@ export async function openEnroot(
           bounded(['import', '--output', squashfsPath, uri], timeoutMs, { ENROOT_TEMP_PATH: temporaryPath }),
         );
       } catch (cause) {
-        throw new JobFault('IMPORT_FAILED', `Cannot import "${uri}"`, { cause });
+        const isLate =
+          cause instanceof CommandFailed && (cause.timedOut || cause.exitCode === timeoutExitCode);
+        throw new JobFault(isLate ? 'CREATE_TIMEOUT' : 'IMPORT_FAILED', `Cannot import "${uri}"`, { cause });
       }
     },
   };
@@ -111,12 +116,14 @@ function withoutSearchPath(environment: Environment = {}): Record<string, string
 
 /** The home directory has the credentials (`~/.config/enroot/.credentials`) and, by default, the layer cache. */
 async function lookUpHome(user: UserIds): Promise<string> {
-  const { stdout } = await run({
-    file: 'getent',
-    args: ['passwd', String(user.uid)],
-    timeoutMs: lookupTimeoutMs,
-  }).catch((cause: unknown) => {
-    throw new NodeFault('TOOL_MISSING', `Cannot look up the home directory of uid ${user.uid}`, { cause });
+  const { stdout } = await run(
+    endingWithUs({ file: 'getent', args: ['passwd', String(user.uid)], timeoutMs: lookupTimeoutMs }),
+  ).catch((cause: unknown) => {
+    const message = `Cannot look up the home directory of uid ${user.uid}`;
+    // A directory service that is slow, or does not know the user, is nothing that would have to drain a node.
+    if (cause instanceof CommandFailed && isNotExecuted(cause))
+      throw new NodeFault('TOOL_MISSING', message, { cause });
+    throw new JobFault('USER_UNKNOWN', message, { cause });
   });
   return stdout.toString('utf8').split(':')[5] ?? '/';
 }

@@ -5,6 +5,8 @@
  *   2. Take the create lock, waiting with a limit; look again: another job may have made it while we waited.
  *   3. See that the image fits, unpack it into a hidden `.partial` directory.
  *   4. Write the lock file into it, flock it shared, and only then rename it into place.
+ *   5. Have the disk take it in the background, which nobody waits for, and mark it settled: its lock file loses the owner's right to
+ *      write. An entry that is not, of a boot that is over, is made anew.
  *
  * So a published entry is complete and has a holder from its first moment. The create lock is held until the rename: a
  * partial directory whose create lock is free has no living creator, and the collector may have it.
@@ -19,11 +21,14 @@ import {
   unlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { JobFault, NodeFault } from '../core/faults.ts';
-import { formatEntryMetadata } from '../core/entry-metadata.ts';
+import { dirname } from 'node:path';
+import { faultCode, isFaultOfNode, JobFault } from '../core/faults.ts';
+import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
 import { createLockName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
+import { startSettling } from '../system/background.ts';
+import { bootId } from '../system/boot.ts';
 import { errnoOf, isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
@@ -76,13 +81,13 @@ export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
 
 /** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
 function faultOf({ userPath, name }: AcquireRequest, cause: unknown): unknown {
-  const errno = errnoOf(cause) ?? '';
   const path = `${userPath}/${name}`;
-  if (errno === 'ENOSPC')
-    return new NodeFault('NO_SPACE', `Cannot create entry "${path}": no space`, { cause });
-  if (errno === 'EDQUOT')
-    return new JobFault('QUOTA_EXCEEDED', `Cannot create entry "${path}": quota used up`, { cause });
-  if (userMadeErrnos.includes(errno)) {
+  const code = faultCode(cause);
+  if (cause instanceof JobFault) return cause;
+  if (code === 'NO_SPACE') return new JobFault(code, `Cannot create entry "${path}": no space`, { cause });
+  if (code === 'QUOTA_EXCEEDED')
+    return new JobFault(code, `Cannot create entry "${path}": quota used up`, { cause });
+  if (userMadeErrnos.includes(errnoOf(cause) ?? '')) {
     return new JobFault('ENTRY_DAMAGED', `Cannot get entry "${path}": the user directory changed meanwhile`, {
       cause,
     });
@@ -153,13 +158,14 @@ function openCreateLock(path: string): number {
   try {
     return openRegularFile(path, constants.O_CREAT);
   } catch (cause) {
+    if (!isFaultOfNode(cause)) throw cause;
     throw new JobFault('ENTRY_DAMAGED', `Cannot open create lock "${path}"`, { cause });
   }
 }
 
 /**
- * Something has the entry's name but no lock file, so it was not published by us, or was damaged since. Under the create
- * lock nobody else deals with it.
+ * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it is of a boot that is
+ * over. Under the create lock nobody else deals with it.
  */
 function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: string): void {
   const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
@@ -170,7 +176,17 @@ function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: s
       `Cannot use entry "${path}": it has no lock file, and a process has it mounted`,
     );
   }
-  creator.discard(request.name);
+  const lock = withUserIds(request.user, () => unlessErrno(isGone, () => openRegularFile(lockPath(path))));
+  try {
+    if (lock !== undefined && !tryFlock(lock, 'exclusive'))
+      throw new JobFault(
+        'ENTRY_DAMAGED',
+        `Cannot use entry "${path}": its lock file was changed, and it is in use`,
+      );
+    creator.discard(request.name);
+  } finally {
+    if (lock !== undefined) closeSync(lock);
+  }
 }
 
 async function createEntry(
@@ -191,29 +207,63 @@ async function createEntry(
       image: request.image,
       createdAtMs: Date.now(),
       unpackMs: Math.round(performance.now() - startedAtMs),
+      bootId: bootId(),
       ...space,
     });
     const entry = withUserIds(user, () => publish(name, path, partialPath, metadata));
-    if (!withUserIds(user, () => removeEmptyPartial(partialPath))) creator.discard(partial);
+    settle(user, entry);
+    if (!withUserIds(user, () => removeEmptyPartial(partialPath))) discardQuietly(creator, partial);
     return entry;
   } catch (error) {
-    creator.discard(partial);
+    discardQuietly(creator, partial);
     throw error;
+  }
+}
+
+/** Without an end of it the entry is made once more after the next boot: no reason to fail a job. */
+function settle(user: UserIds, entry: HeldEntry): void {
+  try {
+    // A descriptor of its own: that of the lease would hold the entry as long as the disk takes.
+    const fd = withUserIds(user, () => openRegularFile(lockPath(entry.path)));
+    try {
+      startSettling(user, dirname(entry.path), fd, settledLockMode);
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    // See above.
+  }
+}
+
+/** On a disk that fails, this fails too, and what failed first is what matters. The Epilog or the next collector finds the tree. */
+function discardQuietly(creator: EntryCreator, name: string): void {
+  try {
+    creator.discard(name);
+  } catch {
+    // See above.
   }
 }
 
 /** After the rename the partial directory is empty, but for the empty one that an import worked in. */
 function removeEmptyPartial(partialPath: string): boolean {
-  const notEmpty = ['ENOTEMPTY', 'EEXIST', 'ENOTDIR'];
-  for (const path of [`${partialPath}/tmp`, partialPath])
-    unlessErrno([...notEmpty, 'ENOENT'], () => rmdirSync(path));
-  return unlessErrno(isGone, () => lstatSync(partialPath)) === undefined;
+  for (const path of [`${partialPath}/tmp`, partialPath]) {
+    try {
+      rmdirSync(path);
+    } catch {
+      // The user put something into it, or the disk fails. The entry is there all the same.
+    }
+  }
+  return unlessErrno([...isGone, 'EIO'], () => lstatSync(partialPath)) === undefined;
 }
 
 function publish(name: string, path: string, partialPath: string, metadata: string): HeldEntry {
   const rootfsPath = `${partialPath}/rootfs`;
   putImagesLockAside(lockPath(rootfsPath), partialPath);
-  const fd = openRegularFile(lockPath(rootfsPath), constants.O_CREAT | constants.O_EXCL | constants.O_RDWR);
+  const fd = openRegularFile(
+    lockPath(rootfsPath),
+    constants.O_CREAT | constants.O_EXCL | constants.O_RDWR,
+    newLockMode,
+  );
   try {
     writeFileSync(fd, metadata);
     if (!tryFlock(fd, 'shared'))

@@ -4,19 +4,22 @@
  *   1. Open the lock file, no symlink followed, not waiting for a FIFO's writer.
  *   2. flock it shared, without waiting.
  *   3. Look whether the path still leads to the file that is locked.
+ *   4. Unless its mode says that it is settled (entry.ts), look whether it was made since the boot.
  *
  * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we were first) or
  * the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way is the user's own.
  */
 import { closeSync, fstatSync, futimesSync, lstatSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { JobFault } from '../core/faults.ts';
+import { isFaultOfNode, JobFault } from '../core/faults.ts';
+import { isSettled, longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
+import { bootId } from '../system/boot.ts';
 import { withDirectory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { leadsTo, openRegularFile } from '../system/files.ts';
+import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 
 export interface HeldEntry {
@@ -35,7 +38,7 @@ type Attempt = { readonly fd: number } | 'missing' | 'refused';
 /**
  * Holds a published entry.
  *
- * @returns undefined if there is none
+ * @returns undefined if there is none, or none that can be trusted
  * @throws JobFault LOCK_TIMEOUT if somebody keeps an exclusive flock; ENTRY_DAMAGED for what cannot be an entry
  */
 export async function holdEntry(
@@ -79,6 +82,8 @@ function tryHold(user: UserIds, path: string): Attempt {
         `Cannot use entry "${path}": its lock file is not uid ${user.uid}'s own`,
       );
     }
+    // After a power loss any file of it may be empty, this one too.
+    if (!isSettled(locked.mode) && !isOfThisBoot(fd)) return 'missing';
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
     isHeld = leadsTo(lockPath(path), fd);
@@ -88,23 +93,36 @@ function tryHold(user: UserIds, path: string): Attempt {
   }
 }
 
+function isOfThisBoot(fd: number): boolean {
+  const boot = bootId();
+  const metadata = parseEntryMetadata(readStart(fd, longestEntryMetadataBytes).toString('utf8'));
+  return boot === undefined || metadata?.bootId === boot;
+}
+
 function openLockFile(entry: string): number {
   try {
     return openRegularFile(lockPath(entry));
   } catch (cause) {
-    if (isGone.some((number) => number === errnoOf(cause))) throw cause;
+    if (isGone.some((number) => number === errnoOf(cause)) || !isFaultOfNode(cause)) throw cause;
     throw new JobFault('ENTRY_DAMAGED', `Cannot open the lock file of entry "${entry}"`, { cause });
   }
 }
 
-/** Sets the entry's modification time, the clock of the LRU. An entry that is gone needs none. */
-export function touchEntry(user: UserIds, path: string): void {
+/**
+ * Sets the entry's modification time, the clock of the LRU. An entry that is gone, or closed by its user, needs none.
+ *
+ * @returns whether nothing else hindered it: without it the entry only looks older than it is
+ */
+export function touchEntry(user: UserIds, path: string): boolean {
   const now = new Date();
-  withUserIds(user, () =>
-    unlessErrno([...isGone, 'EACCES', 'EPERM'], () => {
+  return withUserIds(user, () => {
+    try {
       withDirectory(path, (directory) => {
         futimesSync(directory.fd, now, now);
       });
-    }),
-  );
+      return true;
+    } catch (error) {
+      return [...isGone, 'EACCES', 'EPERM'].some((number) => number === errnoOf(error));
+    }
+  });
 }

@@ -12,8 +12,8 @@ import {
   type Superblock,
 } from '../core/image.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { CommandFailed, runBriefly } from '../system/run.ts';
-import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
+import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
+import { isMissing, toolTimeoutMs } from '../system/tool.ts';
 
 export type ImageSource = SquashfsSource | RegistrySource;
 
@@ -39,7 +39,7 @@ export interface RegistrySource {
 const probeTimeoutMs = 15_000;
 
 /**
- * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS
+ * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS, USER_UNKNOWN; NodeFault TOOL_MISSING
  */
 export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
   const reading = readSquashfsFacts(user, image.path);
@@ -66,7 +66,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   try {
     ({ stdout } = await runBriefly(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
   } catch (cause) {
-    throw await unreadable(user, path, cause);
+    throw await unreadable(path, cause);
   }
   const statsEnd = stdout.indexOf(0);
   const [type, size, modifiedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
@@ -91,7 +91,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   };
 }
 
-async function unreadable(user: UserIds, path: string, cause: unknown): Promise<Error> {
+async function unreadable(path: string, cause: unknown): Promise<Error> {
   if (!(cause instanceof CommandFailed)) return cause instanceof Error ? cause : new Error(String(cause));
   if (cause.timedOut) {
     return new JobFault(
@@ -99,8 +99,16 @@ async function unreadable(user: UserIds, path: string, cause: unknown): Promise<
       `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
     );
   }
-  if ((isNotExecuted(cause) || cause.stderrTail.startsWith('setpriv: ')) && (await isNodeAtFault(user, ['find']))) {
-    return new NodeFault('TOOL_MISSING', `Cannot look at "${path}" as its user`, { cause });
+  // Not by a signal, which the user can send, nor by how a long message ends, which the user's file name can be.
+  const isNotStarted = cause.exitCode === undefined && cause.signal === undefined;
+  const isSetprivs = (cause.exitCode ?? 0) > 1 || /^setpriv: [^\n]{1,200}$/.test(cause.stderrTail);
+  if (isNotStarted || isSetprivs) {
+    const message = `Cannot look at "${path}" as its user`;
+    const findAs = (user: UserIds): Command =>
+      asUser(user, { file: 'find', args: ['--version'], timeoutMs: toolTimeoutMs });
+    if (await isMissing(findAs)) return new NodeFault('TOOL_MISSING', message, { cause });
+    if (/^setpriv: uid \d+ not found/.test(cause.stderrTail))
+      return new JobFault('USER_UNKNOWN', message, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });
 }

@@ -215,7 +215,7 @@ function runAsUser(user: UserIds, program: string, parameters: readonly string[]
     killSignal: 'SIGKILL',
   });
   // Null where it could not even be started.
-  return (stdout as string | null) ?? '';
+  return (stdout) ?? '';
 }
 
 /** All living holders of a job that are root's, also those that a crash left without a record. */

@@ -17,12 +17,14 @@ import {
   parseNodeFacts,
   type NodeFacts,
 } from '../core/node-facts.ts';
+import { mountOf } from '../core/mountinfo.ts';
 import type { Settings } from '../core/settings.ts';
 import { asUser, nobody } from '../system/as-user.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { probeOverlay } from '../system/overlay.ts';
+import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { findEnroot } from './enroot.ts';
@@ -41,13 +43,18 @@ export function readNodeFacts(runtimePath: string): NodeFacts | undefined {
 /**
  * Brings the facts up to date.
  *
+ * @param known those on disk
  * @returns the new facts, or undefined if those on disk still hold
  * @throws a failed system call on the runtime directory or the base
  */
-export async function ensureNodeFacts(settings: Settings, base: Directory): Promise<NodeFacts | undefined> {
+export async function ensureNodeFacts(
+  settings: Settings,
+  base: Directory,
+  known: NodeFacts | undefined,
+): Promise<NodeFacts | undefined> {
   const enrootPath = lookForEnroot(settings.enrootPath);
   const fingerprint = fingerprintOf(settings, enrootPath);
-  if (readNodeFacts(settings.runtimePath)?.fingerprint === fingerprint) return undefined;
+  if (known?.fingerprint === fingerprint) return undefined;
   const facts = await findFacts(settings, base, enrootPath, fingerprint);
   const path = nodeFactsPath(settings.runtimePath);
   unlessErrno(['EEXIST'], () => mkdirSync(settings.runtimePath, { recursive: true, mode: 0o711 }));
@@ -90,6 +97,7 @@ async function findFacts(
   return {
     fingerprint,
     basePath: settings.basePath,
+    baseMount: mountOf(settings.basePath, readMounts())?.mountPoint,
     enrootPath,
     enrootVersion,
     imageFreshness: settings.imageFreshness,

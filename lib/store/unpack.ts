@@ -11,8 +11,8 @@ import type { SpaceNeed } from '../core/image.ts';
 import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run } from '../system/run.ts';
-import { isNodeAtFault, isNotExecuted } from '../system/user-tools.ts';
+import { CommandFailed, run, type Command } from '../system/run.ts';
+import { isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 
 export interface UnpackRequest {
   readonly user: UserIds;
@@ -41,15 +41,14 @@ function limitOptions(): string[] {
 }
 
 /**
- * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT, QUOTA_EXCEEDED; NodeFault NO_SPACE, TOOL_MISSING
+ * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT, QUOTA_EXCEEDED, NO_SPACE; NodeFault TOOL_MISSING
  */
 export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
   const { user, imagePath, destination, processors, timeoutMs } = request;
   const args = ['-user-xattrs', ...(processors > 0 ? ['-processors', String(processors)] : [])];
   args.push('-dest', destination, imagePath);
   const complaints = new ComplaintFilter();
-  const command = asUser(user, {
-    file: 'unsquashfs',
+  const command = unsquashfsAs(user, {
     args,
     timeoutMs,
     onStdout: (chunk) => {
@@ -63,7 +62,7 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
     },
   });
   try {
-    await run({ ...command, file: 'prlimit', args: [...limitOptions(), command.file, ...command.args] });
+    await run(command);
   } catch (cause) {
     const firstComplaint = complaints.end();
     if (!(cause instanceof CommandFailed)) throw cause;
@@ -72,8 +71,19 @@ export async function unpackSquashfs(request: UnpackRequest): Promise<void> {
   }
 }
 
+/** unsquashfs as the user, within our limits. */
+function unsquashfsAs(user: UserIds, command: Omit<Command, 'file'>): Command {
+  const { file, args, ...rest } = asUser(user, { file: 'unsquashfs', ...command });
+  return { ...rest, file: 'prlimit', args: [...limitOptions(), file, ...args] };
+}
+
+/** Whether unsquashfs runs on this node at all. */
+export function isUnsquashfsMissing(): Promise<boolean> {
+  return isMissing((user) => unsquashfsAs(user, { args: ['-version'], timeoutMs: toolTimeoutMs }));
+}
+
 async function unpackFault(
-  { user, imagePath, timeoutMs }: UnpackRequest,
+  { imagePath, timeoutMs }: UnpackRequest,
   cause: CommandFailed,
   complaint: string | undefined,
 ): Promise<Error> {
@@ -89,9 +99,9 @@ async function unpackFault(
     );
   }
   if (text.includes('No space left on device')) {
-    return new NodeFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
+    return new JobFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
   }
-  if (isNotExecuted(cause) && (await isNodeAtFault(user, ['prlimit', 'unsquashfs']))) {
+  if (isNotExecuted(cause) && (await isUnsquashfsMissing())) {
     return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
       cause,
     });
@@ -179,7 +189,12 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
       onStdout: splitLines(count, 'latin1').add,
     }),
   ).catch((cause: unknown) => {
-    throw new JobFault('UNPACK_FAILED', `Cannot set the permissions of "${path}"`, { cause });
+    const isLate = cause instanceof CommandFailed && cause.timedOut;
+    throw new JobFault(
+      isLate ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED',
+      `Cannot set the permissions of "${path}"`,
+      { cause },
+    );
   });
   const blockBytes = 512;
   return { bytes: blocks * blockBytes, inodes };

@@ -18,31 +18,51 @@ import {
 import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { trashName } from '../core/layout.ts';
-import { hasMounts, missingMounts } from '../core/mountinfo.ts';
+import { diskRemedy, filesystemHindrance } from '../core/filesystem.ts';
+import { hasMounts, missingMounts, mountOf, type Mount } from '../core/mountinfo.ts';
+import type { NodeFacts } from '../core/node-facts.ts';
+import type { Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
+import { readNodeFacts } from './node-facts.ts';
 
 const groupOrOtherMayWrite = 0o022;
 const sticky = 0o1000;
 const baseMode = 0o755;
 const privateMode = 0o700;
 
+type BaseSettings = Pick<Settings, 'basePath' | 'runtimePath'>;
+
 /**
- * Opens the base; makes it if only its last component is missing.
+ * Opens the base; makes it if only its last component is missing, on a disk of its own.
  *
- * @throws NodeFault BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted
+ * @param known what is known of the node, if the caller has it
+ * @throws NodeFault BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted; BASE_UNFIT if
+ *   it is no disk of this node
  */
-export function openBase(basePath: string): Directory {
+export function openBase(
+  { basePath, runtimePath }: BaseSettings,
+  known: NodeFacts | undefined = recallNodeFacts(runtimePath),
+): Directory {
+  const mounts = readMounts();
+  // Before the first look at the path: what is on a dead server would not come back.
+  checkFilesystem(basePath, mounts);
+  checkMounted(basePath, mounts, known);
   checkAncestors(basePath);
-  checkMounted(basePath);
   try {
     return openSafeBase(basePath);
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw baseFault(basePath, error);
   }
   try {
+    // Where a disk without a line in /etc/fstab is not mounted, this would be the way to fill its mount point.
+    if (mountOf(basePath, mounts)?.mountPoint === '/')
+      throw new Error(
+        'it is not there and would be on the root filesystem: mount its disk; or, if it is to be there, make it: ' +
+          `install -d -m 0755 ${basePath}`,
+      );
     // Somebody may have made it meanwhile: whatever is there is checked like any other.
     unlessErrno(['EEXIST'], () => mkdirSync(basePath, baseMode));
     return openSafeBase(basePath);
@@ -96,15 +116,45 @@ function checkAncestors(basePath: string): void {
   }
 }
 
-/** An unmounted disk leaves an empty directory on the root filesystem, which a cache would fill. */
-function checkMounted(basePath: string): void {
+/** On a server, flock may be void and nothing is bounded; on a program of somebody, neither. */
+function checkFilesystem(basePath: string, mounts: readonly Mount[]): void {
+  const hindrance = filesystemHindrance(mountOf(basePath, mounts)?.filesystem ?? 'unknown');
+  if (hindrance === undefined) return;
+  throw new NodeFault(
+    'BASE_UNFIT',
+    `Cannot use container_cache_data_path "${basePath}": it is on ${hindrance}; ${diskRemedy}`,
+  );
+}
+
+/**
+ * An unmounted disk leaves an empty directory on the root filesystem, which a cache would fill. A disk is known by its line in
+ * /etc/fstab, or by what the first Prolog since the boot has seen.
+ */
+function checkMounted(basePath: string, mounts: readonly Mount[], known: NodeFacts | undefined): void {
   const fstab = unlessErrno([...isGone, 'EACCES'], () => readFileSync('/etc/fstab', 'utf8')) ?? '';
-  const [missing] = missingMounts(basePath, fstab, readMounts());
+  const [missing] = missingMounts(basePath, fstab, mounts);
   if (missing !== undefined) {
     throw new NodeFault(
       'BASE_UNSAFE',
       `Cannot use container_cache_data_path "${basePath}": "${missing}" is in /etc/fstab but not mounted`,
     );
+  }
+  const former = known?.basePath === basePath ? known.baseMount : undefined;
+  if (former !== undefined && mounts.every(({ mountPoint }) => mountPoint !== former)) {
+    throw new NodeFault(
+      'BASE_UNSAFE',
+      `Cannot use container_cache_data_path "${basePath}": "${former}" was mounted for it and is not any more; ` +
+        'mount it, or, if it is to be so, remove the file "node" of the runtime directory',
+    );
+  }
+}
+
+/** Facts that cannot be read are as good as none. */
+export function recallNodeFacts(runtimePath: string): NodeFacts | undefined {
+  try {
+    return readNodeFacts(runtimePath);
+  } catch {
+    return undefined;
   }
 }
 

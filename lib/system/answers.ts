@@ -1,5 +1,5 @@
 /** Whether a path can be looked at without waiting for ever: a directory of a dead file server cannot. */
-import { CommandFailed, run } from './run.ts';
+import { CommandFailed, endingWithUs, run } from './run.ts';
 
 /**
  * A child looks first; it can be abandoned, we could not.
@@ -8,7 +8,7 @@ import { CommandFailed, run } from './run.ts';
  */
 export async function answersWithin(path: string, timeoutMs: number): Promise<boolean> {
   try {
-    await run({ file: 'stat', args: ['--dereference', '--format=%i', '--', path], timeoutMs });
+    await run(endingWithUs({ file: 'stat', args: ['--dereference', '--format=%i', '--', path], timeoutMs }));
     return true;
   } catch (error) {
     if (error instanceof CommandFailed) return !error.timedOut;

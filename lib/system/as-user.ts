@@ -48,8 +48,8 @@ export function withUserIds<T>(user: UserIds, action: () => T extends Promise<un
 export interface Privileges {
   /** enroot may live on file capabilities (its package "enroot+caps"); nothing else may. */
   readonly canGain: boolean;
-  /** What the kernel sends it when we die. TERM is for a command that ends others in turn. */
-  readonly deathSignal?: 'KILL' | 'TERM';
+  /** What the kernel sends it when we die. TERM is for a command that ends others in turn; clear: it goes on without us. */
+  readonly deathSignal?: 'KILL' | 'TERM' | 'clear';
 }
 
 /**

@@ -1,8 +1,39 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
-import { confinedTo } from './as-user.ts';
+import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { childEnvironment } from './run.ts';
 import { selfCommand } from './self.ts';
+
+const settleLimitSeconds = 3600;
+
+/**
+ * Has the disk take all that was written to a filesystem, then changes a file's mode, by which others know. It goes on as long as
+ * that takes.
+ *
+ * As the user: a file of theirs may by now be a hard link to another's that they may write to, but not change the mode of.
+ *
+ * @param directory on the filesystem, the user's
+ * @param fd of the file: what its path leads to by then may be another
+ */
+export function startSettling(user: UserIds, directory: string, fd: number, mode: number): void {
+  // find(1) executes the second only if the first exited with 0.
+  const sync = ['-exec', 'sync', '--file-system', '--', '{}', ';'];
+  const mark = ['-exec', 'chmod', mode.toString(8), '/proc/self/fd/3', ';'];
+  const limit = ['--kill-after=5s', `${settleLimitSeconds}s`];
+  const { file, args } = asUser(
+    user,
+    {
+      file: 'timeout',
+      args: [...limit, 'find', directory, '-prune', ...sync, ...mark],
+      timeoutMs: settleLimitSeconds * 1000,
+    },
+    { canGain: false, deathSignal: 'clear' },
+  );
+  const stdio = ['ignore', 'ignore', 'ignore', fd] as const;
+  const child = spawn(file, args, { cwd: '/', detached: true, env: childEnvironment, stdio: [...stdio] });
+  child.on('error', () => undefined);
+  child.unref();
+}
 
 /**
  * It looks at what is the users' with their ids (setuid, setgid), moves and deletes their trees (dac_override, fowner), reads the

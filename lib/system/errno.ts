@@ -25,5 +25,7 @@ export const isGone = ['ENOENT', 'ENOTDIR'] as const;
 export const userMadeErrnos: readonly string[] = [
   ...isGone,
   ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
-  ...['ENAMETOOLONG', 'ENXIO', 'ENOTCONN'],
+  ...['ENAMETOOLONG', 'ENXIO'],
+  // Of a filesystem that the user mounted in the moment after we looked; a base that is at fault itself is found out before.
+  ...['EROFS', 'EIO', 'ENOTCONN', 'ENOSYS', 'EOPNOTSUPP', 'ENOLCK'],
 ];

@@ -58,8 +58,9 @@ export function tryFlock(descriptor: number, mode: FlockMode): boolean {
     return true;
   } catch (cause) {
     // EWOULDBLOCK is another name of EAGAIN on Linux.
-    if ((cause as NodeJS.ErrnoException).code === 'EAGAIN') return false;
-    throw new Error(`Cannot flock descriptor ${descriptor} ${mode}`, { cause });
+    const { code } = cause as NodeJS.ErrnoException;
+    if (code === 'EAGAIN') return false;
+    throw Object.assign(new Error(`Cannot flock descriptor ${descriptor} ${mode}`, { cause }), { code });
   }
 }
 

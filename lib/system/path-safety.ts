@@ -1,6 +1,6 @@
 /** Who, beside root, decides what a path leads to, and who cannot get there. */
-import { realpathSync, statSync, type Stats } from 'node:fs';
-import { dirname } from 'node:path';
+import { lstatSync, readlinkSync, realpathSync, statSync, type Stats } from 'node:fs';
+import { dirname, resolve } from 'node:path';
 
 export interface PathFault {
   /** The directory or file on the way that is at fault. */
@@ -25,6 +25,41 @@ export function whoElseCanChange(path: string): PathFault | undefined {
       stats.uid === 0 &&
       ((stats.mode & groupOrOtherMayWrite) === 0 || (!isEnd && (stats.mode & sticky) !== 0)),
   );
+}
+
+const mostLinks = 40;
+
+/**
+ * Follows the symlinks of a path, each step of which must be root's alone: so what it leads to stays the same until it is opened.
+ *
+ * @returns the path without symlinks
+ * @throws Error naming the step that somebody else can change; ENOENT, …
+ */
+export function followSafely(path: string): string {
+  let names = resolve(path).split('/');
+  let at = '/';
+  let links = 0;
+  for (let name = names.shift(); name !== undefined; name = names.shift()) {
+    const step = resolve(at, name);
+    const stats = lstatSync(step);
+    const isClosed =
+      (stats.mode & groupOrOtherMayWrite) === 0 || (stats.isDirectory() && (stats.mode & sticky) !== 0);
+    if (stats.uid !== 0 || !(isClosed || stats.isSymbolicLink())) {
+      const mode = (stats.mode & 0o7777).toString(8).padStart(4, '0');
+      throw new Error(
+        `${path} is a symlink, and on its way ${step} is owned by uid ${stats.uid}, mode ${mode}`,
+      );
+    }
+    if (!stats.isSymbolicLink()) {
+      at = step;
+      continue;
+    }
+    if (++links > mostLinks) throw new Error(`${path} leads through more than ${mostLinks} symlinks`);
+    const target = readlinkSync(step);
+    if (target.startsWith('/')) at = '/';
+    names = [...target.split('/'), ...names];
+  }
+  return at;
 }
 
 /**

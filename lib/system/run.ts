@@ -35,9 +35,16 @@ export interface CommandResult {
   readonly durationMs: number;
 }
 
+/** The same command, which the kernel kills when we die. */
+export function endingWithUs(command: Command): Command {
+  return { ...command, file: 'setpriv', args: ['--pdeathsig=KILL', '--', command.file, ...command.args] };
+}
+
 /** Bytes of stdout kept, and of stderr, whose end is kept. */
 const capturedBytes = 64 * 1024;
 const stderrTailBytes = 1024;
+/** After the end of a command, for what still is in its pipes. */
+const drainLimitMs = 1000;
 
 /** A command that could not be started, failed, or was killed. */
 export class CommandFailed extends Error {
@@ -134,9 +141,17 @@ export async function run(command: Command): Promise<CommandResult> {
   });
   child.on('close', (exitCode, signal) => {
     clearTimeout(timer);
+    clearTimeout(drain);
     if (exitCode === 0)
       resolve({ stdout: Buffer.concat(stdout), durationMs: performance.now() - startedAtMs });
     else fail(exitCode ?? undefined, signal ?? undefined);
+  });
+  // Something that it started may have its output open for ever: then what it wrote itself has to do.
+  let drain: NodeJS.Timeout | undefined;
+  child.on('exit', () => {
+    drain = setTimeout(() => {
+      for (const pipe of [child.stdout, child.stderr]) pipe?.destroy();
+    }, drainLimitMs);
   });
   // EPIPE, if the child ends without reading: its exit code tells the rest.
   child.stdin?.on('error', () => undefined);

@@ -2,7 +2,9 @@
 import { defaultConfigPath, parseSettings, type ParsedSettings } from '../core/settings.ts';
 import type { Environment } from '../core/job.ts';
 import { describeError } from '../core/faults.ts';
+import { errnoOf } from './errno.ts';
 import { readSmallFile } from './files.ts';
+import { followSafely } from './path-safety.ts';
 
 const longestConfigBytes = 256 * 1024;
 
@@ -14,9 +16,19 @@ export function readSettings(environment: Environment): ParsedSettings {
     problems: [`Cannot read ${path}: ${reason}; want a file with at least container_cache_data_path=…`],
   });
   try {
-    const text = readSmallFile(path, longestConfigBytes);
+    const text = readConfig(path);
     return text === undefined ? unreadable('no such file') : parseSettings(text, path);
   } catch (error) {
     return unreadable(describeError(error));
+  }
+}
+
+/** Sites keep what is in /etc/slurm elsewhere, by symlinks: good if nobody but root can change where they lead. */
+function readConfig(path: string): string | undefined {
+  try {
+    return readSmallFile(path, longestConfigBytes);
+  } catch (error) {
+    if (errnoOf(error) !== 'ELOOP') throw error;
+    return readSmallFile(followSafely(path), longestConfigBytes);
   }
 }

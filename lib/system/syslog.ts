@@ -8,7 +8,7 @@ import { writeSync } from 'node:fs';
 import process from 'node:process';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
-import { runBriefly } from './run.ts';
+import { endingWithUs, runBriefly } from './run.ts';
 
 export type LogFields = Readonly<Record<string, LogValue>>;
 
@@ -51,6 +51,7 @@ const longestMessageBytes = 16 * 1024;
 
 export function openLog(settings: LogSettings): Log {
   let pending = '';
+  let flushed = Promise.resolve();
   return {
     write: (level, word, fields) => {
       if (logLevels.indexOf(level) > logLevels.indexOf(settings.logLevel)) return;
@@ -58,19 +59,26 @@ export function openLog(settings: LogSettings): Log {
       if (settings.logTarget === 'stderr') writeStderr(`${logTag}[${process.pid}]: ${level}: ${line}\n`);
       else pending += `<${facilityCodes[settings.syslogFacility] * 8 + severityCodes[level]}>${line}\n`;
     },
-    flush: async () => {
-      if (pending === '') return;
-      const input = pending;
-      pending = '';
-      // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
-      // namespace; the line is lost without a word.
-      const tag = `${logTag}[${process.pid}]`;
-      const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
-      await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
-        writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
-      });
+    flush: () => {
+      // One after the other: who waits for the last has waited for all, since a logger that still runs ends with us.
+      flushed = flushed.then(send);
+      return flushed;
     },
   };
+
+  async function send(): Promise<void> {
+    if (pending === '') return;
+    const input = pending;
+    pending = '';
+    // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
+    // namespace; the line is lost without a word.
+    const tag = `${logTag}[${process.pid}]`;
+    const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
+    const logger = endingWithUs({ file: 'logger', args, input, timeoutMs: flushTimeoutMs });
+    await runBriefly(logger).catch((error: unknown) => {
+      writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
+    });
+  }
 }
 
 function writeStderr(text: string): void {

@@ -764,6 +764,7 @@ leftovers(
 const facts = (right: RightNode): NodeFacts => ({
   fingerprint: 'x',
   basePath: right.node.basePath,
+  baseMount: undefined,
   enrootPath: right.path('real/enroot'),
   enrootVersion: '4.1.2',
   isolation: 'overlay',

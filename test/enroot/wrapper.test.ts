@@ -105,6 +105,7 @@ class WrapperNode implements AsyncDisposable {
     const facts: NodeFacts = {
       fingerprint: 'x',
       basePath: this.node.basePath,
+      baseMount: undefined,
       enrootPath: this.real,
       enrootVersion: '4.1.2',
       isolation: 'overlay',

@@ -26,6 +26,7 @@ import { build, distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { entryName, holderVariable, isEntryNameOf, lockFileName } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
+import { bootId } from '../../lib/system/boot.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { makeImage, type Tree } from './image.ts';
 import { command, machineRoot, type TestUser } from './private-machine.ts';
@@ -251,7 +252,7 @@ export class TestNode implements AsyncDisposable {
     mkdirSync(path);
     for (let index = 0; index < (entry.files ?? 1); index++)
       writeFileSync(join(path, `f${index}`), index === 0 ? Buffer.alloc(entry.bytes ?? 0, 1) : '');
-    const metadata = { image: `/images/${entry.hash}.sqsh`, createdAtMs: 0, unpackMs: 1 };
+    const metadata = { image: `/images/${entry.hash}.sqsh`, createdAtMs: 0, unpackMs: 1, bootId: bootId() };
     const space = { bytes: entry.bytes ?? 0, inodes: (entry.files ?? 1) + 1 };
     if (entry.metadata !== null)
       writeFileSync(

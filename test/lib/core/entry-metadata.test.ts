@@ -14,6 +14,7 @@ const metadata: EntryMetadata = {
   unpackMs: 2500,
   bytes: 7_200_000_000,
   inodes: 263_134,
+  bootId: '5a0c9a5e-0000-4000-8000-000000000000',
 };
 
 const test = suite('entry metadata');
@@ -21,7 +22,7 @@ const test = suite('entry metadata');
 test('is one line of JSON', () => {
   assert.is(
     formatEntryMetadata(metadata),
-    '{"version":1,"image":"/x/y.sqsh","createdAtMs":1700000000000,"unpackMs":2500,"bytes":7200000000,"inodes":263134}\n',
+    '{"version":1,"image":"/x/y.sqsh","createdAtMs":1700000000000,"unpackMs":2500,"bytes":7200000000,"inodes":263134,"bootId":"5a0c9a5e-0000-4000-8000-000000000000"}\n',
   );
 });
 
@@ -33,6 +34,7 @@ test('reads back what was written, whatever the image is called', () => {
       unpackMs: random.integer(0, 2 ** 31),
       bytes: random.pick([0, random.integer(0, 2 ** 50), Number.MAX_SAFE_INTEGER]),
       inodes: random.integer(0, 2 ** 32),
+      bootId: random.pick(['', 'x', undefined]),
     };
     const text = formatEntryMetadata(written);
     assert.is(text.indexOf('\n'), text.length - 1);

@@ -1,12 +1,12 @@
 /** faults.ts: whose problem a failure is, and how it is told in one line. */
-import { describeError, faultCode, JobFault, NodeFault } from '../../../lib/core/faults.ts';
+import { describeError, faultCode, isFaultOfNode, JobFault, NodeFault } from '../../../lib/core/faults.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const codes = suite('faultCode()');
 
 codes('is the code that a fault was made with', () => {
   assert.is(faultCode(new JobFault('NOT_SQUASHFS', 'x')), 'NOT_SQUASHFS');
-  assert.is(faultCode(new NodeFault('NO_SPACE', 'x')), 'NO_SPACE');
+  assert.is(faultCode(new NodeFault('BASE_UNSAFE', 'x')), 'BASE_UNSAFE');
 });
 
 codes('is BUG for whatever else is thrown', () => {
@@ -14,7 +14,33 @@ codes('is BUG for whatever else is thrown', () => {
     assert.is(faultCode(thrown), 'BUG');
   }
   // What a failed system call carries is no code of ours.
-  assert.is(faultCode(Object.assign(new Error('x'), { code: 'ENOSPC' })), 'BUG');
+  assert.is(faultCode(Object.assign(new Error('x'), { code: 'ENOENT' })), 'BUG');
+});
+
+codes("is the job's, and drains no node, for whatever a user can use up", () => {
+  for (const [errno, code] of [
+    ['ENOSPC', 'NO_SPACE'],
+    ['EDQUOT', 'QUOTA_EXCEEDED'],
+    ['EAGAIN', 'NO_RESOURCES'],
+    ['ENOMEM', 'NO_RESOURCES'],
+    ['EMFILE', 'NO_RESOURCES'],
+    ['ENFILE', 'NO_RESOURCES'],
+  ] as const) {
+    const cause = Object.assign(new Error('x'), { code: errno });
+    for (const error of [
+      cause,
+      new Error('y', { cause }),
+      new NodeFault('LEASE_FAILED', 'y', { cause }),
+      new NodeFault('TOOL_MISSING', 'y', { cause: new Error('z', { cause }) }),
+    ])
+      assert.equal([faultCode(error), isFaultOfNode(error)], [code, false]);
+    assert.is(faultCode(new JobFault('BAD_JOB', 'y', { cause })), 'BAD_JOB');
+  }
+  for (const errno of ['EROFS', 'EIO', 'ENOENT', 'EACCES']) {
+    const cause = Object.assign(new Error('x'), { code: errno });
+    assert.ok(isFaultOfNode(new NodeFault('USER_DIRECTORY', 'y', { cause })));
+    assert.ok(isFaultOfNode(cause));
+  }
 });
 
 codes('a fault of the job is none of the node, and the other way round', () => {

@@ -11,6 +11,7 @@ const test = suite('node facts');
 const facts: NodeFacts = {
   fingerprint: '/raid/data:auto:always:/etc/enroot',
   basePath: '/raid/data',
+  baseMount: '/raid',
   enrootPath: '/usr/bin/enroot',
   enrootVersion: '4.1.2',
   isolation: 'shared',

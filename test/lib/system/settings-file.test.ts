@@ -1,5 +1,15 @@
 /** settings-file.ts: whatever is in the file's place, a Prolog goes on with problems to tell. */
-import { existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  chownSync,
+  existsSync,
+  lchownSync,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { defaultConfigPath } from '../../../lib/core/settings.ts';
@@ -66,11 +76,54 @@ test('a directory, a FIFO and a device are problems, and none is waited for', ()
   assert.match(unreadable(), /not a regular file/);
 });
 
-test('a symlink in place of the file is a problem', () => {
-  writeFileSync(join(root, 'real'), 'container_cache_data_path=/raid/data\n');
-  symlinkSync('real', path);
-  assert.match(unreadable(), /ELOOP/);
-});
+test.unless(
+  unlessRoot,
+  'a symlink in place of the file is followed if nobody but root can change where it leads',
+  () => {
+    mkdirSync(join(root, 'a/b'), { recursive: true });
+    writeFileSync(join(root, 'a/real'), 'container_cache_data_path=/raid/data\n', { mode: 0o644 });
+    symlinkSync(join(root, 'a/b/next'), path);
+    symlinkSync('../real', join(root, 'a/b/next'));
+    const { settings, problems } = readSettings({ CONTAINER_CACHE_CONF: path });
+    assert.equal([settings?.basePath, problems], ['/raid/data', []]);
+  },
+);
+
+const spoilings: readonly [string, RegExp, (root: string) => void][] = [
+  ["a user's symlink", /next is owned by uid 65534/, (at) => lchownSync(join(at, 'a/b/next'), 65_534, 0)],
+  ["a user's file", /real is owned by uid 65534/, (at) => chownSync(join(at, 'a/real'), 65_534, 0)],
+  ['a file that others can write', /real is .* mode 0666/, (at) => chmodSync(join(at, 'a/real'), 0o666)],
+  ['a directory that others can write', /a\/b is .* mode 0777/, (at) => chmodSync(join(at, 'a/b'), 0o777)],
+  ["a user's directory", /a is owned by uid 65534/, (at) => chownSync(join(at, 'a'), 65_534, 0)],
+  ['nothing', /ENOENT/, (at) => rmSync(join(at, 'a/real'))],
+  [
+    'a directory',
+    /not a regular file/,
+    (at) => {
+      rmSync(join(at, 'a/real'));
+      mkdirSync(join(at, 'a/real'));
+    },
+  ],
+  [
+    'itself',
+    /more than 40 symlinks/,
+    (at) => {
+      rmSync(join(at, 'a/b/next'));
+      symlinkSync('next', join(at, 'a/b/next'));
+    },
+  ],
+];
+
+for (const [what, reason, spoil] of spoilings) {
+  test.unless(unlessRoot, `a symlink that leads to ${what}, somewhere on its way, is a problem`, () => {
+    mkdirSync(join(root, 'a/b'), { recursive: true });
+    writeFileSync(join(root, 'a/real'), 'container_cache_data_path=/raid/data\n', { mode: 0o644 });
+    symlinkSync(join(root, 'a/b/next'), path);
+    symlinkSync('../real', join(root, 'a/b/next'));
+    spoil(root);
+    assert.match(unreadable(), reason);
+  });
+}
 
 test('a file beyond all reason is a problem', () => {
   writeFileSync(path, `container_cache_data_path=/raid/data\n${'#'.repeat(256 * 1024)}`);
