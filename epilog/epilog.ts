@@ -166,7 +166,9 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
     report.stubsRemoved = stubs.length;
   } catch (cause) {
     if (!userMadeErrnos.includes(errnoOf(cause) ?? '')) throw cause;
-    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, { cause });
+    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, {
+      cause,
+    });
   } finally {
     closeSync(userDirectory.fd);
   }

@@ -405,8 +405,7 @@ function sweepCreator(
   try {
     if (!tryFlock(lock, 'exclusive')) return;
     if (!withUserIds(user, () => leadsTo(lockFile, lock))) return;
-    for (const name of partials)
-      unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
+    for (const name of partials) unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
     // Removed under its own lock: who waits for it sees that the path leads elsewhere, and opens it anew.
     if (!isPublished)
       withUserIds(user, () => {

@@ -99,7 +99,10 @@ async function unreadable(user: UserIds, path: string, cause: unknown): Promise<
       `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
     );
   }
-  if ((isNotExecuted(cause) || cause.stderrTail.startsWith('setpriv: ')) && (await isNodeAtFault(user, ['find']))) {
+  if (
+    (isNotExecuted(cause) || cause.stderrTail.startsWith('setpriv: ')) &&
+    (await isNodeAtFault(user, ['find']))
+  ) {
     return new NodeFault('TOOL_MISSING', `Cannot look at "${path}" as its user`, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });

@@ -205,7 +205,7 @@ function findStepHolders(jobId: number, user: UserIds): number[] {
 /** @returns what it printed within its time, whatever came of it */
 function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
   const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: userChildLimitMs });
-  const { stdout } = spawnSync(file, args, {
+  const { stdout }: { stdout: string | null } = spawnSync(file, args, {
     cwd: '/',
     env: childEnvironment,
     stdio: ['ignore', 'pipe', 'ignore'],
@@ -214,7 +214,7 @@ function runAsUser(user: UserIds, program: string, parameters: readonly string[]
     killSignal: 'SIGKILL',
   });
   // Null where it could not even be started.
-  return (stdout as string | null) ?? '';
+  return stdout ?? '';
 }
 
 /** All living holders of a job that are root's, also those that a crash left without a record. */

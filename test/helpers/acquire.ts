@@ -65,5 +65,8 @@ export function startAcquire(
   return { child, answer };
 }
 
-export const acquire = (node: TestNode, parameters: readonly string[], options?: AcquireOptions): Promise<Answer> =>
-  startAcquire(node, parameters, options).answer;
+export const acquire = (
+  node: TestNode,
+  parameters: readonly string[],
+  options?: AcquireOptions,
+): Promise<Answer> => startAcquire(node, parameters, options).answer;

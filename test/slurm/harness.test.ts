@@ -146,7 +146,9 @@ job('shows the Prolog no variable that the user has set', async ({ cluster }) =>
   const [jobId = '', inTask] = result.stdout.trim().split('\n');
   assert.is(inTask, '/evil');
   const [environment = {}] = await runsOf(cluster!, 'prolog', jobId);
-  const evil = Object.entries(environment).filter(([name, value]) => /evil/.test(value) || /^(CONTAINER_CACHE|NODE_)/.test(name));
+  const evil = Object.entries(environment).filter(
+    ([name, value]) => /evil/.test(value) || /^(CONTAINER_CACHE|NODE_)/.test(name),
+  );
   assert.equal(evil, []);
 });
 

@@ -5,11 +5,18 @@
 // test: timeout 300 s
 import { chmodSync, existsSync, lstatSync, mkdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { createLockName, entryName } from '../../lib/core/layout.ts';
 import { acquire } from '../helpers/acquire.ts';
 import { mountSilentFuse, unlessFuse } from '../helpers/filesystem.ts';
 import { smallTree, type Tree } from '../helpers/image.ts';
 import { holders, lockFileOf, TestNode } from '../helpers/node.ts';
-import { alice, bob, command, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import {
+  alice,
+  bob,
+  command,
+  enterPrivateMachine,
+  unlessPrivateMachine,
+} from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
@@ -20,8 +27,18 @@ const paths = suite('an image path', { skip: unlessPrivateMachine });
 
 /** What Prolog and acquire make of a path below a directory; `made`: an image lies there. */
 const names: readonly (readonly [string, string, 'made' | 'none', string])[] = [
-  ['a newline, and a forged line of the log after it', 'a\ncontainer-cache[1]: error: prolog x=1', 'made', ''],
-  ['a newline, and a forged line of the job file after it', 'a\n/other\tpyxis_cache_u59002_00deadbeef001122\t-', 'made', ''],
+  [
+    'a newline, and a forged line of the log after it',
+    'a\ncontainer-cache[1]: error: prolog x=1',
+    'made',
+    '',
+  ],
+  [
+    'a newline, and a forged line of the job file after it',
+    'a\nother\tpyxis_cache_u59002_00deadbeef001122\t-',
+    'made',
+    '',
+  ],
   ['a tab', 'a\tb', 'made', ''],
   ['control characters', 'a\u001b[31m\u0007\u007f', 'made', ''],
   ['shell metacharacters', '$(touch x);`touch y`|&<>*?[]{}!#~\'"\\', 'made', ''],
@@ -30,7 +47,7 @@ const names: readonly (readonly [string, string, 'made' | 'none', string])[] = [
   ['the longest name', 'x'.repeat(255), 'made', ''],
   ['dots on the way out and in again', '../images/dots.sqsh', 'made', ''],
   ['more dots than there are directories', `${'../'.repeat(100)}etc/passwd`, 'none', 'NOT_SQUASHFS'],
-  ['4,096 bytes', `${'x/'.repeat(2048)}`, 'none', 'BAD_REFERENCE'],
+  ['4,096 bytes', 'x/'.repeat(2048), 'none', 'BAD_REFERENCE'],
   ['a name longer than names can be', 'x'.repeat(256), 'none', 'IMAGE_UNREADABLE'],
   ['bytes that are no UTF-8', 'a\ufffdb', 'none', 'BAD_REFERENCE'],
 ];
@@ -45,67 +62,72 @@ paths('with whatever name is an image of that name, or a bypass', async () => {
     // Relative to the working directory, too, as `./NAME`.
     for (const image of [`${directory}/${name}`, `./${name}`]) {
       const { exitCode, line, lines } = await node.prolog({ id: 7, user: alice, image, workPath: directory });
-      const expected = image.startsWith('./') && name.length > 4000 ? 'BAD_REFERENCE' : code;
-      assert.equal([exitCode, line['code'] ?? ''], [0, expected], `${what}: ${line['reason']}`);
+      assert.equal([exitCode, line['code'] ?? ''], [0, code], `${what}: ${line['reason']}`);
       assert.is(lines.filter(({ word }) => word === 'prolog').length, 1, what);
       for (const listed of (node.jobFile(7, 'images') ?? '').trimEnd().split('\n'))
-        assert.not(listed.startsWith('/other'), what);
+        assert.not(listed.startsWith('other'), what);
       await node.epilog({ id: 7, user: alice });
     }
     if (name.includes('\ufffd')) continue;
     const held = await acquire(node, [`${directory}/${name}`], { jobId: 9 });
     assert.equal([held.exitCode === 0, held.log?.fields['code'] ?? ''], [code === '', code], what);
   }
-  assert.not(existsSync(join(directory, 'x')) && lstatSync(join(directory, 'x')).size === 0);
   assert.equal([existsSync('/x'), existsSync('/y'), existsSync(join(directory, 'y'))], [false, false, false]);
   await node.epilog({ id: 9, user: alice });
 });
 
-paths('that only root can read, a device, a FIFO or a directory is a bypass for Prolog and acquire', async () => {
-  await using node = await TestNode.start({ settings });
-  const secret = node.image();
-  chmodSync(secret, 0o600);
-  const closed = join(node.root, 'closed');
-  mkdirSync(closed, { mode: 0o700 });
-  renameSync(node.image(), join(closed, 'image'));
-  const fifo = join(node.root, 'fifo');
-  command('mkfifo', '--mode=0666', fifo);
-  await node.prolog({ id: 9, user: alice });
-  for (const [image, code] of [
-    [secret, 'IMAGE_UNREADABLE'],
-    [join(closed, 'image'), 'IMAGE_UNREADABLE'],
-    [fifo, 'NOT_SQUASHFS'],
-    ['/dev/zero', 'NOT_SQUASHFS'],
-    ['/dev/null', 'NOT_SQUASHFS'],
-    ['/dev/stdin', 'NOT_SQUASHFS'],
-    ['/proc/1/environ', 'IMAGE_UNREADABLE'],
-    ['/', 'NOT_SQUASHFS'],
-  ] as const) {
-    const { exitCode, line } = await node.prolog({ id: 7, user: alice, image });
-    assert.equal([exitCode, line['result'], line['code']], [0, 'bypassed', code], image);
-    if (image !== '/dev/stdin') {
-      const tried = await acquire(node, [image], { jobId: 9 });
-      assert.equal([tried.exitCode, tried.log?.fields['code']], [1, code], image);
+paths(
+  'that only root can read, a device, a FIFO or a directory is a bypass for Prolog and acquire',
+  async () => {
+    await using node = await TestNode.start({ settings });
+    const secret = node.image();
+    chmodSync(secret, 0o600);
+    const closed = join(node.root, 'closed');
+    mkdirSync(closed, { mode: 0o700 });
+    renameSync(node.image(), join(closed, 'image'));
+    const fifo = join(node.root, 'fifo');
+    command('mkfifo', '--mode=0666', fifo);
+    await node.prolog({ id: 9, user: alice });
+    for (const [image, code] of [
+      [secret, 'IMAGE_UNREADABLE'],
+      [join(closed, 'image'), 'IMAGE_UNREADABLE'],
+      [fifo, 'NOT_SQUASHFS'],
+      ['/dev/zero', 'NOT_SQUASHFS'],
+      ['/dev/null', 'NOT_SQUASHFS'],
+      ['/dev/stdin', 'NOT_SQUASHFS'],
+      ['/proc/1/environ', 'NOT_SQUASHFS'],
+      ['/', 'NOT_SQUASHFS'],
+    ] as const) {
+      const { exitCode, line } = await node.prolog({ id: 7, user: alice, image });
+      assert.equal([exitCode, line['result'], line['code']], [0, 'bypassed', code], image);
+      if (image !== '/dev/stdin') {
+        const tried = await acquire(node, [image], { jobId: 9 });
+        assert.equal([tried.exitCode, tried.log?.fields['code']], [1, code], image);
+      }
     }
-  }
-  assert.equal([node.entries(alice), holders()], [[], []]);
-});
+    assert.equal([node.entries(alice), holders()], [[], []]);
+  },
+);
 
-paths.unless(unlessFuse, 'under a mount that never answers is waited for with a limit, by Prolog and acquire', async () => {
-  await using node = await TestNode.start({ settings });
-  await node.prolog({ id: 9, user: alice });
-  const point = join(node.root, 'hung');
-  mkdirSync(point);
-  await using _ = await mountSilentFuse(point, bob, { forOthers: true });
-  const image = join(point, 'image.sqsh');
-  const [prolog, step] = await Promise.all([
-    node.prolog({ id: 7, user: alice, image }),
-    acquire(node, [image], { jobId: 9 }),
-  ]);
-  assert.equal([prolog.exitCode, prolog.line['code']], [0, 'IMAGE_UNREADABLE']);
-  assert.match(prolog.line['reason']!, /is its filesystem hung/);
-  assert.equal([step.exitCode, step.log?.fields['code']], [1, 'IMAGE_UNREADABLE']);
-});
+paths.unless(
+  unlessFuse,
+  'under a mount that never answers is waited for with a limit, by Prolog and acquire',
+  async () => {
+    await using node = await TestNode.start({ settings });
+    await node.prolog({ id: 9, user: alice });
+    const point = join(node.root, 'hung');
+    mkdirSync(point);
+    await using _ = await mountSilentFuse(point, bob, { forOthers: true });
+    const image = join(point, 'image.sqsh');
+    const [prolog, step] = await Promise.all([
+      node.prolog({ id: 7, user: alice, image }),
+      acquire(node, [image], { jobId: 9 }),
+    ]);
+    assert.equal([prolog.exitCode, prolog.line['code']], [0, 'IMAGE_UNREADABLE']);
+    assert.match(prolog.line['reason']!, /is its filesystem hung/);
+    assert.equal([step.exitCode, step.log?.fields['code']], [1, 'IMAGE_UNREADABLE']);
+  },
+);
 
 paths.run();
 
@@ -114,18 +136,33 @@ const contents = suite('an image with', { skip: unlessPrivateMachine });
 const deep = 'd/'.repeat(1000);
 const trees: readonly (readonly [string, Tree])[] = [
   ['setuid and setgid files', { 'bin/su': { content: 'x', mode: 0o6755 } }],
-  ['device nodes', { ...smallTree, 'dev/sda': { device: 'b 666 0 0 8 0' }, 'dev/null': { device: 'c 666 0 0 1 3' } }],
-  ['absolute and .. symlinks', { a: { symlink: '/etc/shadow' }, b: { symlink: '../../../../etc' }, etc: { symlink: '/etc' } }],
+  [
+    'device nodes',
+    { ...smallTree, 'dev/sda': { device: 'b 666 0 0 8 0' }, 'dev/null': { device: 'c 666 0 0 1 3' } },
+  ],
+  [
+    'absolute and .. symlinks',
+    { a: { symlink: '/etc/shadow' }, b: { symlink: '../../../../etc' }, etc: { symlink: '/etc' } },
+  ],
   ['a file named like the lock file', { '.pyxis_cache_lock': { content: 'x', mode: 0o000 } }],
   ['a symlink named like the lock file', { '.pyxis_cache_lock': { symlink: '/etc/shadow' } }],
   ['a FIFO named like the lock file', { '.pyxis_cache_lock': { fifo: true } }],
-  ['a closed directory named like the lock file', { '.pyxis_cache_lock/a/b': 'x', '.pyxis_cache_lock': { directory: true, mode: 0o000 } }],
+  [
+    'a closed directory named like the lock file',
+    { '.pyxis_cache_lock/a/b': 'x', '.pyxis_cache_lock': { directory: true, mode: 0o000 } },
+  ],
   ['1,000 levels named like the lock file', { [`.pyxis_cache_lock/${deep}x`]: 'x' }],
-  ['directories of mode 0000', { 'a/b/c': 'x', 'a/b': { directory: true, mode: 0o000 }, a: { directory: true, mode: 0o000 } }],
+  [
+    'directories of mode 0000',
+    { 'a/b/c': 'x', 'a/b': { directory: true, mode: 0o000 }, a: { directory: true, mode: 0o000 } },
+  ],
   ['1,000 levels', { [`${deep}x`]: 'x' }],
   [
     '10,000 hard links',
-    { l: 'x', ...Object.fromEntries(Array.from({ length: 10_000 }, (_, index) => [`l${index}`, { link: 'l' }])) },
+    {
+      l: 'x',
+      ...Object.fromEntries(Array.from({ length: 10_000 }, (_, index) => [`l${index}`, { link: 'l' }])),
+    },
   ],
 ];
 
@@ -151,28 +188,37 @@ for (const [what, tree] of trees) {
 
 contents.run();
 
-const names_ = suite('names in the user directory', { skip: unlessPrivateMachine });
+const inDirectory = suite('names in the user directory', { skip: unlessPrivateMachine });
 
-names_('as long as names can be, and more than are looked at: Epilog and collector end, and others are served', async () => {
-  await using node = await TestNode.start({ settings });
-  await node.prolog({ id: 7, user: alice });
-  const longest = `.pyxis_cache_u${alice.uid}_00deadbeef001122.7-${'a'.repeat(197)}.partial`;
-  assert.is(longest.length, 255);
-  const first = join(node.userPath(alice), longest);
-  mkdirSync(first);
-  // Links cost no inode. Create locks of as many entries: each is looked at, and each with all the others, that is hours.
-  const script = 'i=0; : >l; while [ $i -lt 12000 ]; do printf ".pyxis_cache_u59001_%016x.create.lock\\0" $i; i=$((i+1)); done | xargs -0 -n 4000 sh -c \'for n; do ln l "$n"; done\' sh';
-  writeFileSync(join(node.root, 'names'), '');
-  command('sh', '-c', `cd "$1"; ${script.replace('ln l "$n"', ': >"$n"')}; chown -R ${alice.uid}:${alice.gid} .`, 'sh', node.userPath(alice));
-  const old = node.plant(bob, { hash: '00000000000000aa', usedSecondsAgo: 1000 });
-  const epilog = await node.epilog({ id: 7, user: alice });
-  assert.is(epilog.exitCode, 0, epilog.line['reason']);
-  await node.settle();
-  node.configure({ ...settings, container_cache_gc_high: 1, container_cache_gc_low: 0, gc_min_age: 0 });
-  for (let round = 0; round < 3 && node.others(alice).length > 1; round++) await node.gc('--force');
-  assert.not(existsSync(old));
-  assert.equal(node.others(alice), ['l']);
-  assert.equal(node.trash(), []);
-});
+inDirectory(
+  'as long as names can be, and more than are looked at: Epilog and collector end, and others are served',
+  async () => {
+    await using node = await TestNode.start({ settings });
+    await node.prolog({ id: 7, user: alice });
+    const longest = `.pyxis_cache_u${alice.uid}_00deadbeef001122.7-${'a'.repeat(197)}.partial`;
+    assert.is(longest.length, 255);
+    const first = join(node.userPath(alice), longest);
+    mkdirSync(first);
+    // Create locks of as many entries: to look at each with all the others would take hours.
+    for (let index = 0; index < 12_000; index++)
+      writeFileSync(
+        join(
+          node.userPath(alice),
+          createLockName(entryName(alice.uid, index.toString(16).padStart(16, '0'))),
+        ),
+        '',
+      );
+    command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.userPath(alice));
+    const old = node.plant(bob, { hash: '00000000000000aa', usedSecondsAgo: 1000 });
+    const epilog = await node.epilog({ id: 7, user: alice });
+    assert.is(epilog.exitCode, 0, epilog.line['reason']);
+    await node.settle();
+    node.configure({ ...settings, container_cache_gc_high: 1, container_cache_gc_low: 0, gc_min_age: 0 });
+    for (let round = 0; round < 3 && node.others(alice).length > 0; round++) await node.gc('--force');
+    assert.not(existsSync(old));
+    assert.equal(node.others(alice), []);
+    assert.equal(node.trash(), []);
+  },
+);
 
-names_.run();
+inDirectory.run();

@@ -54,7 +54,8 @@ async function endAll(): Promise<void> {
 
 test.after.each(endAll);
 
-const said = (child: ChildProcess): Promise<void> => new Promise((resolve) => child.stdout!.once('data', () => resolve()));
+const said = (child: ChildProcess): Promise<void> =>
+  new Promise((resolve) => child.stdout!.once('data', () => resolve()));
 
 /**
  * Stays for ever in the middle of execve(2): it closes a file of a FUSE whose server does not answer, which the kernel waits for
@@ -79,7 +80,9 @@ test.unless(
     await using fuse = await mountSquashfuse(node.image({ file: 'x' }));
     const process_ = start(alice, process.execPath, ['-e', stuckInExec, join(fuse.path, 'file')], 7);
     await said(process_);
-    await until('it has stopped', () => /^State:\tT/m.test(readFileSync(`/proc/${process_.pid!}/status`, 'utf8')));
+    await until('it has stopped', () =>
+      /^State:\tT/m.test(readFileSync(`/proc/${process_.pid!}/status`, 'utf8')),
+    );
     fuse.stop();
     process.kill(process_.pid!, 'SIGCONT');
     const cat = spawnSync('timeout', ['--signal=KILL', '0.5', 'cat', `/proc/${process_.pid!}/environ`]);
@@ -101,7 +104,10 @@ test('two thousand that claim to be step holders: the Epilog ends, and ends nobo
   await using node = await TestNode.start({ settings });
   const count = 2000;
   const bomb = `i=0; while [ $i -lt ${count} ]; do sleep infinity & i=$((i+1)); done; echo done; wait`;
-  const [ofAlice, ofBob] = [start(alice, 'sh', ['-c', bomb], 7), start(bob, 'sh', ['-c', 'echo x; sleep infinity'], 7)];
+  const [ofAlice, ofBob] = [
+    start(alice, 'sh', ['-c', bomb], 7),
+    start(bob, 'sh', ['-c', 'echo x; sleep infinity'], 7),
+  ];
   await Promise.all([said(ofAlice), said(ofBob)]);
   await node.prolog({ id: 7, user: alice, image: node.image() });
   const { exitCode, line } = await node.epilog({ id: 7, user: alice });
@@ -111,12 +117,18 @@ test('two thousand that claim to be step holders: the Epilog ends, and ends nobo
 
 test('more than the user may have: the job runs without the cache, and the node is not drained', async () => {
   await using node = await TestNode.start({ settings });
-  const many = start(alice, 'sh', ['-c', 'i=0; while [ $i -lt 60 ]; do sleep infinity & i=$((i+1)); done; echo x; wait']);
+  const many = start(alice, 'sh', [
+    '-c',
+    'i=0; while [ $i -lt 60 ]; do sleep infinity & i=$((i+1)); done; echo x; wait',
+  ]);
   await said(many);
   const wrapper = ['prlimit', '--nproc=50:50', '--'];
   const { exitCode, line } = await node.prolog({ id: 7, user: alice, image: node.image(), wrapper });
   assert.equal([exitCode, line['code']], [0, 'IMAGE_UNREADABLE'], line['reason']);
-  assert.is((await node.prolog({ id: 8, user: bob, image: node.image(), wrapper })).line['result'], 'created');
+  assert.is(
+    (await node.prolog({ id: 8, user: bob, image: node.image(), wrapper })).line['result'],
+    'created',
+  );
 });
 
 for (const [program, where] of [
@@ -127,7 +139,10 @@ for (const [program, where] of [
     test(`a traced ${program} that is made to end with "${end}" says nothing about the node`, async () => {
       await using node = await TestNode.start({ settings });
       const pattern = where.replaceAll(' ', '\\ ');
-      using _ = replaceProgram(program, `case "$*" in ${pattern}) ${end};; esac\nexec /usr/bin/${program} "$@"`);
+      using _ = replaceProgram(
+        program,
+        `case "$*" in ${pattern}) ${end};; esac\nexec /usr/bin/${program} "$@"`,
+      );
       const { exitCode, line } = await node.prolog({ id: 7, user: alice, image: node.image() });
       assert.equal([exitCode, line['code'] === 'TOOL_MISSING'], [0, false], line['reason']);
     });
@@ -176,7 +191,9 @@ test.unless(
       echo x; exec sleep infinity`;
     const mounts = start(alice, 'unshare', [...namespaces, 'sh', '-uc', script, 'sh', deep]);
     await said(mounts);
-    const told = spawnSync('sh', ['-c', `cat /proc/${mounts.pid!}/mountinfo | wc -c`], { encoding: 'utf8' }).stdout;
+    const told = spawnSync('sh', ['-c', `cat /proc/${mounts.pid!}/mountinfo | wc -c`], {
+      encoding: 'utf8',
+    }).stdout;
     assert.ok(Number(told) > 64 * 1024 * 1024, `${told} bytes of mounts: too few`);
     await node.gc('--force');
     assert.equal([existsSync(own), existsSync(others)], [true, false]);
@@ -192,7 +209,12 @@ test('locks held for ever on entry and create lock keep the own entry alone', as
   const own = node.plant(alice, { hash: '0000000000000001', usedSecondsAgo: 1000 });
   const others = node.plant(bob, { hash: '0000000000000001', usedSecondsAgo: 1000 });
   const lock = join(own, '.pyxis_cache_lock');
-  const holder = start(alice, 'sh', ['-c', 'exec 9<"$1"; flock --exclusive 9; echo x; exec sleep infinity', 'sh', lock]);
+  const holder = start(alice, 'sh', [
+    '-c',
+    'exec 9<"$1"; flock --exclusive 9; echo x; exec sleep infinity',
+    'sh',
+    lock,
+  ]);
   await said(holder);
   await node.gc('--force');
   assert.equal([existsSync(own), existsSync(others)], [true, false]);
@@ -214,7 +236,11 @@ test("a process that holds another's lease of its own making pins nothing of ano
     ],
     { encoding: 'utf8', env: { PATH: '/usr/bin:/bin' } },
   );
-  assert.equal([tried.stdout, tried.stderr.match(/Permission denied/g)!.length >= 8], ['', true], tried.stderr);
+  assert.equal(
+    [tried.stdout, tried.stderr.match(/Permission denied/g)!.length >= 8],
+    ['', true],
+    tried.stderr,
+  );
   await node.gc('--force');
   assert.not(existsSync(others));
 });
@@ -226,7 +252,10 @@ test("another's job ID in acquire gives an own entry and an own holder, which th
   await node.prolog({ id: 8, user: bob });
   const environment = { SLURM_JOB_UID: String(alice.uid), CONTAINER_CACHE_LEASE: '7' };
   const { entry, holder } = await acquire(node, [image], { user: bob, jobId: 7, environment });
-  assert.equal([entry], node.entries(bob).map((path) => basename(path)));
+  assert.equal(
+    [entry],
+    node.entries(bob).map((path) => basename(path)),
+  );
   const { exitCode, line } = await node.epilog({ id: 7, user: alice });
   assert.equal([exitCode, line['holders'], line['steps'], isAlive(holder!)], [0, '1', undefined, true]);
 });
@@ -238,13 +267,17 @@ test('leases, job files and node facts can be neither read by others nor forged'
   const script = `cd "$1"; ls leases; ls jobs; for f in leases/7 leases/8 jobs/7/images jobs/7/env jobs/8/images node new; do
     cp "$2" $f; ln -sf "$2" $f; done; mkdir jobs/8; cat leases/7; cat jobs/7/images; rm -rf leases jobs node; echo over`;
   const ids = [`--reuid=${alice.uid}`, `--regid=${alice.gid}`, '--clear-groups', 'sh', '-c', script, 'sh'];
-  const before = spawnSync('find', [node.runtimePath, '-printf', '%p %i %m %s %T@\n'], { encoding: 'utf8' }).stdout;
+  const before = spawnSync('find', [node.runtimePath, '-printf', '%p %i %m %s %T@\n'], {
+    encoding: 'utf8',
+  }).stdout;
   const tried = spawnSync('setpriv', [...ids, node.runtimePath, join(node.root, 'forged')], {
     encoding: 'utf8',
     env: { PATH: '/usr/bin:/bin' },
   });
   assert.is(tried.stdout, 'over\n');
-  const after = spawnSync('find', [node.runtimePath, '-printf', '%p %i %m %s %T@\n'], { encoding: 'utf8' }).stdout;
+  const after = spawnSync('find', [node.runtimePath, '-printf', '%p %i %m %s %T@\n'], {
+    encoding: 'utf8',
+  }).stdout;
   assert.is(after, before);
 });
 

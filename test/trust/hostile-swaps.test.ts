@@ -5,12 +5,28 @@
  * One kind of replacement in turn for each call; CONTAINER_CACHE_TEST_ALL=1 tries all kinds at all calls.
  */
 // test: timeout 900 s
-import { chownSync, copyFileSync, existsSync, lchownSync, linkSync, lstatSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chownSync,
+  existsSync,
+  lchownSync,
+  linkSync,
+  lstatSync,
+  mkdirSync,
+  readFileSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { basename, join } from 'node:path';
 import { createLockName, partialName } from '../../lib/core/layout.ts';
 import { startAcquire } from '../helpers/acquire.ts';
 import { holders, setUsed, TestNode, until } from '../helpers/node.ts';
-import { alice, bob, command, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import {
+  alice,
+  bob,
+  command,
+  enterPrivateMachine,
+  unlessPrivateMachine,
+} from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
@@ -35,7 +51,16 @@ interface Scene {
   readonly precious: readonly string[];
 }
 
-const wrapperOf = (trace: string, options: readonly string[]): string[] => ['/usr/bin/strace', '-qq', '-y', '-s', '4096', '-o', trace, ...options];
+const wrapperOf = (trace: string, options: readonly string[]): string[] => [
+  '/usr/bin/strace',
+  '-qq',
+  '-y',
+  '-s',
+  '4096',
+  '-o',
+  trace,
+  ...options,
+];
 
 /** The calls of a trace that are about something in the user directory, however it is called there. */
 function placesOf(trace: string, userPath: string): Place[] {
@@ -47,7 +72,9 @@ function placesOf(trace: string, userPath: string): Place[] {
     const ordinal = (counts.get(call) ?? 0) + 1;
     counts.set(call, ordinal);
     const byPath = line.includes(`"${userPath}/`) ? line.split(`"${userPath}/`)[1]?.split('"')[0] : undefined;
-    const byDescriptor = line.includes(`<${userPath}/`) ? line.split(`<${userPath}/`)[1]?.split('>')[0] : undefined;
+    const byDescriptor = line.includes(`<${userPath}/`)
+      ? line.split(`<${userPath}/`)[1]?.split('>')[0]
+      : undefined;
     const inOpen = /"\/proc\/self\/fd\/\d+\/((?:\.?pyxis_)[^"]*)"/.exec(line)?.[1];
     const path = byPath ?? byDescriptor ?? inOpen;
     if (path !== undefined && path !== '') places.push({ call, ordinal, path });
@@ -61,13 +88,54 @@ function own(path: string): void {
 
 /** What is put in the place of something, and is alice's unless she could link another's. */
 const kinds: readonly (readonly [string, (path: string, scene: Scene) => void])[] = [
-  ["a symlink to root's directory", (path, { precious }) => (symlinkSync(precious[0]!, path), own(path))],
-  ["a symlink to another user's directory", (path, { precious }) => (symlinkSync(precious[1]!, path), own(path))],
-  ["a symlink to root's file", (path, { precious }) => (symlinkSync(join(precious[0]!, '.pyxis_cache_lock'), path), own(path))],
-  ['a FIFO', (path) => (command('mkfifo', path), own(path))],
-  ["a link to root's file", (path, { precious }) => linkSync(join(precious[0]!, '.pyxis_cache_lock'), path)],
-  ['a directory', (path) => (mkdirSync(path), own(path))],
-  ["another user's directory", (path) => (mkdirSync(path), chownSync(path, bob.uid, bob.gid))],
+  [
+    "a symlink to root's directory",
+    (path, { precious }) => {
+      symlinkSync(precious[0]!, path);
+      own(path);
+    },
+  ],
+  [
+    "a symlink to another user's directory",
+    (path, { precious }) => {
+      symlinkSync(precious[1]!, path);
+      own(path);
+    },
+  ],
+  [
+    "a symlink to root's file",
+    (path, { precious }) => {
+      symlinkSync(join(precious[0]!, '.pyxis_cache_lock'), path);
+      own(path);
+    },
+  ],
+  [
+    'a FIFO',
+    (path) => {
+      command('mkfifo', path);
+      own(path);
+    },
+  ],
+  [
+    "a link to root's file",
+    (path, { precious }) => {
+      linkSync(join(precious[0]!, '.pyxis_cache_lock'), path);
+    },
+  ],
+  [
+    'a directory',
+    (path) => {
+      mkdirSync(path);
+      own(path);
+    },
+  ],
+  [
+    "another user's directory",
+    (path) => {
+      mkdirSync(path);
+      chownSync(path, bob.uid, bob.gid);
+    },
+  ],
 ];
 
 /** As it is before each run: one entry, whose job is over long since, a dead partial directory, a stub. */
@@ -99,7 +167,10 @@ function findNow({ node }: Scene, path: string): string | undefined {
   return lstatSync(now, { throwIfNoEntry: false }) === undefined ? undefined : now;
 }
 
-type Program = (scene: Scene, wrapper: readonly string[]) => Promise<{ exitCode: number | null; code: string | undefined }>;
+type Program = (
+  scene: Scene,
+  wrapper: readonly string[],
+) => Promise<{ exitCode: number | null; code: string | undefined }>;
 
 const programs: Readonly<Record<string, { readonly withEntry: boolean; readonly run: Program }>> = {
   'a Prolog that reuses': { withEntry: true, run: runProlog },
@@ -165,7 +236,6 @@ for (const [what, { withEntry, run }] of Object.entries(programs)) {
     setScene(scene, withEntry);
     await run(scene, wrapperOf(trace, ['-e', `trace=${calls.join(',')}`]));
     const places = placesOf(trace, node.userPath(alice));
-    copyFileSync(trace, join(node.root, 'first-trace'));
     for (const job of [2, 3, 4]) await node.epilog({ id: job, user: alice });
     await node.settle();
     assert.ok(places.length >= 4, `only ${places.length} calls: ${readFileSync(trace, 'utf8').slice(-2000)}`);
@@ -178,12 +248,17 @@ for (const [what, { withEntry, run }] of Object.entries(programs)) {
         writeFileSync(trace, '');
         const inject = ['-e', `trace=${call}`, '-e', `inject=${call}:signal=SIGSTOP:when=${ordinal}`];
         const running = run(scene, wrapperOf(trace, inject));
-        let isOver = false;
-        void running.finally(() => (isOver = true));
-        await until('it is stopped, or over', () => isOver || readFileSync(trace, 'utf8').includes('stopped by SIGSTOP'));
+        const state = { isOver: false };
+        void running.finally(() => {
+          state.isOver = true;
+        });
+        await until(
+          'it is stopped, or over',
+          () => state.isOver || readFileSync(trace, 'utf8').includes('stopped by SIGSTOP'),
+        );
         const target = findNow(scene, path);
         // The holder of what it has done so far is not looked for: only what comes after counts.
-        if (!isOver && target !== undefined) {
+        if (!state.isOver && target !== undefined) {
           command('mv', '--no-target-directory', target, join(node.root, `aside-${replaced++}`));
           put(target, scene);
         }
@@ -203,11 +278,9 @@ for (const [what, { withEntry, run }] of Object.entries(programs)) {
       }
     }
     await node.settle();
-    command('rm', '--recursive', '--force', ...precious.map((path) => `${path}/none`));
     await node.gc('--force');
     assert.ok(replaced > 0);
     process.stdout.write(`${what}: ${places.length} calls, ${replaced} replacements\n`);
-    rmSync(join(node.root, 'first-trace'));
   });
 }
 
