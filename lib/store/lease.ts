@@ -29,7 +29,7 @@ import {
   type LeaseRecord,
 } from '../core/lease-record.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
@@ -205,7 +205,7 @@ function findStepHolders(jobId: number, user: UserIds): number[] {
 /** @returns what it printed within its time, whatever came of it */
 function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
   const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: userChildLimitMs });
-  const { stdout }: { stdout: string | null } = spawnSync(file, args, {
+  const { stdout, error } = spawnSync(file, args, {
     cwd: '/',
     env: childEnvironment,
     stdio: ['ignore', 'pipe', 'ignore'],
@@ -213,8 +213,8 @@ function runAsUser(user: UserIds, program: string, parameters: readonly string[]
     timeout: userChildLimitMs,
     killSignal: 'SIGKILL',
   });
-  // Null where it could not even be started.
-  return stdout ?? '';
+  // Where it could not even be started there is no text.
+  return error === undefined || errnoOf(error) === 'ETIMEDOUT' ? stdout : '';
 }
 
 /** All living holders of a job that are root's, also those that a crash left without a record. */
