@@ -29,7 +29,7 @@ import {
   type LeaseRecord,
 } from '../core/lease-record.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
@@ -170,8 +170,8 @@ export function releaseSteps(jobId: number, user: UserIds): number {
   if (user.uid === rootId) return 0;
   const holders = findStepHolders(jobId, user);
   if (holders.length === 0) return 0;
-  runAsUser(user, 'kill', ['-KILL', ...holders.map(({ pid }) => String(pid))]);
-  waitUntil(() => holders.every(({ pid, startTicks }) => processStartTicks(pid) !== startTicks));
+  runAsUser(user, 'kill', ['-KILL', ...holders.map(String)]);
+  waitUntil(() => !holders.some((pid) => processUid(pid) === user.uid));
   return holders.length;
 }
 
@@ -182,10 +182,10 @@ const mostProcesses = 20_000;
 const userChildLimitMs = 5000;
 
 /**
- * The environment of a user's process is read by a child, and as the user: the kernel makes the reader wait as long as the process
- * is being executed or maps memory, and with a filesystem of their own (FUSE) users can make that last for ever.
+ * The environment of a user's process is read by a child with a time limit: the kernel makes the reader wait while the process is
+ * being executed, and with a filesystem of their own (FUSE) users can make that last for ever.
  */
-function findStepHolders(jobId: number, user: UserIds): Holder[] {
+function findStepHolders(jobId: number, user: UserIds): number[] {
   const paths = listProcesses()
     .filter((pid) => processUid(pid) === user.uid)
     .slice(0, mostProcesses)
@@ -197,16 +197,15 @@ function findStepHolders(jobId: number, user: UserIds): Holder[] {
     .split('\n')
     .slice(0, mostStepHolders)
     .flatMap((path) => {
-      const pid = Number(/^\/proc\/([1-9]\d*)\/environ$/.exec(path)?.[1]);
-      const startTicks = processUid(pid) === user.uid ? processStartTicks(pid) : undefined;
-      return startTicks === undefined ? [] : [{ pid, startTicks }];
+      const pid = /^\/proc\/([1-9]\d*)\/environ$/.exec(path)?.[1];
+      return pid === undefined ? [] : [Number(pid)];
     });
 }
 
 /** @returns what it printed within its time, whatever came of it */
 function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
   const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: userChildLimitMs });
-  const { stdout } = spawnSync(file, args, {
+  const { stdout, error } = spawnSync(file, args, {
     cwd: '/',
     env: childEnvironment,
     stdio: ['ignore', 'pipe', 'ignore'],
@@ -214,8 +213,8 @@ function runAsUser(user: UserIds, program: string, parameters: readonly string[]
     timeout: userChildLimitMs,
     killSignal: 'SIGKILL',
   });
-  // Null where it could not even be started.
-  return (stdout) ?? '';
+  // Where it could not even be started there is no text.
+  return error === undefined || errnoOf(error) === 'ETIMEDOUT' ? stdout : '';
 }
 
 /** All living holders of a job that are root's, also those that a crash left without a record. */
@@ -228,16 +227,13 @@ function findHolders(jobId: number): Holder[] {
 
 const rootId = 0;
 
-/**
- * A user can start a process with any environment, but not as root. The owner comes first: reading the environment of a process can
- * be made to hang by who owns it (findStepHolders).
- */
+/** A user can start a process with any environment, but not as root. The owner comes first, see processUid(). */
 function isHolderOf(jobId: number, pid: number, owner: number): boolean {
   return processUid(pid) === owner && processVariable(pid, holderVariable) === String(jobId);
 }
 
 function isAlive(jobId: number, holder: Holder): boolean {
-  return processStartTicks(holder.pid) === holder.startTicks && isHolderOf(jobId, holder.pid, rootId);
+  return isHolderOf(jobId, holder.pid, rootId) && processStartTicks(holder.pid) === holder.startTicks;
 }
 
 /**
@@ -247,7 +243,7 @@ function isAlive(jobId: number, holder: Holder): boolean {
 function stopHolder(jobId: number, holder: Holder): boolean {
   if (!isAlive(jobId, holder)) return false;
   const isSignalled = unlessErrno(['ESRCH'], () => process.kill(holder.pid, 'SIGKILL')) ?? false;
-  waitUntil(() => processStartTicks(holder.pid) !== holder.startTicks);
+  waitUntil(() => processUid(holder.pid) !== rootId || processStartTicks(holder.pid) !== holder.startTicks);
   return isSignalled;
 }
 

@@ -1,20 +1,17 @@
 /** The mounts of this process, and those of all processes of the node. */
-import { readFileSync, readlinkSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { locationOf, namesInUse, parseMountinfo, type Mount } from '../core/mountinfo.ts';
-import { unlessErrno } from './errno.ts';
 import { listProcesses, processMountinfo, processUid } from './processes.ts';
 
 export function readMounts(): Mount[] {
   return parseMountinfo(readFileSync('/proc/self/mountinfo', 'latin1'));
 }
 
-const goneOrHidden = ['ENOENT', 'ESRCH', 'EACCES', 'EPERM'];
-
 /**
  * How much the processes of one user may tell. A container has a few kilobytes of mounts; who has more than this keeps the own
  * entries, and takes no more of the collector's time.
  */
-const mostMountinfoBytes = 16 * 1024 * 1024;
+const mostMountinfoBytes = 64 * 1024 * 1024;
 
 /**
  * Which of a user's entries are mounted in any process's view.
@@ -28,24 +25,20 @@ export function findMountedEntries(basePath: string): (uid: number, name: string
   const base = locationOf(basePath, readMounts());
   if (base === undefined) throw new Error(`Cannot find the mount of ${basePath} in /proc/self/mountinfo`);
   const usersByName = new Map<string, Set<number>>();
-  const seen = new Set<string>();
+  const lastSeen = new Map<number, string>();
   const toldBytes = new Map<number, number>();
   const hasToldAll = (uid: number): boolean => (toldBytes.get(uid) ?? 0) < mostMountinfoBytes;
   for (const pid of listProcesses()) {
     const uid = processUid(pid);
     if (uid === undefined || !hasToldAll(uid)) continue;
-    // Processes that share a mount namespace and a root see the same; a node has few views, however many processes.
-    const view = unlessErrno(
-      goneOrHidden,
-      () => `${uid} ${readlinkSync(`/proc/${pid}/ns/mnt`)} ${readlinkSync(`/proc/${pid}/root`)}`,
-    );
-    if (view === undefined || seen.has(view)) continue;
     const told = toldBytes.get(uid) ?? 0;
     const mountinfo = processMountinfo(pid, mostMountinfoBytes - told);
     if (mountinfo === undefined) continue;
-    seen.add(view);
     // Root's count for everybody, so they are never left out.
     if (uid !== 0) toldBytes.set(uid, told + mountinfo.length);
+    // Neighbours mostly see the same. By what it is called, a view could be told only at the risk of waiting (processes.ts).
+    if (lastSeen.get(uid) === mountinfo) continue;
+    lastSeen.set(uid, mountinfo);
     for (const name of namesInUse(parseMountinfo(mountinfo), basePath, base)) {
       const users = usersByName.get(name) ?? new Set();
       usersByName.set(name, users.add(uid));

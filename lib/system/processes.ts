@@ -1,4 +1,10 @@
-/** Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to tell. */
+/**
+ * Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to tell.
+ *
+ * Of a user's process root reads no more than `status` and `mountinfo`. For the rest (stat, environ, cmdline, what ns/ and root lead
+ * to) the kernel makes the reader wait while the process is being executed, which users can make last for ever: by closing, at
+ * execve(2), a file of a FUSE whose server does not answer. Seen on Linux 6.18.
+ */
 import { closeSync, openSync, readFileSync, readdirSync } from 'node:fs';
 import { errnoOf } from './errno.ts';
 import { readStart } from './files.ts';
@@ -37,10 +43,11 @@ export function processCommandLine(pid: number): string | undefined {
   return readProcessFile(pid, 'cmdline')?.replace(/\0+$/, '').replaceAll('\0', ' ');
 }
 
-/** @returns the real uid, or undefined if the process is gone */
+/** @returns the real uid, or undefined if the process is gone or a zombie; never waits, whoever owns the process */
 export function processUid(pid: number): number | undefined {
-  const uid = /^Uid:\s+(\d+)/m.exec(readProcessFile(pid, 'status') ?? '')?.[1];
-  return uid === undefined ? undefined : Number(uid);
+  const status = readProcessFile(pid, 'status') ?? '';
+  const uid = /^Uid:\s+(\d+)/m.exec(status)?.[1];
+  return uid === undefined || /^State:\s+[ZX]/m.test(status) ? undefined : Number(uid);
 }
 
 /** @returns the first `limitBytes` of it: users may have as many mounts as they like in a namespace of their own */

@@ -88,3 +88,36 @@ export async function mountSilentFuse(
 }
 
 export const unlessFuse = unlessPrivateMachine ?? (existsSync('/dev/fuse') ? undefined : 'needs /dev/fuse');
+
+export interface Squashfuse extends AsyncDisposable {
+  /** Its mount point, for everybody. */
+  readonly path: string;
+  /** From now on its server does not answer. */
+  readonly stop: () => void;
+  readonly go: () => void;
+}
+
+/** Mounts an image by squashfuse, whose server can be stopped. */
+export async function mountSquashfuse(image: string): Promise<Squashfuse> {
+  const path = mkdtempSync(join(machineRoot, 'squashfuse-'));
+  command('chmod', '0755', path);
+  const server = spawn('squashfuse', ['-f', '-o', 'allow_other', image, path], { stdio: 'inherit' });
+  await until(`squashfuse serves ${path}`, () => {
+    if (server.exitCode !== null) throw new Error(`squashfuse ended with exit code ${server.exitCode}`);
+    return command('cat', '/proc/self/mountinfo').includes(` ${path} `);
+  });
+  return {
+    path,
+    stop: () => server.kill('SIGSTOP'),
+    go: () => server.kill('SIGCONT'),
+    [Symbol.asyncDispose]: async () => {
+      server.kill('SIGKILL');
+      await until('squashfuse has ended', () => server.exitCode !== null || server.signalCode !== null);
+      command('umount', '--lazy', path);
+    },
+  };
+}
+
+/** For SuiteOptions.skip: why there can be none. */
+export const unlessSquashfuse = (): string | undefined =>
+  unlessFuse ?? (existsSync('/usr/bin/squashfuse') ? undefined : 'needs squashfuse');

@@ -161,7 +161,7 @@ export class TestNode implements AsyncDisposable {
   }
 
   epilog(job: JobRequest): Promise<ProgramResult> {
-    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd')).result;
+    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd'), job.wrapper).result;
   }
 
   /** `container-cache gc OPTION…` */
@@ -171,6 +171,11 @@ export class TestNode implements AsyncDisposable {
 
   startGc(...options: readonly string[]): RunningProgram {
     return this.admin('gc', ...options);
+  }
+
+  /** The same, by a command that runs it, for example strace. */
+  startGcIn(wrapper: readonly string[], ...options: readonly string[]): RunningProgram {
+    return this.#start('container-cache', ['gc', ...options], {}, wrapper);
   }
 
   admin(...parameters: readonly string[]): RunningProgram {

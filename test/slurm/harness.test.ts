@@ -126,6 +126,32 @@ job('shows the Prolog what srun was asked for, and who asked', async ({ cluster 
   assert.is(environment!['HOME'], undefined);
 });
 
+job('shows the Prolog no variable that the user has set', async ({ cluster }) => {
+  const set = [
+    'CONTAINER_CACHE_CONF=/evil',
+    'CONTAINER_CACHE_LEASE=1',
+    'CONTAINER_CACHE_FSTAB=/etc',
+    'NODE_OPTIONS=--require=/evil',
+    'LD_PRELOAD_X=/evil',
+  ];
+  const result = await cluster!.run('usera', [
+    'env',
+    ...set,
+    'srun',
+    '--export=ALL',
+    'printenv',
+    'SLURM_JOB_ID',
+    'CONTAINER_CACHE_CONF',
+  ]);
+  const [jobId = '', inTask] = result.stdout.trim().split('\n');
+  assert.is(inTask, '/evil');
+  const [environment = {}] = await runsOf(cluster!, 'prolog', jobId);
+  const evil = Object.entries(environment).filter(
+    ([name, value]) => /evil/.test(value) || /^(CONTAINER_CACHE|NODE_)/.test(name),
+  );
+  assert.equal(evil, []);
+});
+
 job(
   'shows the Prolog and the Epilog what an #SBATCH line asks for, not what an srun inside does',
   async ({ cluster }) => {
