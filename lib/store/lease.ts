@@ -138,11 +138,13 @@ function waitForHolder(jobId: number, pid: number, owner: number): string | unde
   return isRunning ? processStartTicks(pid) : undefined;
 }
 
-/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. */
+/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. It is a holder without that, too. */
 function protectFromOomKiller(pid: number): void {
-  unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => {
+  try {
     writeFileSync(`/proc/${pid}/oom_score_adj`, '-1000');
-  });
+  } catch {
+    // An error here would leave a holder that nobody knows of.
+  }
 }
 
 /**

@@ -343,7 +343,7 @@ broken(
       await unsquashfs.started();
       remount('ro');
       unsquashfs.letGo();
-      return prolog.result;
+      return await prolog.result;
     });
     node.configure(noEnroot);
     await assertRecovers(node, images[0], 'read-only');
