@@ -65,7 +65,7 @@ export function isFaultOfNode(error: unknown): boolean {
 }
 
 /** Error numbers of what is used up, be it by one user: the disk, /run by an import of pyxis, all processes by a fork bomb. */
-const usedUp: ReadonlyMap<unknown, JobFaultCode> = new Map([
+const usedUp: ReadonlyMap<string, JobFaultCode> = new Map([
   ['ENOSPC', 'NO_SPACE'],
   ['EDQUOT', 'QUOTA_EXCEEDED'],
   ...['EAGAIN', 'ENOMEM', 'EMFILE', 'ENFILE'].map((code) => [code, 'NO_RESOURCES'] as const),
@@ -73,12 +73,23 @@ const usedUp: ReadonlyMap<unknown, JobFaultCode> = new Map([
 
 /** The code for the error number of the first failed system call among an error and its causes. */
 function usedUpCode(error: unknown): JobFaultCode | undefined {
-  const code = chainOf(error).find((one) => one instanceof Error && isErrno(one));
-  return code instanceof Error && 'code' in code ? usedUp.get(code.code) : undefined;
+  const errno = chainOf(error)
+    .map(systemErrorOf)
+    .find((one) => one !== undefined);
+  return errno === undefined ? undefined : usedUp.get(errno);
 }
 
-const isErrno = (error: Error): boolean =>
-  'code' in error && typeof error.code === 'string' && /^E[A-Z0-9]+$/.test(error.code);
+/** Node has no name for a used-up quota: `Unknown system error -122`. */
+const quotaErrno = -122;
+
+/** @returns "ENOENT" and the like; undefined for what is no failed system call */
+export function systemErrorOf(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  if ('errno' in error && error.errno === quotaErrno) return 'EDQUOT';
+  return 'code' in error && typeof error.code === 'string' && /^E[A-Z0-9]+$/.test(error.code)
+    ? error.code
+    : undefined;
+}
 
 /** An error and its causes, outermost first. A cause may point back at itself; five levels are more than we ever nest. */
 function chainOf(error: unknown): unknown[] {

@@ -20,7 +20,7 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
-import { NodeFault } from '../core/faults.ts';
+import { JobFault, NodeFault } from '../core/faults.ts';
 import { holderTitle, holderVariable, leasePath, leasesPath, parseIdName } from '../core/layout.ts';
 import {
   formatLeaseRecord,
@@ -30,7 +30,7 @@ import {
 } from '../core/lease-record.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { isExecutable, readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
 import { childEnvironment } from '../system/run.ts';
@@ -43,7 +43,7 @@ type Holder = LeaseRecord['holder'];
  * released after the new one is there.
  *
  * @param entries stay open here: the caller closes them
- * @throws NodeFault LEASE_FAILED; then no holder is left behind
+ * @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES; then no holder is left behind
  */
 export function takeLease(
   runtimePath: string,
@@ -82,7 +82,7 @@ export function takeLease(
  * is kept; the Epilog finds the process by its environment.
  *
  * @returns its process ID
- * @throws NodeFault LEASE_FAILED
+ * @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES
  */
 export function holdForStep(jobId: number, uid: number, entry: HeldEntry): number {
   return startHolder(jobId, [entry.fd], uid).pid;
@@ -104,10 +104,10 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   child.unref();
   const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
   if (child.pid === undefined || startTicks === undefined) {
-    throw new NodeFault(
-      'LEASE_FAILED',
-      `Cannot start the lease holder of job ${jobId}: ${file} does not run`,
-    );
+    const message = `Cannot start the lease holder of job ${jobId}: ${file} does not run`;
+    // A program that is there fails for want of processes or memory, or on a node that is too busy: any user can see to that.
+    if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message);
+    throw new NodeFault('LEASE_FAILED', message);
   }
   protectFromOomKiller(child.pid);
   return { pid: child.pid, startTicks };
@@ -138,11 +138,13 @@ function waitForHolder(jobId: number, pid: number, owner: number): string | unde
   return isRunning ? processStartTicks(pid) : undefined;
 }
 
-/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. */
+/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. It is a holder without that, too. */
 function protectFromOomKiller(pid: number): void {
-  unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => {
+  try {
     writeFileSync(`/proc/${pid}/oom_score_adj`, '-1000');
-  });
+  } catch {
+    // An error here would leave a holder that nobody knows of.
+  }
 }
 
 /**

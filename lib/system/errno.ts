@@ -1,9 +1,10 @@
 /** Error numbers of failed system calls, as Node reports them. */
 
+import { systemErrorOf } from '../core/faults.ts';
+
 /** @returns "ENOENT" and the like; undefined for what is no failed system call */
 export function errnoOf(error: unknown): string | undefined {
-  const code = error instanceof Error && 'code' in error ? error.code : undefined;
-  return typeof code === 'string' ? code : undefined;
+  return systemErrorOf(error);
 }
 
 /** Runs `action`; a failure with one of these numbers gives undefined. */

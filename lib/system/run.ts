@@ -156,7 +156,14 @@ export async function run(command: Command): Promise<CommandResult> {
   // EPIPE, if the child ends without reading: its exit code tells the rest.
   child.stdin?.on('error', () => undefined);
   child.stdin?.end(command.input);
-  if (child.pid !== undefined) command.onStart?.(child.pid);
+  try {
+    if (child.pid !== undefined) command.onStart?.(child.pid);
+  } catch (error) {
+    // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
+    clearTimeout(timer);
+    child.kill('SIGKILL');
+    reject(error as Error);
+  }
   return promise;
 }
 
@@ -218,6 +225,11 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
   child.on('exit', (exitCode, signal) => {
     end(exitCode ?? undefined, signal ?? undefined, false);
   });
-  if (child.pid !== undefined) command.onStart?.(child.pid);
+  try {
+    if (child.pid !== undefined) command.onStart?.(child.pid);
+  } catch (error) {
+    reject(error as Error);
+    child.kill('SIGKILL');
+  }
   return promise;
 }

@@ -12,6 +12,7 @@ import {
   existsSync,
   lstatSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   readFileSync,
   rmSync,
@@ -23,13 +24,16 @@ import {
 import { basename, join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
-import { TestNode } from '../helpers/node.ts';
+import { readUsage } from '../../lib/system/disk-usage.ts';
+import { TestNode, type NodeOptions } from '../helpers/node.ts';
 import {
   alice,
   bob,
   command,
   enterPrivateMachine,
+  machineRoot,
   mount,
+  umount,
   unlessPrivateMachine,
   type TestUser,
 } from '../helpers/private-machine.ts';
@@ -97,8 +101,8 @@ class WrapperNode implements AsyncDisposable {
     );
   }
 
-  static async start(): Promise<WrapperNode> {
-    return new WrapperNode(await TestNode.start());
+  static async start(options?: NodeOptions): Promise<WrapperNode> {
+    return new WrapperNode(await TestNode.start(options));
   }
 
   writeFacts(changes: Partial<NodeFacts> = {}): void {
@@ -228,6 +232,35 @@ for (const parameters of untouched) {
     assert.not(environment.has('ENROOT_DATA_PATH'));
   });
 }
+
+pass(
+  'a stub for which the disk has no inode left, whichever of its files is the first to find none',
+  async () => {
+    const disk = mkdtempSync(join(machineRoot, 'disk-'));
+    chmodSync(disk, 0o755);
+    mount('--types', 'tmpfs', '--options', 'mode=0755,nr_inodes=1000', 'tmpfs', disk);
+    try {
+      await using node = await WrapperNode.start({ basePath: join(disk, 'data') });
+      const parameters = ['create', '--name', container, node.imagePath];
+      let passed = 0;
+      for (let free = 0; ; free++) {
+        const { totalInodes, freeInodes } = readUsage(disk);
+        mount('--options', `remount,nr_inodes=${totalInodes - freeInodes + free}`, disk);
+        const result = node.run(parameters);
+        assert.equal([result.exitCode, result.output], [0, ''], `${free} inodes`);
+        if (result.calls.length === 0) break;
+        assert.equal(parametersOf(result), [parameters], `${free} inodes`);
+        assert.not(existsSync(node.stub()), `${free} inodes`);
+        passed++;
+        command('find', node.userPath, '-name', '.*.partial', '-prune', '-exec', 'rm', '-r', '{}', ';');
+      }
+      assert.ok(passed >= 4, `${passed} times`);
+      assert.is(readFileSync(join(node.stub(), '.container-cache/entry'), 'utf8').split('\n')[0], node.entry);
+    } finally {
+      umount(disk);
+    }
+  },
+);
 
 const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
   ['there are no facts', (node) => rmSync(join(node.node.runtimePath, 'node'))],

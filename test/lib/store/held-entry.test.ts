@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { JobFault } from '../../../lib/core/faults.ts';
+import { settledLockMode } from '../../../lib/core/entry-metadata.ts';
 import { entryName, lockPath } from '../../../lib/core/layout.ts';
 import { holdEntry, touchEntry } from '../../../lib/store/held-entry.ts';
 import { tryFlock } from '../../../lib/system/flock.ts';
@@ -31,7 +32,7 @@ const opened: number[] = [];
 /** Publishes an entry at the path. */
 function publish(): void {
   const aside = mkdtempSync(join(directory, '.aside-'));
-  writeFileSync(lockPath(aside), '');
+  writeFileSync(lockPath(aside), '', { mode: settledLockMode });
   renameSync(aside, path);
 }
 
