@@ -24,7 +24,7 @@ import {
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
-import { isStub } from '../lib/store/stub.ts';
+import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
@@ -174,6 +174,6 @@ function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]
   const names = unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)) ?? [];
   return {
     partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
-    stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && isStub(userDirectory, name)),
+    stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined),
   };
 }

@@ -34,7 +34,6 @@ import {
   parseIdName,
   parsePartialName,
   parseStubName,
-  stubMarkPath,
 } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
@@ -47,7 +46,7 @@ import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
-import { isStub } from './stub.ts';
+import { findStub } from './stub.ts';
 import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { openTrash } from './user-directory.ts';
 
@@ -379,8 +378,8 @@ function sweepStubs(
 }
 
 function isOldStub(userDirectory: Directory, name: string): boolean {
-  if (parseStubName(name) === undefined || !isStub(userDirectory, name)) return false;
-  const stats = unlessErrno(isGone, () => lstatSync(stubMarkPath(inDirectory(userDirectory, name))));
+  if (parseStubName(name) === undefined) return false;
+  const stats = findStub(userDirectory, name);
   return stats !== undefined && Date.now() - stats.mtimeMs > youngestStubMs;
 }
 
