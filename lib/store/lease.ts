@@ -104,6 +104,8 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   child.unref();
   const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
   if (child.pid === undefined || startTicks === undefined) {
+    // Nobody would know of one that gets going later.
+    child.kill('SIGKILL');
     throw new NodeFault(
       'LEASE_FAILED',
       `Cannot start the lease holder of job ${jobId}: ${file} does not run`,
@@ -113,8 +115,8 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   return { pid: child.pid, startTicks };
 }
 
-/** What a start or an end of a process takes at most, on the busiest node; it is a millisecond otherwise. */
-const processChangeLimitMs = 1000;
+/** What a start or an end of a process takes at most, on a node on which everything waits for its turn; a millisecond otherwise. */
+const processChangeLimitMs = 10_000;
 
 /** Waits without the event loop, for what is about to happen. @returns whether it did */
 function waitUntil(happened: () => boolean): boolean {

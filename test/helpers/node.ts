@@ -262,7 +262,7 @@ export class TestNode implements AsyncDisposable {
         join(path, lockFileName),
         entry.metadata ?? formatEntryMetadata({ ...metadata, ...space }),
       );
-    command('chown', '--recursive', `${user.uid}:${user.gid}`, path);
+    for (const one of [path, ...readdirSync(path).map((name) => join(path, name))]) chownSync(one, user.uid, user.gid);
     setUsed(path, entry.usedSecondsAgo);
     return path;
   }
