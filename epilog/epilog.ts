@@ -174,6 +174,8 @@ function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]
   const names = unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${userDirectory.fd}`)) ?? [];
   return {
     partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
-    stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined),
+    stubs: names.filter(
+      (name) => parseStubName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined,
+    ),
   };
 }

@@ -228,7 +228,8 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
     for (const name of names) {
       const jobId = parseStubName(name)?.jobId;
       if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(uid, name)) continue;
-      if (asOwner(directory, () => findStub(directory, name) !== undefined)) stubs.push(`${directory.path}/${name}`);
+      if (asOwner(directory, () => findStub(directory, name) !== undefined))
+        stubs.push(`${directory.path}/${name}`);
     }
   }
   return stubs.map((path) => report.warn(`${path}: the stub of a job that is over`, collect));

@@ -262,7 +262,8 @@ export class TestNode implements AsyncDisposable {
         join(path, lockFileName),
         entry.metadata ?? formatEntryMetadata({ ...metadata, ...space }),
       );
-    for (const one of [path, ...readdirSync(path).map((name) => join(path, name))]) chownSync(one, user.uid, user.gid);
+    for (const one of [path, ...readdirSync(path).map((name) => join(path, name))])
+      chownSync(one, user.uid, user.gid);
     setUsed(path, entry.usedSecondsAgo);
     return path;
   }

@@ -113,7 +113,10 @@ export function addUsers(count: number): TestUser[] {
     name: `user${index + 1}`,
   }));
   const lines = (form: (user: TestUser) => string): string => users.map(form).join('');
-  replaceFile('/etc/passwd', (text) => text + lines(({ name, uid, gid }) => `${name}:x:${uid}:${gid}::/:/bin/sh\n`));
+  replaceFile(
+    '/etc/passwd',
+    (text) => text + lines(({ name, uid, gid }) => `${name}:x:${uid}:${gid}::/:/bin/sh\n`),
+  );
   replaceFile('/etc/group', (text) => text + lines(({ name, gid }) => `${name}:x:${gid}:\n`));
   return users;
 }

@@ -86,7 +86,9 @@ test('1,000 entries of 200 users go in the order of their use, whoever has them,
       const hash = index.toString(16).padStart(16, '0');
       return { usedSecondsAgo, path: node.plant(users[index % users.length]!, { hash, usedSecondsAgo }) };
     });
-    const order = planted.sort((a, b) => b.usedSecondsAgo - a.usedSecondsAgo).map(({ path }) => basename(path));
+    const order = planted
+      .sort((a, b) => b.usedSecondsAgo - a.usedSecondsAgo)
+      .map(({ path }) => basename(path));
     assert.ok(inodesUsedPercent(readUsage(base)) >= 65);
 
     const plan = await node.gc('--dry-run');

@@ -50,7 +50,13 @@ const facts: NodeFacts = {
   command: '/usr/libexec/container-cache/container-cache',
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
 };
-const metadata = { image: '/x/y.sqsh', createdAtMs: 1_700_000_000_000, unpackMs: 2500, bytes: 7e9, inodes: 263_134 };
+const metadata = {
+  image: '/x/y.sqsh',
+  createdAtMs: 1_700_000_000_000,
+  unpackMs: 2500,
+  bytes: 7e9,
+  inodes: 263_134,
+};
 const entry = 'pyxis_cache_u1000_00deadbeef001122';
 const lease = { jobId: 42, uid: 1000, holder: { pid: 7, startTicks: '99' }, sinceMs: 1, entries: [entry] };
 const conf = `# where
@@ -102,11 +108,26 @@ const parsers: readonly Parser[] = [
       './a b.sqsh',
       '/images/x.sqsh',
     ],
-    pieces: ['@', '#', ':', '/', 'a', '.', '@sha256:', 'a@', 'a/', '//', 'a:', 'docker://', `@sha256:${'0'.repeat(64)}`],
+    pieces: [
+      '@',
+      '#',
+      ':',
+      '/',
+      'a',
+      '.',
+      '@sha256:',
+      'a@',
+      'a/',
+      '//',
+      'a:',
+      'docker://',
+      `@sha256:${'0'.repeat(64)}`,
+    ],
     read: (text) => {
       const request = parseImage(text, '/w');
       assert.match(imageOfPyxis(text), /^(?:[./]|[a-z]+:\/\/)/);
-      if (request.kind === 'path') return assert.ok(request.path.startsWith('/') && request.path.endsWith(text));
+      if (request.kind === 'path')
+        return assert.ok(request.path.startsWith('/') && request.path.endsWith(text));
       assert.not.match(request.canonical, /[\s\p{Cc}]/u);
       const again = parseImage(request.canonical, '/w');
       assert.is(again.kind === 'registry' && again.canonical, request.canonical);
@@ -162,14 +183,32 @@ const parsers: readonly Parser[] = [
   {
     name: 'mountinfo and fstab',
     samples: [mountinfo, '/dev/sda /raid/data ext4 defaults 0 0\n'],
-    pieces: [' ', '/', '\\040', ' - ', ',', ':', 'lowerdir=', ',lowerdir+=/a', '/a/..', '\n', 'a b c d e f - g h i\n'],
+    pieces: [
+      ' ',
+      '/',
+      '\\040',
+      ' - ',
+      ',',
+      ':',
+      'lowerdir=',
+      ',lowerdir+=/a',
+      '/a/..',
+      '\n',
+      'a b c d e f - g h i\n',
+    ],
     read: (text) => {
       const mounts = parseMountinfo(text);
       for (const name of namesInUse(mounts, '/data', { device: '259:1', path: '/sub/da ta' }))
         assert.match(name, /^[^/]*\/[^/]*$/);
       const location = locationOf('/data/1000', mounts);
-      assert.ok(location === undefined || location.path.endsWith('/1000') || location.path.endsWith('/data/1000') || mounts.some(({ mountPoint }) => mountPoint === '/data/1000'));
-      for (const point of missingMounts('/raid/data', text, mounts)) assert.ok('/raid/data/'.startsWith(`${point}/`));
+      assert.ok(
+        location === undefined ||
+          location.path.endsWith('/1000') ||
+          location.path.endsWith('/data/1000') ||
+          mounts.some(({ mountPoint }) => mountPoint === '/data/1000'),
+      );
+      for (const point of missingMounts('/raid/data', text, mounts))
+        assert.ok('/raid/data/'.startsWith(`${point}/`));
       mountOptions(text, '/data');
     },
   },
@@ -180,7 +219,8 @@ const parsers: readonly Parser[] = [
     read: (text) => {
       const found = parseNodeFacts(text);
       // Only what we write has to read back the same: a carriage return becomes a blank.
-      if (found !== undefined && !text.includes('\r')) assert.equal(parseNodeFacts(formatNodeFacts(found)), found);
+      if (found !== undefined && !text.includes('\r'))
+        assert.equal(parseNodeFacts(formatNodeFacts(found)), found);
     },
   },
   {
@@ -194,7 +234,10 @@ const parsers: readonly Parser[] = [
   },
   {
     name: 'enroot.conf and mounts.d',
-    samples: ['ENROOT_DATA_PATH /raid/data/$(id -u)\nENROOT_SQUASH_OPTIONS=-comp lzo -noD\n', '/a/b /a/b none bind\n'],
+    samples: [
+      'ENROOT_DATA_PATH /raid/data/$(id -u)\nENROOT_SQUASH_OPTIONS=-comp lzo -noD\n',
+      '/a/b /a/b none bind\n',
+    ],
     pieces: [' ', '\t', '=', 'ENROOT_A', ' = ', '/', 'a ', '#', '\n'],
     read: (text) => {
       for (const { key, value } of parseEnrootConf(text)) {
@@ -219,7 +262,9 @@ const parsers: readonly Parser[] = [
   },
   {
     name: 'plugstack.conf',
-    samples: ['required /usr/lib/slurm/spank_pyxis.so container_scope=job # why\ninclude /etc/slurm/plugstack.conf.d/*\n'],
+    samples: [
+      'required /usr/lib/slurm/spank_pyxis.so container_scope=job # why\ninclude /etc/slurm/plugstack.conf.d/*\n',
+    ],
     pieces: [' ', '#', 'required ', 'include', '\t', '\n', 'a '],
     read: (text) => {
       for (const line of parsePlugstack(text)) {
@@ -230,17 +275,26 @@ const parsers: readonly Parser[] = [
   },
   {
     name: 'names on disk',
-    samples: [entry, `.${entry}.create.lock`, `.${entry}.42-9f3c.partial`, 'pyxis_42.0', 'pyxis_42_42.0', '1000'],
+    samples: [
+      entry,
+      `.${entry}.create.lock`,
+      `.${entry}.42-9f3c.partial`,
+      'pyxis_42.0',
+      'pyxis_42_42.0',
+      '1000',
+    ],
     pieces: ['pyxis_', '0', 'f', '.', '_', '/', 'pyxis_1_1', '.partial', '-'],
     read: (text) => {
       const partial = parsePartialName(text);
       const isOurs =
-        [parseCreateLockName(text), partial, parseStubName(text), parseIdName(text)].some((found) => found !== undefined) ||
-        isEntryNameOf(1000, text);
+        [parseCreateLockName(text), partial, parseStubName(text), parseIdName(text)].some(
+          (found) => found !== undefined,
+        ) || isEntryNameOf(1000, text);
       // It is put below a directory as it is.
       if (isOurs) assert.match(text, /^[\w.-]+$/);
       if (isOurs) assert.not.match(text, /^\.{1,2}$/);
-      if (partial !== undefined) assert.ok(text.includes(`.${partial.jobId}-`) && text.includes(partial.entry));
+      if (partial !== undefined)
+        assert.ok(text.includes(`.${partial.jobId}-`) && text.includes(partial.entry));
       const stub = parseStubName(text);
       if (stub !== undefined) assert.match(text, new RegExp(`^pyxis_${stub.jobId}[._]`));
     },
@@ -312,7 +366,9 @@ test('slurm.conf: no text makes it throw or takes it long, includes of itself an
       for (const value of found.all(key)) assert.not.match(value, /\n/);
   };
   const texts: string[] = [];
-  forAll(500, (random) => texts.push(hostile(random, [slurmConf, 'Include slurm.conf\nInclude slurm.conf\n'])));
+  forAll(500, (random) =>
+    texts.push(hostile(random, [slurmConf, 'Include slurm.conf\nInclude slurm.conf\n'])),
+  );
   for (const text of texts) await read(text);
 });
 
@@ -324,7 +380,9 @@ test('a superblock of any bytes is refused, or tells numbers that can be', () =>
     const sizeBytes = random.pick([0, 96, 2 ** 40, Number.MAX_SAFE_INTEGER]);
     try {
       const found = parseSuperblock({ realPath: '/x', sizeBytes, modifiedAt: '1.0', superblock });
-      assert.ok(found.inodes >= 0 && found.inodes < 2 ** 32 && found.usedBytes >= 0 && found.usedBytes <= sizeBytes);
+      assert.ok(
+        found.inodes >= 0 && found.inodes < 2 ** 32 && found.usedBytes >= 0 && found.usedBytes <= sizeBytes,
+      );
     } catch (error) {
       assert.instance(error, JobFault);
     }
@@ -375,13 +433,12 @@ test('settings of any valid value read back', () => {
       syslog_facility: random.pick(['daemon', 'local0', 'user']),
     };
     const blank = (): string => random.text(' \t', 0, 3);
-    const text = settingKeys.map((key) => `${blank()}${key}${blank()}=${blank()}${values[key]}${blank()}\n`).join('');
+    const text = settingKeys
+      .map((key) => `${blank()}${key}${blank()}=${blank()}${values[key]}${blank()}\n`)
+      .join('');
     const { settings, problems } = parseSettings(text, '/x.conf');
     assert.equal(problems, []);
-    assert.equal(
-      Object.values(settings ?? {}).sort(),
-      Object.values(values).sort(),
-    );
+    assert.equal(Object.values(settings ?? {}).sort(), Object.values(values).sort());
   });
 });
 
@@ -407,21 +464,29 @@ test('mounts of any names read back', () => {
 
 test('a plan for entries and disks of any numbers keeps what is used, and leaves none out', () => {
   forAll(1000, (random) => {
-    const number = (): number => random.pick([0, 1, -1, 0.5, random.integer(0, 10 ** 12), Number.MAX_SAFE_INTEGER]);
-    const entries = Array.from(
-      { length: random.integer(0, 20) },
-      (_, index): EntryFacts => ({
-        uid: random.integer(0, 3),
-        name: `e${index}`,
-        usedAtMs: number(),
-        leased: random.integer(0, 3) === 0,
-        mounted: random.integer(0, 3) === 0,
-        bytes: Math.abs(number()),
-        inodes: Math.abs(number()),
-      }),
-    );
-    const disk = { totalBytes: number(), freeBytes: number(), availableBytes: number(), totalInodes: number(), freeInodes: number() };
-    const policy = { gcHighPercent: random.integer(1, 100), gcLowPercent: random.integer(0, 99), gcMinAgeSeconds: random.pick([0, 120, 10 ** 9]) };
+    const number = (): number =>
+      random.pick([0, 1, -1, 0.5, random.integer(0, 10 ** 12), Number.MAX_SAFE_INTEGER]);
+    const entries = Array.from({ length: random.integer(0, 20) }, (_, index): EntryFacts => ({
+      uid: random.integer(0, 3),
+      name: `e${index}`,
+      usedAtMs: number(),
+      leased: random.integer(0, 3) === 0,
+      mounted: random.integer(0, 3) === 0,
+      bytes: Math.abs(number()),
+      inodes: Math.abs(number()),
+    }));
+    const disk = {
+      totalBytes: number(),
+      freeBytes: number(),
+      availableBytes: number(),
+      totalInodes: number(),
+      freeInodes: number(),
+    };
+    const policy = {
+      gcHighPercent: random.integer(1, 100),
+      gcLowPercent: random.integer(0, 99),
+      gcMinAgeSeconds: random.pick([0, 120, 10 ** 9]),
+    };
     const nowMs = number();
     const { evict, reserve, kept } = planCollection(entries, disk, policy, nowMs);
     assert.equal(

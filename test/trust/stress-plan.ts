@@ -76,23 +76,24 @@ function planRun(random: Random, image: number, images: number): RunPlan {
   const prologKills = oneIn(7)
     ? Array.from({ length: random.integer(1, 2) }, () => ({ kill: kill(), epilog: oneIn(2) }))
     : [];
-  const steps = Array.from(
-    { length: random.pick([0, 0, 1, 1, 2]) },
-    (): StepPlan => ({
-      image: oneIn(3) ? random.integer(0, images - 1) : image,
-      by: oneIn(4) ? 'acquire' : 'wrapper',
-      kill: oneIn(8) ? kill() : undefined,
-      killHolder: oneIn(12),
-      runMs: random.integer(0, 40),
-      isRemoved: !oneIn(5),
-    }),
-  );
+  const steps = Array.from({ length: random.pick([0, 0, 1, 1, 2]) }, (): StepPlan => ({
+    image: oneIn(3) ? random.integer(0, images - 1) : image,
+    by: oneIn(4) ? 'acquire' : 'wrapper',
+    kill: oneIn(8) ? kill() : undefined,
+    killHolder: oneIn(12),
+    runMs: random.integer(0, 40),
+    isRemoved: !oneIn(5),
+  }));
   return {
     prologKills,
     steps,
     killLeaseBefore: oneIn(15) ? random.integer(0, 1) : undefined,
     forgesMetadata: oneIn(10),
     hasForgedHolder: oneIn(20),
-    epilog: random.pick([...Array<'once'>(12).fill('once'), 'twice at once', 'none'] as const) as RunPlan['epilog'],
+    epilog: random.pick([
+      ...Array<'once'>(12).fill('once'),
+      'twice at once',
+      'none',
+    ] as const) as RunPlan['epilog'],
   };
 }

@@ -225,7 +225,8 @@ class Stress {
     this.#options = options;
     this.#users = addUsers(options.users);
     this.#images = Array.from({ length: options.images }, (_, index) => makeStressImage(node, index));
-    for (const path of ['bin', 'real', 'real/data', 'etc', 'etc/mounts.d', 'watch']) mkdirSync(join(node.root, path));
+    for (const path of ['bin', 'real', 'real/data', 'etc', 'etc/mounts.d', 'watch'])
+      mkdirSync(join(node.root, path));
     this.watchPath = join(node.root, 'watch');
     writeFileSync(join(this.watchPath, 'log'), '');
     for (const path of [this.watchPath, join(this.watchPath, 'log')]) chmodSync(path, 0o777);
@@ -255,7 +256,9 @@ class Stress {
       this.#isIdle = true;
       await collecting;
       await this.#checkIdle(to);
-      this.#options.tell?.(`${this.#options.disk}: ${to - firstJob} jobs, ${this.report.violations.length} violations`);
+      this.#options.tell?.(
+        `${this.#options.disk}: ${to - firstJob} jobs, ${this.report.violations.length} violations`,
+      );
     }
   }
 
@@ -280,7 +283,9 @@ class Stress {
     while (!this.#isIdle) {
       const collector = this.#node.startGc(...(random.integer(0, 3) === 0 ? ['--background'] : []));
       const isKilled = random.integer(1, 6) === 1;
-      const killing = isKilled ? killLater(collector.pid, { afterMs: random.integer(0, 400), group: true }) : undefined;
+      const killing = isKilled
+        ? killLater(collector.pid, { afterMs: random.integer(0, 400), group: true })
+        : undefined;
       const result = await collector.result;
       await killing;
       if (result.signal === 'SIGKILL') this.report.killedCollectors++;
@@ -331,11 +336,13 @@ class Stress {
       if (run.killLeaseBefore === number && lease !== undefined) this.#killHolder(lease);
       this.report.steps++;
       const isLeased = lease !== undefined && this.#held.has(lease);
-      if (step.by === 'wrapper') await this.#runContainer(plan, step, number, isLeased ? lease : undefined, where);
+      if (step.by === 'wrapper')
+        await this.#runContainer(plan, step, number, isLeased ? lease : undefined, where);
       else await this.#runAcquire(plan, step, where);
       this.#checkAll(where);
     }
-    if (lease !== undefined && this.#held.has(lease)) this.#checkComplete(lease.entry, image, `${where}, at its end`);
+    if (lease !== undefined && this.#held.has(lease))
+      this.#checkComplete(lease.entry, image, `${where}, at its end`);
     if (run.epilog === 'none' && plan.runs.length === 1) this.#withoutEpilog.push(job);
     else await this.#finish(job, run.epilog, where, run.hasForgedHolder);
     this.#checkAll(where);
@@ -346,10 +353,19 @@ class Stress {
   }
 
   /** @returns the lease, if the job has one */
-  #checkProlog(result: ProgramResult, job: { id: number; user: TestUser }, image: Image, where: string): Held | undefined {
+  #checkProlog(
+    result: ProgramResult,
+    job: { id: number; user: TestUser },
+    image: Image,
+    where: string,
+  ): Held | undefined {
     const { line, exitCode, signal, stderr } = result;
     const isNoSpace = line['code'] === 'NO_SPACE';
-    this.#expect(exitCode === (isNoSpace ? 1 : 0) && signal === null, where, `Prolog: exit code ${exitCode} ${signal}: ${stderr}`);
+    this.#expect(
+      exitCode === (isNoSpace ? 1 : 0) && signal === null,
+      where,
+      `Prolog: exit code ${exitCode} ${signal}: ${stderr}`,
+    );
     if (isNoSpace) {
       this.report.noSpace++;
       return undefined;
@@ -363,7 +379,10 @@ class Stress {
     const record = readLease(this.#node.runtimePath, job.id);
     const entry = join(this.#node.userPath(job.user), line['entry'] ?? '');
     if (record === undefined || !existsSync(lockFileOf(entry))) {
-      this.#violation(where, `I2, I3: after its Prolog it has ${record === undefined ? 'no lease' : 'no entry'}: ${stderr}`);
+      this.#violation(
+        where,
+        `I2, I3: after its Prolog it has ${record === undefined ? 'no lease' : 'no entry'}: ${stderr}`,
+      );
       return undefined;
     }
     this.#expect(record.entries.join() === line['entry'], where, `the lease is on ${record.entries.join()}`);
@@ -396,7 +415,14 @@ class Stress {
   }
 
   #forgeMetadata({ user, entry }: Held): void {
-    const claim = { version: 1, image: '/x', createdAtMs: 0, unpackMs: 0, bytes: 0, inodes: Number.MAX_SAFE_INTEGER };
+    const claim = {
+      version: 1,
+      image: '/x',
+      createdAtMs: 0,
+      unpackMs: 0,
+      bytes: 0,
+      inodes: Number.MAX_SAFE_INTEGER,
+    };
     withUserIds(user, () => {
       writeFileSync(lockFileOf(entry), JSON.stringify(claim));
     });
@@ -412,12 +438,20 @@ class Stress {
     for (const held of this.#held) {
       const inode = inodeOf(lockFileOf(held.entry));
       const what = `${held.isLease ? 'lease' : 'step'} of job ${held.jobId} on ${held.entry}`;
-      this.#expect(inode === held.inode, where, `I3: ${what}: its lock file is ${inode ?? 'gone'}, was ${held.inode}`);
+      this.#expect(
+        inode === held.inode,
+        where,
+        `I3: ${what}: its lock file is ${inode ?? 'gone'}, was ${held.inode}`,
+      );
       const isHolding = inode !== undefined && hasOpen(held.holder, lockFileOf(held.entry), held.inode);
       this.#expect(isHolding, where, `I4, I6: ${what}: process ${held.holder} does not hold it any more`);
       if (!held.isLease) continue;
       const record = readLease(this.#node.runtimePath, held.jobId);
-      this.#expect(record?.holder.pid === held.holder, where, `${what}: the record names ${record?.holder.pid ?? 'nobody'}`);
+      this.#expect(
+        record?.holder.pid === held.holder,
+        where,
+        `${what}: the record names ${record?.holder.pid ?? 'nobody'}`,
+      );
     }
     this.#checkAnyEntry(where);
     this.#checkUnpacks(where);
@@ -454,12 +488,25 @@ class Stress {
     }
   }
 
-  async #runContainer(plan: JobPlan, step: StepPlan, number: number, lease: Held | undefined, where: string): Promise<void> {
+  async #runContainer(
+    plan: JobPlan,
+    step: StepPlan,
+    number: number,
+    lease: Held | undefined,
+    where: string,
+  ): Promise<void> {
     const user = this.#users[plan.user]!;
     const image = this.#images[step.image]!;
     const name = `pyxis_${plan.id}.${number}`;
-    const create = this.#asUser(plan, number, [join(this.#node.root, 'bin/enroot'), 'create', '--name', name, image.path]);
-    const killing = step.kill === undefined ? undefined : killLater(create.pid, { ...step.kill, group: true });
+    const create = this.#asUser(plan, number, [
+      join(this.#node.root, 'bin/enroot'),
+      'create',
+      '--name',
+      name,
+      image.path,
+    ]);
+    const killing =
+      step.kill === undefined ? undefined : killLater(create.pid, { ...step.kill, group: true });
     const created = await create.result;
     await killing;
     if (created.signal === 'SIGKILL') {
@@ -467,7 +514,11 @@ class Stress {
       this.#noteKill(user);
       return;
     }
-    this.#expect(created.exitCode === 0, where, `I16: create: exit code ${created.exitCode}: ${created.output}`);
+    this.#expect(
+      created.exitCode === 0,
+      where,
+      `I16: create: exit code ${created.exitCode}: ${created.output}`,
+    );
     const stub = join(this.#node.userPath(user), name);
     const [entryName, holder] = readMark(stub);
     const isOwn = lease !== undefined && step.image === plan.image;
@@ -491,11 +542,19 @@ class Stress {
     const started = await start.result;
     if (isProtected) {
       const expected = `${image.checksum}\n${image.checksum}\n`;
-      this.#expect(started.output === expected, where, `I1, I3: a container of ${entry} has ${started.output}, want ${expected}`);
+      this.#expect(
+        started.output === expected,
+        where,
+        `I1, I3: a container of ${entry} has ${started.output}, want ${expected}`,
+      );
     }
     // The stand-in does not mount, so without a holder nothing keeps the entry while it runs.
     if (isProtected || entry === undefined)
-      this.#expect(started.exitCode === 0, where, `I16: start: exit code ${started.exitCode}: ${started.output}`);
+      this.#expect(
+        started.exitCode === 0,
+        where,
+        `I16: start: exit code ${started.exitCode}: ${started.output}`,
+      );
     if (!step.isRemoved) return;
     if (held !== undefined) this.#held.delete(held);
     const remove = this.#asUser(plan, number, [join(this.#node.root, 'bin/enroot'), 'remove', '-f', name]);
@@ -539,7 +598,13 @@ class Stress {
     const kind = fields?.['result'];
     if (kind === 'created' || kind === 'reused' || kind === 'waited') this.report[kind]++;
     if (holder === '-') return;
-    const held = this.#holdStep(plan.id, user, join(this.#node.userPath(user), entryName), Number(holder), where);
+    const held = this.#holdStep(
+      plan.id,
+      user,
+      join(this.#node.userPath(user), entryName),
+      Number(holder),
+      where,
+    );
     if (held === undefined) return;
     this.#checkComplete(held.entry, image, where);
     if (step.killHolder) this.#killHolder(held);
@@ -557,7 +622,11 @@ class Stress {
     for (const { exitCode, signal, stderr } of await Promise.all(epilogs))
       this.#expect(exitCode === 0, where, `I9: Epilog: exit code ${exitCode} ${signal}: ${stderr}`);
     if (forger !== undefined) {
-      this.#expect(forger.exitCode === null && forger.signalCode === null, where, "I6: the Epilog ended another user's process");
+      this.#expect(
+        forger.exitCode === null && forger.signalCode === null,
+        where,
+        "I6: the Epilog ended another user's process",
+      );
       forger.kill('SIGKILL');
       await until('the forger has ended', () => forger.signalCode !== null);
     }
@@ -580,8 +649,16 @@ class Stress {
   #checkNothingLeft(job: { id: number; user: TestUser }, where: string): void {
     const left = holders(job.id).filter(({ pid }) => [0, job.user.uid].includes(processUid(pid) ?? -1));
     this.#expect(left.length === 0, where, `I6: after the Epilog there is still ${JSON.stringify(left)}`);
-    this.#expect(readLease(this.#node.runtimePath, job.id) === undefined, where, 'I17: after the Epilog the lease is there');
-    this.#expect(this.#node.jobFile(job.id, 'images') === undefined, where, 'I17: after the Epilog the job files are there');
+    this.#expect(
+      readLease(this.#node.runtimePath, job.id) === undefined,
+      where,
+      'I17: after the Epilog the lease is there',
+    );
+    this.#expect(
+      this.#node.jobFile(job.id, 'images') === undefined,
+      where,
+      'I17: after the Epilog the job files are there',
+    );
     const names = this.#node
       .others(job.user)
       .filter((name) => parseStubName(name)?.jobId === job.id || name.includes(`.${job.id}-`));
@@ -591,7 +668,8 @@ class Stress {
   /** I13, I17, I10: on an idle node a collector leaves nothing that nobody uses. */
   async #checkIdle(jobs: number): Promise<void> {
     const where = `idle after ${jobs - 1} jobs`;
-    for (const job of this.#withoutEpilog.splice(0)) await this.#finish(job, 'once', `${where}, late Epilog of job ${job.id}`);
+    for (const job of this.#withoutEpilog.splice(0))
+      await this.#finish(job, 'once', `${where}, late Epilog of job ${job.id}`);
     await this.#node.settle();
     // The second takes the create locks of entries that the first has evicted.
     for (let times = 0; times < 2; times++) {
@@ -605,7 +683,11 @@ class Stress {
     for (const user of this.#users) {
       const entries = this.#node.entries(user);
       for (const entry of entries)
-        this.#expect(this.#images.some(({ listing }) => listing === listingOf(entry)), where, `I1: ${entry} is like no image`);
+        this.#expect(
+          this.#images.some(({ listing }) => listing === listingOf(entry)),
+          where,
+          `I1: ${entry} is like no image`,
+        );
       if (this.#options.disk === 'starving')
         this.#expect(entries.length === 0, where, `I10: stay for no reason: ${entries.join()}`);
       const locks = new Set(entries.map((entry) => createLockName(basename(entry))));
@@ -639,7 +721,8 @@ class Stress {
     });
     const limit = setTimeout(() => child.kill('SIGKILL'), programLimitMs);
     let output = '';
-    for (const stream of [child.stdout, child.stderr]) stream.setEncoding('utf8').on('data', (text: string) => (output += text));
+    for (const stream of [child.stdout, child.stderr])
+      stream.setEncoding('utf8').on('data', (text: string) => (output += text));
     // It may end without having read.
     child.stdin.on('error', () => undefined);
     const { promise, resolve, reject } = Promise.withResolvers<UserResult>();
@@ -675,14 +758,17 @@ interface Image {
 /** Images differ in size, names and content: no tree can be taken for another image's. */
 function makeStressImage(node: TestNode, index: number): Image {
   const files: Tree = Object.fromEntries(
-    Array.from({ length: 5 + 7 * index }, (_, file) => [`d${file % 3}/f${index}-${file}`, `${index}`.repeat(10 + file)]),
+    Array.from({ length: 5 + 7 * index }, (_, file) => [
+      `d${file % 3}/f${index}-${file}`,
+      `${index}`.repeat(10 + file),
+    ]),
   );
   const tree: Tree = {
     ...files,
     'etc/mark': `image ${index}\n`,
     'bin/tool': { content: '#!/bin/sh\n', mode: 0o755 },
     'lib/link': { symlink: `../etc/mark-${index}` },
-    'large': Buffer.alloc(4096 * (index % 4), index).toString('latin1'),
+    large: Buffer.alloc(4096 * (index % 4), index).toString('latin1'),
   };
   const path = node.image(tree);
   const unpacked = join(node.root, `unpacked-${index}`);
@@ -713,7 +799,8 @@ function ifThere<T>(look: () => T): T | undefined {
   try {
     return look();
   } catch (error) {
-    if (['ENOENT', 'ESRCH', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? '')) return undefined;
+    if (['ENOENT', 'ESRCH', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? ''))
+      return undefined;
     throw error;
   }
 }
@@ -721,7 +808,14 @@ function ifThere<T>(look: () => T): T | undefined {
 const inodeOf = (path: string): number | undefined => ifThere(() => lstatSync(path).ino);
 
 function hasOpen(pid: number, lockFile: string, inode: number): boolean {
-  return ifThere(() => isAlive(pid) && inodeOf(lockFile) === inode && holds(pid, lockFile.slice(0, -lockFileName.length - 1))) ?? false;
+  return (
+    ifThere(
+      () =>
+        isAlive(pid) &&
+        inodeOf(lockFile) === inode &&
+        holds(pid, lockFile.slice(0, -lockFileName.length - 1)),
+    ) ?? false
+  );
 }
 
 function readMark(stub: string): string[] {

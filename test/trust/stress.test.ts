@@ -18,7 +18,8 @@ const size = { lanes: 3, users: 3, images: 4 };
 const test = suite('stress', { skip: unlessPrivateMachine });
 
 test('the seed alone decides what every job does', () => {
-  const plans = (seed: number): unknown[] => Array.from({ length: 50 }, (_, id) => planJob(seed, id + 1, size));
+  const plans = (seed: number): unknown[] =>
+    Array.from({ length: 50 }, (_, id) => planJob(seed, id + 1, size));
   assert.equal(plans(7), plans(7));
   assert.not.equal(plans(7), plans(8));
 });
