@@ -126,8 +126,10 @@ const parsers: readonly Parser[] = [
     read: (text) => {
       const request = parseImage(text, '/w');
       assert.match(imageOfPyxis(text), /^(?:[./]|[a-z]+:\/\/)/);
-      if (request.kind === 'path')
-        return assert.ok(request.path.startsWith('/') && request.path.endsWith(text));
+      if (request.kind === 'path') {
+        assert.ok(request.path.startsWith('/') && request.path.endsWith(text));
+        return;
+      }
       assert.not.match(request.canonical, /[\s\p{Cc}]/u);
       const again = parseImage(request.canonical, '/w');
       assert.is(again.kind === 'registry' && again.canonical, request.canonical);
@@ -405,7 +407,10 @@ test('node facts read back as they were written, and a value never makes a fact 
       mountsFile: text(),
     };
     const expected = Object.fromEntries(
-      Object.entries(written).map(([key, value]) => [key, value?.replaceAll(/[\r\n]+/g, ' ')]),
+      Object.entries(written as NodeFacts & Record<string, string | undefined>).map(([key, value]) => [
+        key,
+        value?.replaceAll(/[\r\n]+/g, ' '),
+      ]),
     );
     assert.equal(parseNodeFacts(formatNodeFacts(written)), expected);
   });
