@@ -155,11 +155,17 @@ for word in "$@"; do
 done
 exec /usr/bin/unsquashfs "$@"`;
 
+/** Kibibytes. Of each image every user can have an entry, with a page for each file: together far above the high watermark. */
+function sizeOf({ users, images, disk }: StressOptions): number {
+  const filesOfAll = images * (9 + 3.5 * (images - 1));
+  return disk === 'starving' ? 6144 : Math.ceil(users * filesOfAll * 4 * 0.9) + 256;
+}
+
 /** @returns what happened; violations are in it, and nothing is thrown for them */
 export async function runStress(options: StressOptions): Promise<StressReport> {
   const startedAtMs = performance.now();
   const disk = mkdtempSync(join(machineRoot, 'small-'));
-  mount('--types', 'tmpfs', '--options', 'mode=0755,size=6m', 'tmpfs', disk);
+  mount('--types', 'tmpfs', '--options', `mode=0755,size=${sizeOf(options)}k`, 'tmpfs', disk);
   try {
     const starving = { container_cache_gc_high: 1, container_cache_gc_low: 0 };
     const small = { container_cache_gc_high: 60, container_cache_gc_low: 40 };
