@@ -25,7 +25,7 @@ import { findBaseFault } from '../lib/store/base-fault.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
-import { isStub } from '../lib/store/stub.ts';
+import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
@@ -183,6 +183,8 @@ function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]
   const names = unlessErrno(['EACCES'], () => readNames(userDirectory)) ?? [];
   return {
     partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
-    stubs: names.filter((name) => parseStubName(name)?.jobId === job.jobId && isStub(userDirectory, name)),
+    stubs: names.filter(
+      (name) => parseStubName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined,
+    ),
   };
 }

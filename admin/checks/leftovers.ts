@@ -15,7 +15,7 @@ import {
 import { forecastCollection, type FoundEntry } from '../../lib/store/collector.ts';
 import { listJobFiles } from '../../lib/store/job-files.ts';
 import { listLeases } from '../../lib/store/lease.ts';
-import { isStub } from '../../lib/store/stub.ts';
+import { findStub } from '../../lib/store/stub.ts';
 import { findUserDirectory, openBase } from '../../lib/store/user-directory.ts';
 import { withUserIds } from '../../lib/system/as-user.ts';
 import { inDirectory, type Directory } from '../../lib/system/directory.ts';
@@ -229,7 +229,8 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
     for (const name of names) {
       const jobId = parseStubName(name)?.jobId;
       if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(uid, name)) continue;
-      if (asOwner(directory, () => isStub(directory, name))) stubs.push(`${directory.path}/${name}`);
+      if (asOwner(directory, () => findStub(directory, name) !== undefined))
+        stubs.push(`${directory.path}/${name}`);
     }
   }
   return stubs.map((path) => report.warn(`${path}: the stub of a job that is over`, collect));

@@ -4,6 +4,7 @@
  * A value is evaluated by the shell, so here it stays as it is written. Of several lines for a key the first with a
  * value counts.
  */
+import { withoutLastSlashes } from './mountinfo.ts';
 
 export interface EnrootSetting {
   readonly key: string;
@@ -16,7 +17,8 @@ const keyPattern = /^ENROOT_[A-Z_]+$/;
 /** Blanks, tabs or one `=` stand between key and value; all else than ENROOT_ keys is passed over, comments too. */
 export function parseEnrootConf(text: string): EnrootSetting[] {
   return text.split('\n').flatMap((line) => {
-    const [, key = '', value = ''] = /^\s*([^\s=]+)(?:[ \t]*=[ \t]*|[ \t]+)(.*?)\s*$/.exec(line) ?? [];
+    const [, key = '', rest = ''] = /^([^\s=]+)(.*)$/.exec(line.trim()) ?? [];
+    const value = rest.trimStart().replace(/^=/, '').trimStart();
     return keyPattern.test(key) && value !== '' ? [{ key, value }] : [];
   });
 }
@@ -44,7 +46,7 @@ export function mountsBefore(ours: string, names: readonly string[]): string[] {
 /** Whether a file of mounts.d puts a path, or a directory above it, into every container. */
 export function mountsPath(text: string, path: string): boolean {
   return fstabLines(text).some((line) => {
-    const target = line.split(/\s+/)[1]?.replace(/\/+$/, '') ?? '';
+    const target = withoutLastSlashes(line.split(/\s+/)[1] ?? '');
     return target.startsWith('/') && (target === path || path.startsWith(`${target}/`));
   });
 }

@@ -111,7 +111,7 @@ function splitName(name: string): NameParts | undefined {
   }
   const match = /^(?<repository>[a-z0-9/._-]+)(?::(?<tag>[A-Za-z0-9._:-]+))?$/.exec(rest);
   const { repository, tag } = match?.groups ?? {};
-  if (repository === undefined || !/^[^/#@\s]+$/.test(registry)) return undefined;
+  if (repository === undefined || !/^[^/#@\s\p{Cc}]+$/u.test(registry)) return undefined;
   if (/^(index\.)?docker\.io$/.test(registry)) registry = dockerHub;
   const isOfficial = registry === dockerHub && !repository.includes('/');
   return { registry, repository: isOfficial ? `library/${repository}` : repository, tag };

@@ -5,6 +5,7 @@
  * the file is reported, not only the first, so that an admin mends it in one go.
  */
 import { isFaultOfNode, NodeFault } from './faults.ts';
+import { escapeControls } from './log-line.ts';
 
 export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 
@@ -244,7 +245,7 @@ export function requireSettings(parsed: ParsedSettings): Settings {
 const longestQuote = 80;
 
 function quoted(text: string): string {
-  return JSON.stringify(text.length > longestQuote ? `${text.slice(0, longestQuote)}…` : text);
+  return `"${escapeControls(text.length > longestQuote ? `${text.slice(0, longestQuote)}…` : text)}"`;
 }
 
 const createFloorMs = 5 * 60_000;

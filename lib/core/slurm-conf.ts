@@ -62,9 +62,11 @@ function logicalLines(text: string): string[] {
   let open = '';
   for (const raw of text.split('\n')) {
     const line = raw.replace(/^((?:[^\\#]|\\.)*)#.*$/, '$1');
-    const backslashes = /(\\*)\s*$/.exec(line)?.[1]?.length ?? 0;
+    const text = line.trimEnd();
+    let backslashes = 0;
+    while (text.at(-1 - backslashes) === '\\') backslashes++;
     if (backslashes % 2 === 1) {
-      open += line.replace(/\\\s*$/, '');
+      open += text.slice(0, -1);
     } else {
       lines.push((open + line).replace(/\\(.)/g, '$1'));
       open = '';
@@ -86,7 +88,7 @@ function pairsOf(line: string): [string, string][] {
 /** The same from the output of `scontrol show config`: `Prolog[0]   = /etc/slurm/prolog`, `(null)` for what is not set. */
 export function parseScontrolConfig(text: string): SlurmConf {
   const values = text.split('\n').flatMap((line): [string, string][] => {
-    const [, key, value] = /^(\w+)(?:\[\d+\])?\s*=\s*(.*?)\s*$/.exec(line) ?? [];
+    const [, key, value] = /^(\w+)(?:\[\d+\])?\s*=\s*(.*)$/.exec(line.trimEnd()) ?? [];
     return key === undefined || value === undefined || value === '' || value === '(null)'
       ? []
       : [[key.toLowerCase(), value]];

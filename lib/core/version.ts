@@ -5,7 +5,7 @@ export type Version = readonly number[];
 
 /** @returns the first version number with at least one dot in a text */
 export function parseVersion(text: string): Version | undefined {
-  return /\d+(?:\.\d+)+/.exec(text)?.[0].split('.').map(Number);
+  return /(?<!\d)\d+(?:\.\d+)+/.exec(text)?.[0].split('.').map(Number);
 }
 
 /** Whether `version` is `other` or newer; numbers that are missing count as 0. */

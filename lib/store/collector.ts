@@ -39,7 +39,6 @@ import {
   parseIdName,
   parsePartialName,
   parseStubName,
-  stubMarkPath,
 } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
@@ -52,7 +51,7 @@ import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
-import { isStub } from './stub.ts';
+import { findStub } from './stub.ts';
 import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
@@ -424,8 +423,8 @@ function sweepStubs(
 }
 
 function isOldStub(userDirectory: Directory, name: string): boolean {
-  if (parseStubName(name) === undefined || !isStub(userDirectory, name)) return false;
-  const stats = unlessErrno(isGone, () => lstatSync(stubMarkPath(inDirectory(userDirectory, name))));
+  if (parseStubName(name) === undefined) return false;
+  const stats = findStub(userDirectory, name);
   return stats !== undefined && Date.now() - stats.mtimeMs > youngestStubMs;
 }
 

@@ -104,6 +104,8 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   child.unref();
   const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
   if (child.pid === undefined || startTicks === undefined) {
+    // Nobody would know of one that gets going later.
+    child.kill('SIGKILL');
     const message = `Cannot start the lease holder of job ${jobId}: ${file} does not run`;
     // A program that is there fails for want of processes or memory, or on a node that is too busy: any user can see to that.
     if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message);
@@ -113,8 +115,8 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   return { pid: child.pid, startTicks };
 }
 
-/** What a start or an end of a process takes at most, on the busiest node; it is a millisecond otherwise. */
-const processChangeLimitMs = 1000;
+/** What a start or an end of a process takes at most, on a node on which everything waits for its turn; a millisecond otherwise. */
+const processChangeLimitMs = 10_000;
 
 /** Waits without the event loop, for what is about to happen. @returns whether it did */
 function waitUntil(happened: () => boolean): boolean {

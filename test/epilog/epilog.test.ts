@@ -377,4 +377,25 @@ sweep('starts the collector at the high watermark, and not below it', async () =
   }
 });
 
+sweep('a stub whose making was killed goes like one that was finished', async () => {
+  await using node = await TestNode.start();
+  const user = node.makeUserDirectory(alice);
+  // After each of the wrapper's steps; then what is none: a container of enroot's, one whose image has a directory like ours.
+  const steps = ['', '.container-cache', '.container-cache/entry', '.container-cache/upper'];
+  const containers = ['etc', '.container-cache/upper'];
+  for (const [index, step] of steps.entries()) {
+    const stub = join(user, `pyxis_7.${index}`);
+    mkdirSync(join(stub, index > 0 ? '.container-cache' : ''), { recursive: true });
+    if (index > 1) writeFileSync(join(stub, '.container-cache/entry'), '');
+    if (index > 2) mkdirSync(join(stub, step));
+  }
+  for (const [index, path] of containers.entries())
+    mkdirSync(join(user, `pyxis_7.${10 + index}`, path), { recursive: true });
+  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, user);
+  const { exitCode, line } = await node.epilog({ id: 7, user: alice });
+  assert.equal([exitCode, line['stubs']], [0, '4']);
+  assert.equal(node.others(alice), ['pyxis_7.10', 'pyxis_7.11']);
+  await node.settle();
+});
+
 sweep.run();

@@ -76,6 +76,8 @@ export interface NodeOptions {
   readonly basePath?: string;
   /** Lines of the configuration file beside the base, the runtime directory and the log's target. */
   readonly settings?: Readonly<Record<string, string | number>>;
+  /** Longer than any program of this node runs; one that hangs is killed. Default: a minute. */
+  readonly programLimitMs?: number;
 }
 
 export interface PlantedEntry {
@@ -110,6 +112,7 @@ export class TestNode implements AsyncDisposable {
   readonly runtimePath: string;
   readonly configPath: string;
   readonly #running = new Set<ChildProcess>();
+  readonly #programLimitMs: number;
   #images = 0;
 
   private constructor(options: NodeOptions) {
@@ -119,6 +122,7 @@ export class TestNode implements AsyncDisposable {
     this.basePath = options.basePath ?? join(this.root, 'data');
     this.runtimePath = join(this.root, 'run');
     this.configPath = join(this.root, 'container-cache.conf');
+    this.#programLimitMs = options.programLimitMs ?? hangLimitMs;
     this.configure(options.settings ?? {});
   }
 
@@ -196,7 +200,7 @@ export class TestNode implements AsyncDisposable {
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     this.#running.add(child);
-    const limit = setTimeout(() => child.kill('SIGKILL'), hangLimitMs);
+    const limit = setTimeout(() => child.kill('SIGKILL'), this.#programLimitMs);
     const { promise, resolve, reject } = Promise.withResolvers<ProgramResult>();
     const output = { stdout: '', stderr: '' };
     for (const name of ['stdout', 'stderr'] as const)
@@ -264,7 +268,8 @@ export class TestNode implements AsyncDisposable {
         join(path, lockFileName),
         entry.metadata ?? formatEntryMetadata({ ...metadata, ...space }),
       );
-    command('chown', '--recursive', `${user.uid}:${user.gid}`, path);
+    for (const one of [path, ...readdirSync(path).map((name) => join(path, name))])
+      chownSync(one, user.uid, user.gid);
     setUsed(path, entry.usedSecondsAgo);
     return path;
   }
@@ -317,7 +322,8 @@ export class TestNode implements AsyncDisposable {
   }
 }
 
-function kill(pid: number): void {
+/** SIGKILL to a process, or to a group by its negative ID; one that has ended is none the worse. */
+export function kill(pid: number): void {
   try {
     process.kill(pid, 'SIGKILL');
   } catch (error) {

@@ -105,6 +105,22 @@ function setUp(): void {
   replaceProgram('logger', `cat >>${syslogPath}`);
 }
 
+/** Makes that many users more, without homes. Their ids are 60001 and up. */
+export function addUsers(count: number): TestUser[] {
+  const users = Array.from({ length: count }, (_, index) => ({
+    uid: 60_001 + index,
+    gid: 60_001 + index,
+    name: `user${index + 1}`,
+  }));
+  const lines = (form: (user: TestUser) => string): string => users.map(form).join('');
+  replaceFile(
+    '/etc/passwd',
+    (text) => text + lines(({ name, uid, gid }) => `${name}:x:${uid}:${gid}::/:/bin/sh\n`),
+  );
+  replaceFile('/etc/group', (text) => text + lines(({ name, gid }) => `${name}:x:${gid}:\n`));
+  return users;
+}
+
 export const homeOf = (user: { readonly name: string }): string => join(machineRoot, 'home', user.name);
 
 /** Puts a copy, changed by `edit`, in the place of a file of the machine, for this namespace only. */

@@ -5,6 +5,7 @@
  * the first one tried. Without the variable each run of the tests tries other cases.
  */
 import process from 'node:process';
+import { runInNewContext } from 'node:vm';
 
 const seedVariable = 'CONTAINER_CACHE_TEST_SEED';
 
@@ -79,4 +80,28 @@ export function forAll(cases: number, property: (random: Random) => void): void 
       throw new Error(`The property does not hold with ${seedVariable}=${seed}: ${reason}`, { cause });
     }
   }
+}
+
+/** Of a parser that takes a moment for what it is given; one that tries all ways to read it would take years. */
+const hangLimitMs = 30_000;
+
+/**
+ * Runs something that must come to an end, and stops it if it does not, also within a regular expression.
+ *
+ * @throws Error if it was stopped
+ */
+export function unlessItHangs(body: () => void): void {
+  runInNewContext('body()', { body }, { timeout: hangLimitMs });
+}
+
+/**
+ * Texts that make a parser work if it goes back over what it has read: pieces of its format again and again, alone, and in the
+ * middle of a valid text.
+ */
+export function longTexts(sample: string, pieces: readonly string[], length: number): string[] {
+  const half = Math.floor(sample.length / 2);
+  return pieces.flatMap((piece) => {
+    const long = piece.repeat(Math.ceil(length / piece.length));
+    return [`${long}\0`, `${sample.slice(0, half)}${long}!${sample.slice(half)}`];
+  });
 }
