@@ -3,83 +3,24 @@
  * Epilog finds.
  */
 // test: timeout 300 s
-import { spawn } from 'node:child_process';
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
-import { once } from 'node:events';
-import { distDirectory } from '../../build/build.ts';
 import { createLockName, digestsName } from '../../lib/core/layout.ts';
 import { processCommandLine, processUid } from '../../lib/system/processes.ts';
-import { isAlive, parseLog, TestNode, until, type LogLine } from '../helpers/node.ts';
+import { acquire, startAcquire } from '../helpers/acquire.ts';
+import { isAlive, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
   bob,
   enterPrivateMachine,
   machineRoot,
-  readersGid,
   replaceProgram,
   unlessPrivateMachine,
-  type TestUser,
 } from '../helpers/private-machine.ts';
 import { StandInRegistry } from '../helpers/registry.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
-
-interface Answer {
-  readonly exitCode: number | null;
-  readonly entry: string | undefined;
-  readonly holder: number | undefined;
-  readonly stdout: string;
-  readonly log: LogLine | undefined;
-}
-
-interface AcquireOptions {
-  readonly user?: TestUser;
-  readonly jobId?: number;
-  readonly environment?: Readonly<Record<string, string>>;
-}
-
-function startAcquire(node: TestNode, parameters: readonly string[], options: AcquireOptions = {}) {
-  const user = options.user ?? alice;
-  const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
-  const child = spawn(
-    '/usr/bin/setpriv',
-    [
-      ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, groups, '--inh-caps=-all', '--bounding-set=-all'],
-      ...['--', join(distDirectory, 'container-cache'), 'acquire', ...parameters],
-    ],
-    {
-      cwd: '/',
-      env: {
-        PATH: '/usr/bin:/bin',
-        HOME: '/',
-        CONTAINER_CACHE_CONF: node.configPath,
-        SLURM_JOB_ID: String(options.jobId ?? 7),
-        ...options.environment,
-      },
-      stdio: ['ignore', 'pipe', 'pipe'],
-    },
-  );
-  let [stdout, stderr] = ['', ''];
-  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
-  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
-  const answer = once(child, 'close').then(([exitCode]): Answer => {
-    const [entry, holder] = stdout.trim().split(' ');
-    const log = parseLog(stderr).findLast(({ word }) => word === 'acquire');
-    return {
-      exitCode: exitCode as number | null,
-      entry: entry === '' ? undefined : entry,
-      holder: holder === undefined || holder === '-' ? undefined : Number(holder),
-      stdout,
-      log,
-    };
-  });
-  return { child, answer };
-}
-
-const acquire = (node: TestNode, parameters: readonly string[], options?: AcquireOptions): Promise<Answer> =>
-  startAcquire(node, parameters, options).answer;
 
 /** A node on which job 7 of alice has no image of its own. */
 async function startNode(settings: Readonly<Record<string, string | number>> = {}): Promise<TestNode> {

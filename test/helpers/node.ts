@@ -160,7 +160,11 @@ export class TestNode implements AsyncDisposable {
   }
 
   epilog(job: JobRequest): Promise<ProgramResult> {
-    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd')).result;
+    return this.startEpilog(job).result;
+  }
+
+  startEpilog(job: JobRequest): RunningProgram {
+    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd'), job.wrapper);
   }
 
   /** `container-cache gc OPTION…` */
@@ -173,7 +177,12 @@ export class TestNode implements AsyncDisposable {
   }
 
   admin(...parameters: readonly string[]): RunningProgram {
-    return this.#start('container-cache', parameters, {});
+    return this.adminBy([], ...parameters);
+  }
+
+  /** The same, run by a command. */
+  adminBy(wrapper: readonly string[], ...parameters: readonly string[]): RunningProgram {
+    return this.#start('container-cache', parameters, {}, wrapper);
   }
 
   #start(

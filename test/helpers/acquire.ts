@@ -1,0 +1,69 @@
+/** `container-cache acquire`, as the enroot wrapper runs it: as a user, with the job's environment. */
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { join } from 'node:path';
+import { distDirectory } from '../../build/build.ts';
+import { parseLog, type LogLine, type TestNode } from './node.ts';
+import { alice, readersGid, type TestUser } from './private-machine.ts';
+
+export interface Answer {
+  readonly exitCode: number | null;
+  readonly entry: string | undefined;
+  readonly holder: number | undefined;
+  readonly stdout: string;
+  readonly log: LogLine | undefined;
+}
+
+export interface AcquireOptions {
+  readonly user?: TestUser;
+  readonly jobId?: number;
+  readonly environment?: Readonly<Record<string, string>>;
+  /** A command that runs it, as root. */
+  readonly wrapper?: readonly string[];
+}
+
+export function startAcquire(node: TestNode, parameters: readonly string[], options: AcquireOptions = {}) {
+  const user = options.user ?? alice;
+  const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
+  const [file = '', ...rest] = [...(options.wrapper ?? []), '/usr/bin/setpriv'];
+  const child = spawn(
+    file,
+    [
+      ...rest,
+      ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, groups, '--inh-caps=-all', '--bounding-set=-all'],
+      ...['--', join(distDirectory, 'container-cache'), 'acquire', ...parameters],
+    ],
+    {
+      cwd: '/',
+      env: {
+        PATH: '/usr/bin:/bin',
+        HOME: '/',
+        CONTAINER_CACHE_CONF: node.configPath,
+        SLURM_JOB_ID: String(options.jobId ?? 7),
+        ...options.environment,
+      },
+      stdio: ['ignore', 'pipe', 'pipe'],
+    },
+  );
+  let [stdout, stderr] = ['', ''];
+  child.stdout.setEncoding('utf8').on('data', (text: string) => (stdout += text));
+  child.stderr.setEncoding('utf8').on('data', (text: string) => (stderr += text));
+  const answer = once(child, 'close').then(([exitCode]): Answer => {
+    const [entry, holder] = stdout.trim().split(' ');
+    const log = parseLog(stderr).findLast(({ word }) => word === 'acquire');
+    return {
+      exitCode: exitCode as number | null,
+      entry: entry === '' ? undefined : entry,
+      holder: holder === undefined || holder === '-' ? undefined : Number(holder),
+      stdout,
+      log,
+    };
+  });
+  return { child, answer };
+}
+
+export const acquire = (
+  node: TestNode,
+  parameters: readonly string[],
+  options?: AcquireOptions,
+): Promise<Answer> => startAcquire(node, parameters, options).answer;
