@@ -13,7 +13,16 @@
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */
-import { closeSync, constants, fchmodSync, lstatSync, readdirSync, rmSync, type Stats } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  lstatSync,
+  readdirSync,
+  rmSync,
+  unlinkSync,
+  type Stats,
+} from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
@@ -32,8 +41,10 @@ import type { SpaceNeed } from '../core/image.ts';
 import {
   collectorLockName,
   createLockName,
+  digestsName,
   entryPath,
   isEntryNameOf,
+  leasesPath,
   lockPath,
   parseCreateLockName,
   parseIdName,
@@ -43,7 +54,8 @@ import {
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { inDirectory, openDirectory, readNames, type Directory } from '../system/directory.ts';
+import { abandonedAsides, sweepAsides } from '../system/aside.ts';
+import { inDirectory, openDirectory, readNames, withDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
@@ -385,6 +397,10 @@ function sweep(request: CollectRequest, trash: Directory): void {
       partialsOf.set(entry, partials);
     }
     sweepStubs(request, { userDirectory: directory, trash }, user, names);
+    if (names.includes(digestsName))
+      withUserIds(user, () => {
+        sweepDigests(directory);
+      });
     for (const [entry, partials] of partialsOf) {
       try {
         sweepCreator({ userDirectory: directory, trash }, user, entry, partials, present.has(entry));
@@ -393,12 +409,27 @@ function sweep(request: CollectRequest, trash: Directory): void {
       }
     }
   }
+  for (const path of [base.path, request.runtimePath, leasesPath(request.runtimePath)]) sweepAsides(path);
   for (const jobId of sweepLeases(request.runtimePath)) {
     log('warning', 'gc-lease', {
       job: jobId,
       reason: 'its holder is gone: the lease protected nothing any more',
     });
   }
+}
+
+/** Digests that were being written in a crash. The directory is the user's, who may have put anything there. */
+function sweepDigests(userDirectory: Directory): void {
+  const refusals = [...isGone, ...unreadable, 'ELOOP', 'EPERM', 'EISDIR', 'EBUSY', 'EROFS'];
+  unlessErrno(refusals, () => {
+    withDirectory(inDirectory(userDirectory, digestsName), (digests) => {
+      if (digests.stats.dev !== userDirectory.stats.dev) return;
+      for (const name of abandonedAsides(readNames(digests)))
+        unlessErrno(refusals, () => {
+          unlinkSync(inDirectory(digests, name));
+        });
+    });
+  });
 }
 
 /** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */

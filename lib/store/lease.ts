@@ -160,7 +160,8 @@ export function releaseLease(
 ): { record: LeaseRecord | undefined; stopped: number } {
   const record = readLease(runtimePath, jobId);
   const stopped = findHolders(jobId).filter((holder) => stopHolder(jobId, holder)).length;
-  rmSync(leasePath(runtimePath, jobId), { force: true });
+  // Recursively: nothing that lies there may stay in the way of the next job of that ID.
+  rmSync(leasePath(runtimePath, jobId), { recursive: true, force: true });
   return { record, stopped };
 }
 
@@ -251,10 +252,16 @@ function stopHolder(jobId: number, holder: Holder): boolean {
   return isSignalled;
 }
 
+/** @returns undefined for whatever is no record of that job: it must not keep anybody from stopping the holders */
 export function readLease(runtimePath: string, jobId: number): LeaseRecord | undefined {
-  const text = readSmallFile(leasePath(runtimePath, jobId), longestLeaseRecordBytes);
-  const record = text === undefined ? undefined : parseLeaseRecord(text);
-  return record?.jobId === jobId ? record : undefined;
+  try {
+    const text = readSmallFile(leasePath(runtimePath, jobId), longestLeaseRecordBytes);
+    const record = text === undefined ? undefined : parseLeaseRecord(text);
+    return record?.jobId === jobId ? record : undefined;
+  } catch {
+    // A directory, a symlink, a file that is too long, or one that the disk does not give.
+    return undefined;
+  }
 }
 
 export function listLeases(runtimePath: string): LeaseRecord[] {

@@ -20,13 +20,13 @@ import {
 import { mountOf } from '../core/mountinfo.ts';
 import type { Settings } from '../core/settings.ts';
 import { asUser, nobody } from '../system/as-user.ts';
+import { asidePath } from '../system/aside.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run.ts';
-import { uniqueHex } from '../system/unique.ts';
 import { findEnroot } from './enroot.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
@@ -129,7 +129,7 @@ async function decideIsolation(
 
 /** enroot makes its directories at each start, so it is given some. */
 async function askVersion(settings: Settings, enrootPath: string): Promise<string | undefined> {
-  const directory = `${settings.runtimePath}/version.${uniqueHex()}`;
+  const directory = asidePath(`${settings.runtimePath}/version`);
   prepareRuntimeDirectory(settings.runtimePath, directory, 0o700);
   try {
     chownSync(directory, nobody.uid, nobody.gid);

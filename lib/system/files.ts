@@ -15,9 +15,8 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { dirname, basename } from 'node:path';
+import { asidePath } from './aside.ts';
 import { isGone, unlessErrno } from './errno.ts';
-import { uniqueHex } from './unique.ts';
 
 /** O_NONBLOCK: opening a FIFO that somebody put there must not wait for a writer. */
 const safeRead = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK | constants.O_NOCTTY;
@@ -98,7 +97,7 @@ export interface FileOwner {
 
 /** Replaces a file at once: a reader sees the old text or the new, never a part. */
 export function writeFileAtomically(path: string, text: string, owner: FileOwner): void {
-  const aside = `${dirname(path)}/.${basename(path)}.${uniqueHex()}`;
+  const aside = asidePath(path);
   // The directory is root's, or the acting user's, who could only be in their own way.
   const fd = openSync(
     aside,

@@ -3,17 +3,15 @@
  * namespaces or the filesystem cannot carry an upper layer. Found out by doing it, as nobody and with the programs by which enroot
  * does it: where AppArmor restricts user namespaces, enroot's own helpers are allowed what unshare(1) is not.
  */
-import { chownSync, lstatSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { asUser, isRoot, nobody } from './as-user.ts';
-import { isGone, unlessErrno } from './errno.ts';
+import { asidePath } from './aside.ts';
 import { isExecutable } from './files.ts';
 import { CommandFailed, run } from './run.ts';
-import { uniqueHex } from './unique.ts';
 
 export type OverlayProbe = { readonly works: true } | { readonly works: false; readonly reason: string };
 
-const probePrefix = '.overlay-probe.';
 const probeTimeoutMs = 10_000;
 
 /** What an overlay must be able to do: show the lower layer, take a change, hide a deleted name. */
@@ -22,7 +20,7 @@ const mountByHelper = `echo "overlay $1/merged overlay lowerdir=$1/lower,upperdi
 const mountByUtil = `mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work,userxattr" overlay "$1/merged" && ${useOverlay}`;
 
 /**
- * Tries an overlay below a directory and leaves nothing of it.
+ * Tries an overlay below a directory and leaves nothing of it; what a killed one leaves is the collector's to sweep.
  *
  * @param directoryOnBase absolute; whoever we are must be able to make a directory in it
  * @param enrootPath the real enroot; its helper programs lie beside it
@@ -31,8 +29,7 @@ export async function probeOverlay(
   directoryOnBase: string,
   enrootPath: string | undefined,
 ): Promise<OverlayProbe> {
-  removeAbandoned(directoryOnBase);
-  const directory = join(directoryOnBase, `${probePrefix}${uniqueHex()}`);
+  const directory = asidePath(join(directoryOnBase, 'overlay-probe'));
   mkdirSync(directory, { mode: 0o700 });
   try {
     const user = isRoot() ? nobody : undefined;
@@ -65,15 +62,4 @@ function findHelpers(enrootPath: string): { enter: string; mount: string } | und
   const enter = join(dirname(enrootPath), 'enroot-nsenter');
   const mount = join(dirname(enrootPath), 'enroot-mount');
   return isExecutable(enter) && isExecutable(mount) ? { enter, mount } : undefined;
-}
-
-/** What a probe left that was killed; a younger one may be under way. */
-function removeAbandoned(directory: string): void {
-  for (const name of readdirSync(directory)) {
-    if (!name.startsWith(probePrefix)) continue;
-    const path = join(directory, name);
-    const stats = unlessErrno(isGone, () => lstatSync(path));
-    if (stats !== undefined && Date.now() - stats.mtimeMs > 2 * probeTimeoutMs)
-      rmSync(path, { recursive: true, force: true });
-  }
 }

@@ -19,8 +19,10 @@ export interface AcquireOptions {
   readonly jobId?: number;
   readonly environment?: Readonly<Record<string, string>>;
   readonly workPath?: string;
-  /** A command that runs the program, for example strace. */
+  /** A command that runs the program as the user, for example strace. */
   readonly wrapper?: readonly string[];
+  /** A command that runs it as root. */
+  readonly rootWrapper?: readonly string[];
 }
 
 export function startAcquire(
@@ -30,9 +32,11 @@ export function startAcquire(
 ): { readonly child: ChildProcess; readonly answer: Promise<Answer> } {
   const user = options.user ?? alice;
   const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
+  const [file = '', ...rest] = [...(options.rootWrapper ?? []), '/usr/bin/setpriv'];
   const child = spawn(
-    '/usr/bin/setpriv',
+    file,
     [
+      ...rest,
       ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, groups, '--inh-caps=-all', '--bounding-set=-all'],
       ...['--', ...(options.wrapper ?? []), join(distDirectory, 'container-cache'), 'acquire', ...parameters],
     ],

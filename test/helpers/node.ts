@@ -165,7 +165,11 @@ export class TestNode implements AsyncDisposable {
   }
 
   epilog(job: JobRequest): Promise<ProgramResult> {
-    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd'), job.wrapper).result;
+    return this.startEpilog(job).result;
+  }
+
+  startEpilog(job: JobRequest): RunningProgram {
+    return this.#start('epilog', [], jobEnvironment(job, 'epilog_slurmd'), job.wrapper);
   }
 
   /** `container-cache gc OPTION…` */
@@ -177,13 +181,13 @@ export class TestNode implements AsyncDisposable {
     return this.admin('gc', ...options);
   }
 
-  /** The same, by a command that runs it, for example strace. */
-  startGcIn(wrapper: readonly string[], ...options: readonly string[]): RunningProgram {
-    return this.#start('container-cache', ['gc', ...options], {}, wrapper);
+  admin(...parameters: readonly string[]): RunningProgram {
+    return this.adminBy([], ...parameters);
   }
 
-  admin(...parameters: readonly string[]): RunningProgram {
-    return this.#start('container-cache', parameters, {});
+  /** The same, run by a command. */
+  adminBy(wrapper: readonly string[], ...parameters: readonly string[]): RunningProgram {
+    return this.#start('container-cache', parameters, {}, wrapper);
   }
 
   #start(

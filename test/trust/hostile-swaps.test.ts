@@ -180,7 +180,7 @@ const programs: Readonly<Record<string, { readonly withEntry: boolean; readonly 
   'a collector': {
     withEntry: true,
     run: async ({ node }, wrapper) => {
-      const { exitCode } = await node.startGcIn(wrapper, '--force').result;
+      const { exitCode } = await node.adminBy(wrapper, 'gc', '--force').result;
       // 1 is what it says when its goal is out of reach.
       return { exitCode: exitCode === 1 ? 0 : exitCode, code: undefined };
     },

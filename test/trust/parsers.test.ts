@@ -49,8 +49,10 @@ const facts: NodeFacts = {
   imageFreshness: 'always',
   command: '/usr/libexec/container-cache/container-cache',
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
+  baseMount: '/raid',
 };
 const metadata = {
+  bootId: '0b5f4a1c-0d6e-4c3f-8f5b-2f1b6a0c9d11',
   image: '/x/y.sqsh',
   createdAtMs: 1_700_000_000_000,
   unpackMs: 2500,
@@ -405,6 +407,7 @@ test('node facts read back as they were written, and a value never makes a fact 
       imageFreshness: text(),
       command: some(),
       mountsFile: text(),
+      baseMount: some(),
     };
     const expected = Object.fromEntries(
       Object.entries(written as NodeFacts & Record<string, string | undefined>).map(([key, value]) => [
