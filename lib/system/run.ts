@@ -162,7 +162,7 @@ export async function run(command: Command): Promise<CommandResult> {
     // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
     clearTimeout(timer);
     child.kill('SIGKILL');
-    reject(error as Error);
+    reject(error);
   }
   return promise;
 }
@@ -228,7 +228,7 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
   try {
     if (child.pid !== undefined) command.onStart?.(child.pid);
   } catch (error) {
-    reject(error as Error);
+    reject(error);
     child.kill('SIGKILL');
   }
   return promise;

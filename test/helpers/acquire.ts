@@ -32,7 +32,7 @@ export function startAcquire(
 ): { readonly child: ChildProcess; readonly answer: Promise<Answer> } {
   const user = options.user ?? alice;
   const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
-  const [file = '', ...rest] = [...(options.rootWrapper ?? []), '/usr/bin/setpriv'];
+  const [file, ...rest] = [...(options.rootWrapper ?? []), '/usr/bin/setpriv'] as [string, ...string[]];
   const child = spawn(
     file,
     [
