@@ -32,11 +32,11 @@ export function startAcquire(
 ): { readonly child: ChildProcess; readonly answer: Promise<Answer> } {
   const user = options.user ?? alice;
   const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
-  const [file, ...rest] = [...(options.rootWrapper ?? []), '/usr/bin/setpriv'] as [string, ...string[]];
   const child = spawn(
-    file,
+    'env',
     [
-      ...rest,
+      ...(options.rootWrapper ?? []),
+      '/usr/bin/setpriv',
       ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, groups, '--inh-caps=-all', '--bounding-set=-all'],
       ...['--', ...(options.wrapper ?? []), join(distDirectory, 'container-cache'), 'acquire', ...parameters],
     ],
