@@ -223,7 +223,7 @@ test('locks held for ever on entry and create lock keep the own entry alone', as
   assert.not(existsSync(own));
 });
 
-test("a process that holds another's lease of its own making pins nothing of another's", async () => {
+test("another's entry can be neither read, locked, touched, moved nor removed, and goes as if nothing had been tried", async () => {
   await using node = await TestNode.start({ settings: everything });
   const others = node.plant(bob, { hash: '0000000000000001', usedSecondsAgo: 1000 });
   const tried = spawnSync(
