@@ -25,7 +25,7 @@ export interface AcquireOptions {
 export function startAcquire(node: TestNode, parameters: readonly string[], options: AcquireOptions = {}) {
   const user = options.user ?? alice;
   const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
-  const [file = '', ...rest] = [...(options.wrapper ?? []), '/usr/bin/setpriv'];
+  const [file, ...rest] = [...(options.wrapper ?? []), '/usr/bin/setpriv'];
   const child = spawn(
     file,
     [
