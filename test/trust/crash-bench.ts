@@ -78,6 +78,8 @@ interface Scenario {
   readonly again?: (bench: CrashBench) => Promise<void>;
   /** The base is a filesystem of its own with that few inodes. */
   readonly inodes?: number;
+  /** A call among its points without which it would not be what it says. */
+  readonly meets?: RegExp;
 }
 
 const pathImage = ({ image }: CrashBench): string => image;
@@ -117,7 +119,8 @@ export const scenarios: Readonly<Record<string, Scenario>> = {
   },
   'prolog-room': {
     what: 'a Prolog that evicts entries to make room',
-    inodes: 130,
+    inodes: 100,
+    meets: /^rename .*\/pyxis_cache_u\d+_0000000000000000$/,
     prepare: async (bench) => {
       await bench.meetUser();
       await bench.served({ id: otherId, user: bob, image: bench.image });
@@ -283,6 +286,8 @@ export class CrashBench implements AsyncDisposable {
     await this.#begin();
     await this.#scenario.run(this, this.#tracer.wrapper());
     const { points } = this.#tracer.takeReport();
+    const { meets } = this.#scenario;
+    assert.ok(meets === undefined || points.some(({ call }) => meets.test(call)), `${String(meets)} is met`);
     await this.#recover();
     return points;
   }
