@@ -149,8 +149,9 @@ export async function run(command: Command): Promise<CommandResult> {
   // Something that it started may have its output open for ever: then what it wrote itself has to do.
   let drain: NodeJS.Timeout | undefined;
   child.on('exit', () => {
+    clearTimeout(timer);
     drain = setTimeout(() => {
-      for (const pipe of [child.stdout, child.stderr]) pipe?.destroy();
+      for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
     }, drainLimitMs);
   });
   // EPIPE, if the child ends without reading: its exit code tells the rest.
@@ -162,7 +163,7 @@ export async function run(command: Command): Promise<CommandResult> {
     // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
     clearTimeout(timer);
     child.kill('SIGKILL');
-    reject(error as Error);
+    reject(error);
   }
   return promise;
 }
@@ -228,7 +229,7 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
   try {
     if (child.pid !== undefined) command.onStart?.(child.pid);
   } catch (error) {
-    reject(error as Error);
+    reject(error);
     child.kill('SIGKILL');
   }
   return promise;
