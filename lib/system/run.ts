@@ -149,8 +149,9 @@ export async function run(command: Command): Promise<CommandResult> {
   // Something that it started may have its output open for ever: then what it wrote itself has to do.
   let drain: NodeJS.Timeout | undefined;
   child.on('exit', () => {
+    clearTimeout(timer);
     drain = setTimeout(() => {
-      for (const pipe of [child.stdout, child.stderr]) pipe?.destroy();
+      for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
     }, drainLimitMs);
   });
   // EPIPE, if the child ends without reading: its exit code tells the rest.

@@ -119,7 +119,7 @@ test('one whose lock file was replaced under the same entry is held by the new o
   const collector = lockLikeCollector();
   const holding = hold();
   rmSync(lockPath(path));
-  writeFileSync(lockPath(path), '');
+  writeFileSync(lockPath(path), '', { mode: settledLockMode });
   assert.is(await holding, lstatSync(lockPath(path)).ino);
   release(collector);
 });
