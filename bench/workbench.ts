@@ -77,6 +77,7 @@ export class Workbench {
     };
     const lines = Object.entries(all).map(([key, value]) => `${key}=${value}\n`);
     fs.writeFileSync(node.configPath, lines.join(''));
+    fs.mkdirSync(node.basePath, { recursive: true, mode: 0o755 });
     return node;
   }
 

@@ -136,6 +136,7 @@ async function prepare(
   const parameters = { PrologFlags: 'Alloc', ...slurmConf };
   if (!isCached) return { ...common, slurmConf: parameters };
 
+  await fsp.mkdir(layout.basePath, { mode: 0o755 });
   const lines = [`container_cache_data_path=${layout.basePath}`, ...settings];
   await fsp.writeFile(path.join(paths.etc, 'slurm/container-cache.conf'), `${lines.join('\n')}\n`);
   await installCache(layout, sysconfPath);

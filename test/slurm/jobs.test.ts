@@ -2,7 +2,7 @@
 // test: timeout 400 s
 // test: serial
 
-import { copyFileSync, existsSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { build, distDirectory } from '../../build/build.ts';
 import { makeImage, treeOfFiles } from '../helpers/image.ts';
@@ -26,6 +26,7 @@ async function prepare({ root, etc }: ClusterPaths): Promise<{ slurmConf: Record
   // Users run the TaskProlog, and the checkout may be out of their reach.
   copyFileSync(join(distDirectory, 'taskprolog'), `${root}/taskprolog`);
   writeConfig(etc, root);
+  mkdirSync(`${root}/data`, { mode: 0o755 });
   return {
     slurmConf: {
       Prolog: join(distDirectory, 'prolog'),
