@@ -722,6 +722,7 @@ leftovers('a stub is told when nothing of its job is on the node', async () => {
   assertProblems(right.check(), ['warn', 'leftovers', /pyxis_42\.0: the stub of a job that is over/]);
   // A container of the user's that is only called so is none of ours.
   rmSync(stubMarkPath(stub));
+  mkdirSync(join(stub, 'etc'));
   assertProblems(right.check());
 });
 
