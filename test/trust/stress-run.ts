@@ -430,7 +430,11 @@ class Stress {
       inodes: Number.MAX_SAFE_INTEGER,
     };
     withUserIds(user, () => {
-      writeFileSync(lockFileOf(entry), JSON.stringify(claim));
+      const file = lockFileOf(entry);
+      const { mode } = lstatSync(file);
+      chmodSync(file, 0o600);
+      writeFileSync(file, JSON.stringify(claim));
+      chmodSync(file, mode & 0o777);
     });
   }
 
