@@ -33,7 +33,7 @@ export function startAcquire(
   const user = options.user ?? alice;
   const groups = user === alice ? `--groups=${readersGid}` : '--clear-groups';
   const child = spawn(
-    'env',
+    '/usr/bin/env',
     [
       ...(options.rootWrapper ?? []),
       '/usr/bin/setpriv',
