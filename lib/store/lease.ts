@@ -104,8 +104,8 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   child.unref();
   const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
   if (child.pid === undefined || startTicks === undefined) {
-    // Nobody would know of one that gets going later.
-    child.kill('SIGKILL');
+    // Nobody would know of one that gets going later. Without a pid, the signal would go to our own process group.
+    if (child.pid !== undefined) child.kill('SIGKILL');
     const message = `Cannot start the lease holder of job ${jobId}: ${file} does not run`;
     // A program that is there fails for want of processes or memory, or on a node that is too busy: any user can see to that.
     if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message);
