@@ -1,5 +1,5 @@
 /** Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and enroot. */
-// test: timeout 480 s
+// test: timeout 900 s
 // test: serial
 
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';

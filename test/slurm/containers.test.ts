@@ -1,5 +1,5 @@
 /** Jobs in containers that start from the cache: on a real Slurm, with our own pyxis and enroot. */
-// test: timeout 480 s
+// test: timeout 900 s
 // test: serial
 
 import {

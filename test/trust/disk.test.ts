@@ -2,7 +2,7 @@
  * Full and broken disks: whatever fails, at whatever moment, the job runs, nothing half-made is published, and the next job after
  * the trouble works. on_failure=fail shows whose fault it is taken for.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   existsSync,
