@@ -288,7 +288,8 @@ test('options we do not serve, and images that cannot be used, do not touch the 
     assert.is(exitCode, 0, stderr);
   }
   await assertClean(cluster);
-  assert.equal(await prologResults(cluster, path), ['bypassed', 'bypassed']);
+  // --container-save is served (DESIGN.md, decision 18).
+  assert.equal(await prologResults(cluster, path), ['bypassed', 'created']);
   assert.equal(await prologResults(cluster, '/no/such/file'), ['bypassed']);
 });
 
