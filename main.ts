@@ -33,5 +33,6 @@ async function runProgram(): Promise<number> {
 
 settleInheritance();
 void runProgram().then((exitCode) => {
-  process.exitCode = exitCode;
+  // Everything is written and waited for. Not by `exitCode`: the runtime would first take down its heap, piece by piece.
+  process.exit(exitCode);
 });

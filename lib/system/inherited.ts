@@ -3,7 +3,8 @@ import { closeSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import process from 'node:process';
 import { errnoOf, isGone, unlessErrno } from './errno.ts';
 
-const lastStandardDescriptor = 2;
+/** Node itself settles these at its start, and those after them up to the first gap (libuv, uv_disable_stdio_inheritance). */
+const lastSettledDescriptor = 15;
 /** O_CLOEXEC of open(2), as fdinfo shows it (proc_pid_fdinfo(5)). */
 const closeOnExec = 0o2000000;
 
@@ -11,14 +12,13 @@ const closeOnExec = 0o2000000;
  * Settles what is inherited, before anything is started or made.
  *
  * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits for the end of such
- * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. Node marks those
- * it finds in a row from 0; after a gap there may be more. The mask of file modes: slurmd's or an admin's may be anything.
+ * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. The mask of file modes: slurmd's or an admin's may be anything.
  */
 export function settleInheritance(): void {
   process.umask(0o022);
   for (const name of readdirSync('/proc/self/fd')) {
     const fd = Number(name);
-    if (fd <= lastStandardDescriptor) continue;
+    if (fd <= lastSettledDescriptor) continue;
     // The one that read the directory is gone.
     const info = unlessErrno(isGone, () => readFileSync(`/proc/self/fdinfo/${name}`, 'latin1'));
     const flags = /^flags:\s+(\d+)$/m.exec(info ?? '')?.[1];

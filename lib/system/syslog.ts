@@ -8,7 +8,7 @@ import { writeSync } from 'node:fs';
 import process from 'node:process';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
-import { endingWithUs, runBriefly } from './run.ts';
+import { runBriefly } from './run.ts';
 
 export type LogFields = Readonly<Record<string, LogValue>>;
 
@@ -74,8 +74,7 @@ export function openLog(settings: LogSettings): Log {
     // namespace; the line is lost without a word.
     const tag = `${logTag}[${process.pid}]`;
     const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
-    const logger = endingWithUs({ file: 'logger', args, input, timeoutMs: flushTimeoutMs });
-    await runBriefly(logger).catch((error: unknown) => {
+    await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
       writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
     });
   }
