@@ -25,6 +25,7 @@ import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries } from '../../lib/system/mounts.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../../lib/system/processes.ts';
 import { CommandFailed, run } from '../../lib/system/run.ts';
+import { findVariables, listProcessOwners, type FoundVariable } from '../../lib/system/user-processes.ts';
 import { answers, type Check, type CheckContext } from './context.ts';
 
 const reportClock = reporter('clock');
@@ -175,6 +176,8 @@ function hasCreator(directory: Directory, entry: string): boolean {
 interface Jobs {
   /** Jobs that have a process here, the holder of a lease apart. */
   readonly running: ReadonlySet<number>;
+  /** Processes that hold an entry for a job: root's for the lease, the user's for a step. */
+  readonly holders: readonly FoundVariable[];
   readonly leases: ReturnType<typeof listLeases>;
   readonly files: readonly number[];
   /** Of those without a process: which slurmctld still knows as active; undefined: it did not say. */
@@ -182,16 +185,29 @@ interface Jobs {
 }
 
 async function lookAtJobs({ settings, slurm }: CheckContext): Promise<Jobs> {
-  const running = new Set(listProcesses().flatMap((pid) => jobOf(pid) ?? []));
+  const variables = findJobVariables();
+  const running = new Set(variables.filter(({ name }) => name === jobVariable).map(({ value }) => value));
+  const holders = variables.filter(({ name }) => name === holderVariable);
   const leases = listLeases(settings.runtimePath);
   const files = listJobFiles(settings.runtimePath);
   const quiet = [...leases.map(({ jobId }) => jobId), ...files].filter((jobId) => !running.has(jobId));
-  return { running, leases, files, active: await askWhichAreActive(new Set(quiet), slurm?.path) };
+  return { running, holders, leases, files, active: await askWhichAreActive(new Set(quiet), slurm?.path) };
 }
 
-function jobOf(pid: number): number | undefined {
-  const jobId = processVariable(pid, 'SLURM_JOB_ID');
-  return jobId === undefined ? undefined : parseIdName(jobId);
+const jobVariable = 'SLURM_JOB_ID';
+
+/** What the processes of this node say of the jobs they are for. */
+function findJobVariables(): FoundVariable[] {
+  const names = [jobVariable, holderVariable];
+  const ofRoot = listProcesses()
+    .filter((pid) => processUid(pid) === 0)
+    .flatMap((pid) =>
+      names.flatMap((name) => {
+        const value = parseIdName(processVariable(pid, name) ?? '');
+        return value === undefined ? [] : [{ pid, name, value }];
+      }),
+    );
+  return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
 }
 
 const queueLimitMs = 15_000;
@@ -255,12 +271,11 @@ function jobFindings(jobs: Jobs): Finding[] {
 }
 
 /** A holder keeps its entry from being collected, with a record or without. */
-function holderFindings({ running, leases, files }: Jobs): Finding[] {
+function holderFindings({ running, holders, leases, files }: Jobs): Finding[] {
   const known = new Set([...running, ...files, ...leases.map(({ jobId }) => jobId)]);
-  return listProcesses().flatMap((pid) => {
-    const jobId = parseIdName(processVariable(pid, holderVariable) ?? '');
+  return holders.flatMap(({ pid, value: jobId }) => {
     const uid = processUid(pid);
-    if (jobId === undefined || uid === undefined || known.has(jobId)) return [];
+    if (uid === undefined || known.has(jobId)) return [];
     return [
       report.warn(
         `process ${pid} of uid ${uid} holds an entry for job ${jobId}, which is over`,

@@ -17,7 +17,7 @@
  * The holder is a session of its own with nothing open but /dev/null and the lock files: slurmd reads the Prolog's output
  * until every writer is gone, then kills the Prolog's process group.
  */
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn } from 'node:child_process';
 import { readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
@@ -28,12 +28,12 @@ import {
   parseLeaseRecord,
   type LeaseRecord,
 } from '../core/lease-record.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
-import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
+import type { UserIds } from '../system/as-user.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
 import { isExecutable, readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
-import { childEnvironment } from '../system/run.ts';
+import { findVariables, runAsUser } from '../system/user-processes.ts';
 import type { HeldEntry } from './held-entry.ts';
 
 type Holder = LeaseRecord['holder'];
@@ -173,7 +173,10 @@ export function releaseLease(
  */
 export function releaseSteps(jobId: number, user: UserIds): number {
   if (user.uid === rootId) return 0;
-  const holders = findStepHolders(jobId, user);
+  const holders = findVariables(user, [holderVariable])
+    .filter(({ value }) => value === jobId)
+    .slice(0, mostStepHolders)
+    .map(({ pid }) => pid);
   if (holders.length === 0) return 0;
   runAsUser(user, 'kill', ['-KILL', ...holders.map(String)]);
   waitUntil(() => !holders.some((pid) => processUid(pid) === user.uid));
@@ -182,46 +185,6 @@ export function releaseSteps(jobId: number, user: UserIds): number {
 
 /** Every step has one at most; who forges more keeps their own entries by it, until their processes end. */
 const mostStepHolders = 1000;
-/** Of a user, those that are looked at. */
-const mostProcesses = 20_000;
-const userChildLimitMs = 5000;
-
-/**
- * The environment of a user's process is read by a child with a time limit: the kernel makes the reader wait while the process is
- * being executed, and with a filesystem of their own (FUSE) users can make that last for ever.
- */
-function findStepHolders(jobId: number, user: UserIds): number[] {
-  const paths = listProcesses()
-    .filter((pid) => processUid(pid) === user.uid)
-    .slice(0, mostProcesses)
-    .map((pid) => `/proc/${pid}/environ`);
-  if (paths.length === 0) return [];
-  const options = ['--files-with-matches', '--line-buffered', '--no-messages', '--null-data', '--text'];
-  const variable = ['--line-regexp', '--fixed-strings', '-e', `${holderVariable}=${jobId}`];
-  return runAsUser(user, 'grep', [...options, ...variable, '--', ...paths])
-    .split('\n')
-    .slice(0, mostStepHolders)
-    .flatMap((path) => {
-      const pid = /^\/proc\/([1-9]\d*)\/environ$/.exec(path)?.[1];
-      return pid === undefined ? [] : [Number(pid)];
-    });
-}
-
-/** @returns what it printed within its time, whatever came of it */
-function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
-  const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: userChildLimitMs });
-  const { stdout, error } = spawnSync(file, args, {
-    cwd: '/',
-    env: childEnvironment,
-    stdio: ['ignore', 'pipe', 'ignore'],
-    encoding: 'latin1',
-    timeout: userChildLimitMs,
-    killSignal: 'SIGKILL',
-  });
-  // Where it could not even be started there is no text.
-  return error === undefined || errnoOf(error) === 'ETIMEDOUT' ? stdout : '';
-}
-
 /** All living holders of a job that are root's, also those that a crash left without a record. */
 function findHolders(jobId: number): Holder[] {
   return listProcesses().flatMap((pid) => {

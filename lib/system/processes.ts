@@ -6,6 +6,7 @@
  * execve(2), a file of a FUSE whose server does not answer. Seen on Linux 6.18.
  */
 import { closeSync, openSync, readFileSync, readdirSync } from 'node:fs';
+import type { UserIds } from './as-user.ts';
 import { errnoOf } from './errno.ts';
 import { readStart } from './files.ts';
 
@@ -43,12 +44,16 @@ export function processCommandLine(pid: number): string | undefined {
   return readProcessFile(pid, 'cmdline')?.replace(/\0+$/, '').replaceAll('\0', ' ');
 }
 
-/** @returns the real uid, or undefined if the process is gone or a zombie; never waits, whoever owns the process */
-export function processUid(pid: number): number | undefined {
+/** @returns the real IDs, or undefined if the process is gone or a zombie; never waits, whoever owns the process */
+export function processIds(pid: number): UserIds | undefined {
   const status = readProcessFile(pid, 'status') ?? '';
-  const uid = /^Uid:\s+(\d+)/m.exec(status)?.[1];
-  return uid === undefined || /^State:\s+[ZX]/m.test(status) ? undefined : Number(uid);
+  const [uid, gid] = [/^Uid:\s+(\d+)/m, /^Gid:\s+(\d+)/m].map((field) => field.exec(status)?.[1]);
+  return uid === undefined || gid === undefined || /^State:\s+[ZX]/m.test(status)
+    ? undefined
+    : { uid: Number(uid), gid: Number(gid) };
 }
+
+export const processUid = (pid: number): number | undefined => processIds(pid)?.uid;
 
 /** @returns the first `limitBytes` of it: users may have as many mounts as they like in a namespace of their own */
 export function processMountinfo(pid: number, limitBytes: number): string | undefined {

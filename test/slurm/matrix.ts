@@ -343,7 +343,7 @@ async function runDirectly({ cluster }: ContainerCluster, argv: readonly string[
   return { outputs: [stdout], errors: stderr, end: `exit code ${String(exitCode)}` };
 }
 
-const JOB_TIMEOUT_MS = 180_000;
+const JOB_TIMEOUT_MS = 400_000;
 
 async function submit(
   { cluster, outputPath }: ContainerCluster,

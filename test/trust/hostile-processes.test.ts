@@ -69,7 +69,7 @@ const stuckInExec = `
 
 test.unless(
   unlessSquashfuse(),
-  'one that nobody can look at without waiting for ever keeps neither Prolog nor Epilog nor collector from their end',
+  'one that nobody can look at without waiting for ever keeps neither Prolog nor Epilog nor collector nor check from their end',
   async () => {
     await using node = await TestNode.start({ settings: everything });
     const image = node.image();
@@ -91,12 +91,14 @@ test.unless(
     const gc = await node.gc('--force');
     const ofBob = await node.epilog({ id: 2, user: bob });
     const own = await node.epilog({ id: 7, user: alice });
+    const check = await node.admin('check', '--json').result;
     // As soon as the server answers, everybody can look again; so does the end of this test.
     fuse.go();
     assert.equal([prolog.exitCode, gc.exitCode === null, ofBob.exitCode, own.exitCode], [0, false, 0, 0]);
     assert.ok(['created', 'reused'].includes(prolog.line['result']!));
     assert.not(existsSync(old));
     assert.is(ofBob.line['holders'], '1');
+    assert.match(check.stdout, /"leftovers"/);
   },
 );
 

@@ -1,0 +1,65 @@
+/** The environment of users' processes, which root must not read itself (processes.ts). */
+import { spawnSync } from 'node:child_process';
+import { asUser, type UserIds } from './as-user.ts';
+import { errnoOf } from './errno.ts';
+import { listProcesses, processIds } from './processes.ts';
+import { childEnvironment } from './run.ts';
+
+/** Of a user, those that are looked at. */
+const mostProcesses = 20_000;
+const childLimitMs = 5000;
+
+export interface FoundVariable {
+  readonly pid: number;
+  readonly name: string;
+  readonly value: number;
+}
+
+/** All who have processes here, root apart; one with processes of several groups several times. */
+export function listProcessOwners(): UserIds[] {
+  const owners = listProcesses().flatMap((pid) => processIds(pid) ?? []);
+  const users = owners.filter(({ uid }) => uid !== 0);
+  return [...new Map(users.map((user) => [`${user.uid}:${user.gid}`, user])).values()];
+}
+
+/**
+ * Looks for numbers in the environment of a user's processes.
+ *
+ * The kernel makes the reader wait while the process is being executed, and with a filesystem of their own (FUSE) users can make that
+ * last for ever: so a child reads it, as the user, with a time limit. What comes after such a process is not found.
+ *
+ * @param names of the variables
+ */
+export function findVariables(user: UserIds, names: readonly string[]): FoundVariable[] {
+  const paths = listProcesses()
+    .filter((pid) => processIds(pid)?.uid === user.uid)
+    .slice(0, mostProcesses)
+    .map((pid) => `/proc/${pid}/environ`);
+  if (paths.length === 0) return [];
+  const output = ['--with-filename', '--line-buffered', '--no-messages', `--max-count=${names.length}`];
+  const pattern = ['--null-data', '--text', '--line-regexp', '--extended-regexp'];
+  const expression = `(${names.join('|')})=[0-9]+`;
+  return runAsUser(user, 'grep', [...output, ...pattern, '-e', expression, '--', ...paths])
+    .split('\0')
+    .flatMap((line) => {
+      const [, pid, name, value] = /^\/proc\/(\d+)\/environ:(\w+)=(\d+)$/.exec(line) ?? [];
+      return pid === undefined || name === undefined
+        ? []
+        : [{ pid: Number(pid), name, value: Number(value) }];
+    });
+}
+
+/** @returns what it printed within its time, whatever came of it */
+export function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
+  const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: childLimitMs });
+  const { stdout, error } = spawnSync(file, args, {
+    cwd: '/',
+    env: childEnvironment,
+    stdio: ['ignore', 'pipe', 'ignore'],
+    encoding: 'latin1',
+    timeout: childLimitMs,
+    killSignal: 'SIGKILL',
+  });
+  // Where it could not even be started there is no text.
+  return error === undefined || errnoOf(error) === 'ETIMEDOUT' ? stdout : '';
+}
