@@ -4,18 +4,85 @@ import yargs from 'yargs';
 import packageJson from '../package.json' with { type: 'json' };
 import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
 import { runCheck } from './check.ts';
+import { runExplain } from './explain.ts';
 import { runGc } from './gc.ts';
+import { runRm } from './rm.ts';
+import { runStatus, sortKeys } from './status.ts';
+import { UsageError } from './usage-error.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
 
-class WrongUsage extends Error {}
+const json = { type: 'boolean', default: false, describe: 'Print JSON' } as const;
 
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
   let exitCode: number = exitCodes.ok;
   const cli = yargs([...parameters])
     .scriptName('container-cache')
     .usage('$0 <command>\n\nKeeps unpacked container images on a Slurm node.')
+    .command(
+      'status',
+      'Show how full the node is, and every entry: whose, how large, when used, by which jobs',
+      (command) =>
+        command
+          .option('user', {
+            type: 'string',
+            requiresArg: true,
+            describe: 'Only of this user, a name or a uid',
+          })
+          .option('image', {
+            type: 'string',
+            requiresArg: true,
+            describe: 'Only images with this in their name',
+          })
+          .option('sort', { choices: sortKeys, default: 'used' as const, describe: 'By what' })
+          .option('reverse', { type: 'boolean', default: false, describe: 'The other way round' })
+          .option('watch', {
+            type: 'number',
+            requiresArg: true,
+            describe: 'Show it anew after so many seconds, until interrupted',
+          })
+          .option('json', json)
+          .example('$0 status --user alice --sort size', 'What alice has, the largest first')
+          .example('$0 status --watch 2', 'Watch the node'),
+      async ({ user, image, sort, reverse, watch, json: asJson }) => {
+        if (watch !== undefined && !(watch >= 0.1 && watch <= 86_400))
+          throw new UsageError('--watch wants a number of seconds from 0.1 to 86400');
+        exitCode = await runStatus({ user, image, sort, reverse, watch, json: asJson });
+      },
+    )
+    .command(
+      'explain <what>',
+      'Tell of an entry, an image or a job: who holds it, why it stays, when it would go',
+      (command) =>
+        command
+          .positional('what', {
+            type: 'string',
+            demandOption: true,
+            describe: "An entry's name, an image as the job names it, or a job ID",
+          })
+          .option('json', json)
+          .example('$0 explain 4711', 'What job 4711 holds'),
+      async ({ what, json: asJson }) => {
+        exitCode = await runExplain({ what, json: asJson });
+      },
+    )
+    .command(
+      'rm <entry..>',
+      'Delete entries, however young; what is in use stays',
+      (command) =>
+        command
+          .positional('entry', {
+            type: 'string',
+            array: true,
+            demandOption: true,
+            describe: 'Names as `status` shows them',
+          })
+          .example('$0 rm pyxis_cache_u1000_00deadbeef001122', 'Have the next job unpack it anew'),
+      async ({ entry }) => {
+        exitCode = await runRm({ names: entry });
+      },
+    )
     .command(
       'gc',
       'Delete the entries that were unused for the longest time, from the high watermark down to the low one',
@@ -36,7 +103,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             default: false,
             describe: 'Log and print nothing (Prolog and Epilog)',
           })
-          .option('json', { type: 'boolean', default: false, describe: 'Print JSON' })
+          .option('json', json)
           .example('$0 gc --dry-run', 'What would go, and why the rest stays'),
       async (options) => {
         exitCode = await runGc({
@@ -50,7 +117,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .command(
       'check',
       'Look whether this node is set up right; exits 1 unless all is well, and says what to do',
-      (command) => command.option('json', { type: 'boolean', default: false, describe: 'Print JSON' }),
+      (command) => command.option('json', json),
       async (options) => {
         exitCode = await runCheck({ json: options.json });
       },
@@ -64,12 +131,12 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .fail((message, error: Error | undefined) => {
       // yargs gives a message for wrong usage, and an error for what a command throws. Unless something is thrown here it
       // goes on and runs the command, whatever was wrong with its options.
-      throw error ?? new WrongUsage(message);
+      throw error ?? new UsageError(message);
     });
   try {
     await cli.parseAsync();
   } catch (error) {
-    if (error instanceof WrongUsage) {
+    if (error instanceof UsageError) {
       process.stderr.write(`container-cache: ${error.message}\nTry 'container-cache --help'.\n`);
       return exitCodes.usage;
     }

@@ -1,4 +1,5 @@
 /** What the benchmark found, as data and as the table it prints. */
+import { renderTable } from '../lib/core/readable.ts';
 import type { Summary } from './statistics.ts';
 
 /** A quantity with its unit. */
@@ -98,16 +99,3 @@ function renderFigure({ unit, value }: Figure): string {
 
 const renderResult = ({ a, b }: Finding, number: number): string =>
   b === undefined ? `${number.toFixed(2)} ${a.unit}` : `${number.toFixed(2)}x`;
-
-/** Columns as wide as their widest cell, two blanks between. */
-export function renderTable(rows: readonly (readonly string[])[]): string[] {
-  const widths = (rows[0] ?? []).map((_, column) =>
-    Math.max(...rows.map((row) => (row[column] ?? '').length)),
-  );
-  return rows.map((row) =>
-    row
-      .map((cell, column) => cell.padEnd(widths[column] ?? 0))
-      .join('  ')
-      .trimEnd(),
-  );
-}

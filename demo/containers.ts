@@ -9,7 +9,7 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import { join } from 'node:path';
 import type { Defer } from '../bench/clean-up.ts';
-import { renderTable } from '../bench/report.ts';
+import { renderTable } from '../lib/core/readable.ts';
 import { distDirectory } from '../build/build.ts';
 import { isEntryNameOf } from '../lib/core/layout.ts';
 import { makeImage, treeOfFiles } from '../test/helpers/image.ts';

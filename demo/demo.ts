@@ -15,7 +15,7 @@ import process from 'node:process';
 import { setTimeout as delay } from 'node:timers/promises';
 import { runAndCleanUp, type Defer } from '../bench/clean-up.ts';
 import { privateNodeUnavailable } from '../bench/private-node.ts';
-import { renderTable } from '../bench/report.ts';
+import { renderTable } from '../lib/core/readable.ts';
 import { imageMaker, type SampleImage } from '../bench/sample-image.ts';
 import { executable } from '../build/build.ts';
 import { projectRoot } from '../build/source-files.ts';

@@ -5,6 +5,7 @@
  *   bad   slurm     PrologFlags is not set: the Prolog runs at the job's first step
  *                   in slurm.conf: PrologFlags=Alloc
  */
+import { printable } from './readable.ts';
 
 /**
  * `warn`: works, but worse than it could, or soon not. `bad`: does not work as it should. `skip`: could not be looked
@@ -69,9 +70,4 @@ function summary(findings: readonly Finding[]): string {
   const found = parts.filter(([number]) => number > 0).map(([number, what]) => `${number} ${what}`);
   if (found.length === 0) return 'All is well.';
   return isWell(findings) ? `Well; ${found.join(', ')}.` : `Not well: ${found.join(', ')}.`;
-}
-
-/** File names and output of programs may hold what moves a terminal's cursor. */
-function printable(text: string): string {
-  return text.replace(/\s*\n\s*/g, ' ').replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, '?');
 }

@@ -61,7 +61,8 @@ export function parseStubName(name: string): { readonly jobId: number } | undefi
   return jobId === undefined ? undefined : { jobId: Number(jobId) };
 }
 
-const entryPattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
+/** What every entry is called, whoever's it is. */
+export const entryNamePattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
 const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;
 const partialPattern =
   /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.([1-9]\d{0,9})-[0-9a-f]+\.partial$/;
@@ -69,7 +70,7 @@ const idPattern = /^(0|[1-9]\d{0,9})$/;
 
 /** A name found on disk counts as an entry only in the directory of the user it names. */
 export function isEntryNameOf(uid: number, name: string): boolean {
-  return entryPattern.exec(name)?.[1] === String(uid);
+  return entryNamePattern.exec(name)?.[1] === String(uid);
 }
 
 export function parseCreateLockName(name: string): { readonly entry: string } | undefined {

@@ -23,7 +23,7 @@ import {
   unlinkSync,
   type Stats,
 } from 'node:fs';
-import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
+import { longestEntryMetadataBytes, parseEntryMetadata, type EntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
   fits,
@@ -84,7 +84,10 @@ export interface CollectRequest {
 
 export interface FoundEntry extends EntryFacts {
   readonly gid: number;
+  /** As the job named it; like the next two only claimed, by a file that is the user's. */
   readonly image: string | undefined;
+  readonly createdAtMs: number | undefined;
+  readonly unpackMs: number | undefined;
 }
 
 export interface Forecast {
@@ -112,16 +115,48 @@ export function forecastCollection(request: CollectRequest): Forecast {
 
 /** @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed over */
 export async function collect(request: CollectRequest): Promise<CollectResult> {
-  const { base, log } = request;
+  const result = await withCollectorLock(request, (trash) => collectLocked(request, trash));
+  if (result !== undefined) return result;
+  request.log('debug', 'gc', { result: 'locked', reason: 'another collector is at work' });
+  return { result: 'locked', evicted: [], freedBytes: 0, freedInodes: 0, kept: {} };
+}
+
+/**
+ * Deletes entries by their names, however young; what is in use stays.
+ *
+ * @returns for each name why it stayed, `unknown` if there is no such entry, `locked` if another collector was at work for too
+ *   long; undefined: it is gone
+ */
+export async function evictEntries(
+  request: CollectRequest,
+  names: readonly string[],
+): Promise<ReadonlyMap<string, string | undefined>> {
+  const { base } = request;
+  const anyAge = { ...request, policy: { ...request.policy, gcMinAgeSeconds: 0 } };
+  const outcomes = await withCollectorLock(request, async (trash) => {
+    const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+    const found = new Map<string, string | undefined>();
+    for (const name of names) {
+      const entry = entries.find((one) => one.name === name);
+      found.set(name, entry === undefined ? 'unknown' : await evict(anyAge, trash, entry));
+    }
+    return found;
+  });
+  return outcomes ?? new Map(names.map((name) => [name, 'locked']));
+}
+
+/** @returns undefined if another collector was at work for too long */
+async function withCollectorLock<T>(
+  { base, lockTimeoutMs }: CollectRequest,
+  action: (trash: Directory) => Promise<T>,
+): Promise<T | undefined> {
   const lock = openRegularFile(inDirectory(base, collectorLockName), constants.O_CREAT);
   try {
-    if (!tryFlock(lock, 'exclusive') && !(await flockWithin(lock, 'exclusive', request.lockTimeoutMs))) {
-      log('debug', 'gc', { result: 'locked', reason: 'another collector is at work' });
-      return { result: 'locked', evicted: [], freedBytes: 0, freedInodes: 0, kept: {} };
-    }
+    if (!tryFlock(lock, 'exclusive') && !(await flockWithin(lock, 'exclusive', lockTimeoutMs)))
+      return undefined;
     const trash = openTrash(base);
     try {
-      return await collectLocked(request, trash);
+      return await action(trash);
     } finally {
       closeSync(trash.fd);
     }
@@ -275,20 +310,29 @@ function lookAtEntry(
   // A directory of another owner was put there by somebody else, and a symlink or a file is no rootfs.
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return undefined;
   const lock = openEntryLock(directory, name);
-  const claim = { leased: false, bytes: 0, inodes: 0, image: undefined as string | undefined };
+  let metadata: EntryMetadata | undefined;
+  let leased = false;
   if (lock !== undefined) {
     try {
-      const metadata = parseEntryMetadata(readStart(lock, longestEntryMetadataBytes).toString('utf8'));
-      claim.bytes = metadata?.bytes ?? 0;
-      claim.inodes = metadata?.inodes ?? 0;
-      claim.image = metadata?.image;
+      metadata = parseEntryMetadata(readStart(lock, longestEntryMetadataBytes).toString('utf8'));
       // The lock is given back at once; a Prolog that meets it asks again for longer than this takes.
-      claim.leased = !tryFlock(lock, 'exclusive');
+      leased = !tryFlock(lock, 'exclusive');
     } finally {
       closeSync(lock);
     }
   }
-  return { uid: user.uid, gid: user.gid, name, usedAtMs: stats.mtimeMs, ...claim };
+  return {
+    uid: user.uid,
+    gid: user.gid,
+    name,
+    usedAtMs: stats.mtimeMs,
+    leased,
+    bytes: metadata?.bytes ?? 0,
+    inodes: metadata?.inodes ?? 0,
+    image: metadata?.image,
+    createdAtMs: metadata?.createdAtMs,
+    unpackMs: metadata?.unpackMs,
+  };
 }
 
 /** @returns undefined if the entry has no lock file that is a regular file */

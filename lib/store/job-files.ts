@@ -6,7 +6,7 @@
 import { chownSync, chmodSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../core/layout.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { writeFileAtomically } from '../system/files.ts';
+import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
 export interface JobFiles {
@@ -50,6 +50,18 @@ export function writeJobFiles(
 export function removeJobFiles(runtimePath: string, jobId: number): void {
   rmSync(jobPath(runtimePath, jobId), { recursive: true, force: true });
 }
+
+/** Undoes writeJobFiles for one of its files. @returns undefined if the job has no files */
+export function readJobImages(runtimePath: string, jobId: number): JobImage[] | undefined {
+  const text = readSmallFile(`${jobPath(runtimePath, jobId)}/${jobImagesName}`, longestImagesBytes);
+  return text?.split('\n').flatMap((line) => {
+    const [image, entry, stamp] = line.split('\t');
+    return image === undefined || entry === undefined || stamp === undefined ? [] : [{ image, entry, stamp }];
+  });
+}
+
+/** A path may have 4,096 bytes. */
+const longestImagesBytes = 64 * 1024;
 
 /** The job IDs that have files. */
 export function listJobFiles(runtimePath: string): number[] {

@@ -234,6 +234,11 @@ export function listLeases(runtimePath: string): LeaseRecord[] {
     .flatMap((jobId) => (jobId === undefined ? [] : (readLease(runtimePath, jobId) ?? [])));
 }
 
+/** Those that hold their entries; a record without its holder protects nothing. */
+export function listHeldLeases(runtimePath: string): LeaseRecord[] {
+  return listLeases(runtimePath).filter(({ jobId, holder }) => isAlive(jobId, holder));
+}
+
 /** Removes the records whose holder is gone. @returns the job IDs */
 export function sweepLeases(runtimePath: string): number[] {
   const dead = listLeases(runtimePath).filter((record) => !isAlive(record.jobId, record.holder));

@@ -1,0 +1,120 @@
+/** `container-cache explain ENTRY|IMAGE|JOB`: who holds an entry, why it stays, when it would go. */
+import process from 'node:process';
+import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
+import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';
+import type { Settings } from '../lib/core/settings.ts';
+import type { Inventory, InventoryEntry } from '../lib/store/inventory.ts';
+import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
+import { findUserNames } from '../lib/system/user-names.ts';
+import { inventoryOf, withBase } from './inventory.ts';
+
+export interface ExplainOptions {
+  readonly what: string;
+  readonly json: boolean;
+}
+
+interface Answer {
+  readonly entries: readonly InventoryEntry[];
+  /** What the job's Prolog noted of its images, if a job was asked for. */
+  readonly images: readonly JobImage[] | undefined;
+}
+
+/** @returns the exit code: 1 if nothing is known of it here */
+export function runExplain({ what, json }: ExplainOptions): Promise<number> {
+  return withBase('explain', (settings, base) => {
+    const inventory = inventoryOf(settings, base);
+    const answer = find(what, inventory, settings);
+    const paragraphs = json ? [] : describe(what, answer, inventory, settings);
+    process.stdout.write(
+      json
+        ? `${JSON.stringify({ what, ...answer, collectionDue: inventory.due })}\n`
+        : `${paragraphs.join('\n\n')}\n`,
+    );
+    return answer.entries.length > 0 || answer.images !== undefined ? 0 : 1;
+  });
+}
+
+function find(what: string, { entries }: Inventory, { runtimePath }: Settings): Answer {
+  const jobId = parseIdName(what);
+  if (jobId !== undefined) {
+    const images = readJobImages(runtimePath, jobId);
+    const isOfJob = ({ name, leases }: InventoryEntry): boolean =>
+      leases.some((lease) => lease.jobId === jobId) || images?.some(({ entry }) => entry === name) === true;
+    return { entries: entries.filter(isOfJob), images };
+  }
+  if (entryNamePattern.test(what))
+    return { entries: entries.filter(({ name }) => name === what), images: undefined };
+  const same = entries.filter(({ image }) => image === what);
+  const alike = entries.filter(({ image }) => image?.includes(what) === true);
+  return { entries: same.length > 0 ? same : alike, images: undefined };
+}
+
+function describe(what: string, answer: Answer, inventory: Inventory, settings: Settings): string[] {
+  const names = findUserNames(answer.entries.map(({ uid }) => uid));
+  const entries = answer.entries.map((entry) =>
+    describeEntry(entry, names.get(entry.uid) ?? `uid ${entry.uid}`, inventory, settings).join('\n'),
+  );
+  const bypassed = (answer.images ?? [])
+    .filter(({ entry }) => entry === '-')
+    .map(({ image }) => `${printable(image)}: left to enroot; the Prolog's log line of job ${what} says why`);
+  if (entries.length > 0 || bypassed.length > 0) return [...bypassed, ...entries];
+  if (answer.images !== undefined) return [`Job ${what} is here, and none of its entries is any more.`];
+  return [
+    parseIdName(what) === undefined
+      ? `There is no entry of that name or image here: ${printable(what)}`
+      : `Job ${what} holds nothing here: it is over, has no container, or runs on another node.`,
+  ];
+}
+
+function describeEntry(
+  entry: InventoryEntry,
+  user: string,
+  inventory: Inventory,
+  settings: Settings,
+): string[] {
+  const nowMs = Date.now();
+  const { createdAtMs, unpackMs } = entry;
+  const unpacked =
+    createdAtMs === undefined || unpackMs === undefined
+      ? 'not known: its lock file says nothing that we wrote'
+      : `${formatAgo(createdAtMs, nowMs)}, in ${formatDuration(unpackMs)}: ${formatBytes(entry.bytes)}, ${formatCount(entry.inodes)} files`;
+  return [
+    entry.name,
+    `  user      ${user}`,
+    `  image     ${printable(entry.image ?? 'not known')}`,
+    `  unpacked  ${unpacked}`,
+    `  used      ${formatAgo(entry.usedAtMs, nowMs)}`,
+    `  held by   ${describeHolders(entry, nowMs)}`,
+    `  goes      ${describeFate(entry, inventory, settings, nowMs)}`,
+  ];
+}
+
+function describeHolders({ keptBecause, leases }: InventoryEntry, nowMs: number): string {
+  const jobs = leases.map(
+    ({ jobId, sinceMs, holder }) =>
+      `job ${jobId} (since ${formatDuration(nowMs - sinceMs)}, process ${holder.pid})`,
+  );
+  if (jobs.length > 0) return jobs.join(', ');
+  if (keptBecause === 'leased') return "a process without a lease: a job's step, or its user";
+  return keptBecause === 'mounted' ? 'a process that has it mounted' : 'nobody';
+}
+
+function describeFate(
+  { keptBecause, place, goesNext, usedAtMs }: InventoryEntry,
+  { due, entries }: Inventory,
+  { gcMinAgeSeconds, gcHighPercent }: Settings,
+  nowMs: number,
+): string {
+  if (keptBecause === 'leased') return 'not while it is held';
+  if (keptBecause === 'mounted') return 'not while it is mounted';
+  if (keptBecause === 'young') {
+    const restMs = usedAtMs + gcMinAgeSeconds * 1000 - nowMs;
+    return `not for another ${formatDuration(restMs)}: gc_min_age is ${gcMinAgeSeconds} s`;
+  }
+  const line = entries.filter((entry) => entry.place !== undefined).length;
+  const turn = `it is number ${place ?? 0} of ${line} that may go`;
+  if (goesNext) return `now: a collection is due, and ${turn}`;
+  return due
+    ? `not with the collection that is due; ${turn}`
+    : `when the disk reaches ${gcHighPercent} %; ${turn}`;
+}

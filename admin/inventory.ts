@@ -1,0 +1,31 @@
+/** How `status` and `explain` look at the node. */
+import { closeSync } from 'node:fs';
+import { NodeFault } from '../lib/core/faults.ts';
+import { requireSettings, type Settings } from '../lib/core/settings.ts';
+import { takeInventory, type Inventory } from '../lib/store/inventory.ts';
+import { openBase } from '../lib/store/user-directory.ts';
+import type { Directory } from '../lib/system/directory.ts';
+import { isRoot } from '../lib/system/as-user.ts';
+import { readSettings } from '../lib/system/settings-file.ts';
+
+/** The settings and the base, for a command that only root can run. */
+export async function withBase<T>(
+  purpose: string,
+  action: (settings: Settings, base: Directory) => T | Promise<T>,
+): Promise<T> {
+  if (!isRoot())
+    throw new NodeFault(
+      'BASE_UNSAFE',
+      `Cannot ${purpose}: only root may look into the directories of all users; run it as root`,
+    );
+  const settings = requireSettings(readSettings(process.env));
+  const base = openBase(settings);
+  try {
+    return await action(settings, base);
+  } finally {
+    closeSync(base.fd);
+  }
+}
+
+export const inventoryOf = (settings: Settings, base: Directory): Inventory =>
+  takeInventory(base, settings.runtimePath, settings);

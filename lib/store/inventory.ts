@@ -1,0 +1,49 @@
+/** What is on the node, who holds it, and what the next collection would do about it. */
+import type { CollectionPolicy, KeepReason, Usage } from '../core/gc-plan.ts';
+import type { LeaseRecord } from '../core/lease-record.ts';
+import type { Directory } from '../system/directory.ts';
+import { forecastCollection, type FoundEntry } from './collector.ts';
+import { listHeldLeases } from './lease.ts';
+
+export interface InventoryEntry extends FoundEntry {
+  /** Why no collection takes it; undefined: one may. */
+  readonly keptBecause: KeepReason | undefined;
+  /** Its place among those that may go, from 1, the one not used for the longest time. */
+  readonly place: number | undefined;
+  /** Whether a collection that started now would take it, by what the entries say of their sizes. */
+  readonly goesNext: boolean;
+  /** The leases of jobs on it. A step of a job can hold it without one. */
+  readonly leases: readonly LeaseRecord[];
+}
+
+export interface Inventory {
+  readonly usage: Usage;
+  /** Whether a collection is due. */
+  readonly due: boolean;
+  readonly entries: readonly InventoryEntry[];
+}
+
+/** Changes nothing. */
+export function takeInventory(base: Directory, runtimePath: string, policy: CollectionPolicy): Inventory {
+  const request = { base, runtimePath, policy, lockTimeoutMs: 0, log: () => undefined };
+  const { usage, due, plan } = forecastCollection(request);
+  const leases = listHeldLeases(runtimePath);
+  const withLeases = (entry: FoundEntry): Pick<InventoryEntry, 'leases'> => ({
+    leases: leases.filter(({ uid, entries }) => uid === entry.uid && entries.includes(entry.name)),
+  });
+  const candidates = [...plan.evict, ...plan.reserve].map((entry, index) => ({
+    ...entry,
+    ...withLeases(entry),
+    keptBecause: undefined,
+    place: index + 1,
+    goesNext: due && index < plan.evict.length,
+  }));
+  const kept = plan.kept.map(({ entry, reason }) => ({
+    ...entry,
+    ...withLeases(entry),
+    keptBecause: reason,
+    place: undefined,
+    goesNext: false,
+  }));
+  return { usage, due, entries: [...candidates, ...kept] };
+}
