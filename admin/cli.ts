@@ -122,6 +122,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
         exitCode = await runCheck({ json: options.json });
       },
     )
+    .completion('completion', 'Print the completion script for bash')
     .demandCommand(1, 'Name a command; --help lists them')
     .strict()
     .version(packageJson.version)
