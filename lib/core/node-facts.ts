@@ -21,6 +21,8 @@ export interface NodeFacts {
   readonly command: string | undefined;
   /** Without this file enroot would start an empty rootfs. */
   readonly mountsFile: string;
+  /** Until when they hold, ms since the epoch; undefined: until the next boot. */
+  readonly validUntilMs: number | undefined;
 }
 
 export const longestNodeFactsBytes = 16 * 1024;
@@ -36,12 +38,13 @@ const keys = {
   imageFreshness: 'image_freshness',
   command: 'command',
   mountsFile: 'mounts_file',
+  validUntilMs: 'valid_until_ms',
 } as const satisfies Record<keyof NodeFacts, string>;
 
 export function formatNodeFacts(facts: NodeFacts): string {
   const lines = Object.entries(keys).map(([name, key]) => {
     const value = facts[name as keyof NodeFacts];
-    return value === undefined ? '' : `${key}=${value.replaceAll(/[\r\n]+/g, ' ')}\n`;
+    return value === undefined ? '' : `${key}=${String(value).replaceAll(/[\r\n]+/g, ' ')}\n`;
   });
   return lines.join('');
 }
@@ -73,7 +76,23 @@ export function parseNodeFacts(text: string): NodeFacts | undefined {
     enrootVersion: values.get(keys.enrootVersion),
     reason: values.get(keys.reason),
     command: values.get(keys.command),
+    validUntilMs: parseTime(values.get(keys.validUntilMs)),
   };
+}
+
+const parseTime = (text = ''): number | undefined => (/^\d{1,16}$/.test(text) ? Number(text) : undefined);
+
+/**
+ * For how long a node is taken for one that cannot do something because an attempt failed. On a busy node it may have failed for
+ * want of time or processes; where it always does, an attempt now and then costs little.
+ */
+export const failureLimitMs = 5 * 60_000;
+
+/** Whether facts are still to be believed. A clock that was set back ends them, too. */
+export function areValid({ validUntilMs }: NodeFacts, nowMs: number): boolean {
+  if (validUntilMs === undefined) return true;
+  const restMs = validUntilMs - nowMs;
+  return restMs > 0 && restMs <= failureLimitMs;
 }
 
 /**

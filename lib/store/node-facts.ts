@@ -1,8 +1,8 @@
 /**
  * Finding out what the enroot wrapper must know of its node, and telling it by `<runtime>/node` (lib/core/node-facts.ts).
  *
- * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first after a boot, or
- * after a change, asks enroot for its version and tries an overlay, as nobody: what a process of the job's user said could be the
+ * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first after a boot, after a
+ * change, or some time after an attempt that failed, asks enroot for its version and tries an overlay, as nobody: what a process of the job's user said could be the
  * user's invention.
  */
 import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
@@ -11,10 +11,13 @@ import process from 'node:process';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { nodeFactsPath } from '../core/layout.ts';
 import {
+  areValid,
+  failureLimitMs,
   formatNodeFacts,
   isKnownEnroot,
   longestNodeFactsBytes,
   parseNodeFacts,
+  type EffectiveIsolation,
   type NodeFacts,
 } from '../core/node-facts.ts';
 import { mountOf } from '../core/mountinfo.ts';
@@ -54,8 +57,12 @@ export async function ensureNodeFacts(
 ): Promise<NodeFacts | undefined> {
   const enrootPath = lookForEnroot(settings.enrootPath);
   const fingerprint = fingerprintOf(settings, enrootPath);
-  if (known?.fingerprint === fingerprint) return undefined;
+  const holds = (facts: NodeFacts | undefined): boolean =>
+    facts?.fingerprint === fingerprint && areValid(facts, Date.now());
+  if (holds(known)) return undefined;
   const facts = await findFacts(settings, base, enrootPath, fingerprint);
+  // Of many Prologs at once, one that failed must not have the last word.
+  if (facts.validUntilMs !== undefined && holds(readNodeFacts(settings.runtimePath))) return undefined;
   const path = nodeFactsPath(settings.runtimePath);
   unlessErrno(['EEXIST'], () => mkdirSync(settings.runtimePath, { recursive: true, mode: 0o711 }));
   writeFileAtomically(path, formatNodeFacts(facts), { mode: 0o644 });
@@ -112,20 +119,32 @@ async function decideIsolation(
   base: Directory,
   enrootPath: string | undefined,
   enrootVersion: string | undefined,
-): Promise<Pick<NodeFacts, 'isolation' | 'reason'>> {
-  if (settings.isolation === 'off') return { isolation: 'off', reason: 'isolation=off is configured' };
-  if (enrootPath === undefined)
-    return { isolation: 'off', reason: 'there is no enroot on this node; set enroot_path' };
-  if (enrootVersion === undefined || !isKnownEnroot(enrootVersion)) {
-    const found = enrootVersion === undefined ? 'does not tell its version' : `is version ${enrootVersion}`;
-    return { isolation: 'off', reason: `${enrootPath} ${found}, want 3.4 to 4.x` };
-  }
-  if (settings.isolation !== 'auto') return { isolation: settings.isolation, reason: undefined };
+): Promise<Pick<NodeFacts, 'isolation' | 'reason' | 'validUntilMs'>> {
+  const decided = (isolation: EffectiveIsolation, reason?: string): ReturnType<typeof failed> => ({
+    isolation,
+    reason,
+    validUntilMs: undefined,
+  });
+  if (settings.isolation === 'off') return decided('off', 'isolation=off is configured');
+  if (enrootPath === undefined) return decided('off', 'there is no enroot on this node; set enroot_path');
+  if (enrootVersion === undefined) return failed('off', `${enrootPath} does not tell its version`);
+  if (!isKnownEnroot(enrootVersion))
+    return decided('off', `${enrootPath} is version ${enrootVersion}, want 3.4 to 4.x`);
+  if (settings.isolation !== 'auto') return decided(settings.isolation);
   const probe = await probeOverlay(base.path, enrootPath);
   return probe.works
-    ? { isolation: 'overlay', reason: undefined }
-    : { isolation: 'shared', reason: `a user cannot mount an overlay: ${probe.reason}` };
+    ? decided('overlay')
+    : failed('shared', `a user cannot mount an overlay: ${probe.reason}`);
 }
+
+const failed = (
+  isolation: EffectiveIsolation,
+  reason: string | undefined,
+): Pick<NodeFacts, 'isolation' | 'reason' | 'validUntilMs'> => ({
+  isolation,
+  reason,
+  validUntilMs: Date.now() + failureLimitMs,
+});
 
 /** enroot makes its directories at each start, so it is given some. */
 async function askVersion(settings: Settings, enrootPath: string): Promise<string | undefined> {

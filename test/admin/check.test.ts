@@ -773,6 +773,7 @@ const facts = (right: RightNode): NodeFacts => ({
   imageFreshness: 'always',
   command: executable,
   mountsFile: right.path('enroot/mounts.d', mountsName),
+  validUntilMs: undefined,
 });
 
 leftovers('node facts that do not agree, are damaged, or tell why nothing is served', async () => {

@@ -117,6 +117,7 @@ class WrapperNode implements AsyncDisposable {
       imageFreshness: 'always',
       command: undefined,
       mountsFile: join(this.node.root, 'etc/00-container-cache.fstab'),
+      validUntilMs: undefined,
       ...changes,
     };
     mkdirSync(this.node.runtimePath, { recursive: true, mode: 0o711 });

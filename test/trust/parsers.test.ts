@@ -50,6 +50,7 @@ const facts: NodeFacts = {
   command: '/usr/libexec/container-cache/container-cache',
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
   baseMount: '/raid',
+  validUntilMs: 1_700_000_000_000,
 };
 const metadata = {
   bootId: '0b5f4a1c-0d6e-4c3f-8f5b-2f1b6a0c9d11',
@@ -408,11 +409,12 @@ test('node facts read back as they were written, and a value never makes a fact 
       command: some(),
       mountsFile: text(),
       baseMount: some(),
+      validUntilMs: random.integer(0, 1) === 0 ? undefined : random.integer(0, Number.MAX_SAFE_INTEGER),
     };
     const expected = Object.fromEntries(
-      Object.entries(written as NodeFacts & Record<string, string | undefined>).map(([key, value]) => [
+      Object.entries(written).map(([key, value]: [string, string | number | undefined]) => [
         key,
-        value?.replaceAll(/[\r\n]+/g, ' '),
+        typeof value === 'string' ? value.replaceAll(/[\r\n]+/g, ' ') : value,
       ]),
     );
     assert.equal(parseNodeFacts(formatNodeFacts(written)), expected);

@@ -1,4 +1,6 @@
 import {
+  areValid,
+  failureLimitMs,
   formatNodeFacts,
   isKnownEnroot,
   parseNodeFacts,
@@ -19,6 +21,7 @@ const facts: NodeFacts = {
   imageFreshness: 'always',
   command: '/usr/libexec/container-cache/container-cache',
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
+  validUntilMs: 1_700_000_000_000,
 };
 
 test('what is written is read again', () => {
@@ -29,6 +32,16 @@ test('what is not known is left out', () => {
   const bare = { ...facts, enrootPath: undefined, enrootVersion: undefined, command: undefined };
   assert.not.match(formatNodeFacts(bare), /^enroot_|^command/m);
   assert.equal(parseNodeFacts(formatNodeFacts(bare)), bare);
+});
+
+test('facts hold for good, or for some time; a clock that was set back ends that', () => {
+  const until = facts.validUntilMs!;
+  assert.ok(areValid({ ...facts, validUntilMs: undefined }, until));
+  assert.equal(
+    [1, failureLimitMs, failureLimitMs + 1, 0, -1].map((restMs) => areValid(facts, until - restMs)),
+    [true, true, false, false, false],
+  );
+  assert.is(parseNodeFacts(formatNodeFacts({ ...facts, validUntilMs: undefined }))?.validUntilMs, undefined);
 });
 
 test("a complaint's lines are one line, so that none of them is a fact", () => {

@@ -1,7 +1,12 @@
 /** What the Prolog finds out of its node for the enroot wrapper: when, as whom, and what it makes of an enroot it does not know. */
 import { existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { parseNodeFacts, type NodeFacts } from '../../../lib/core/node-facts.ts';
+import {
+  failureLimitMs,
+  formatNodeFacts,
+  parseNodeFacts,
+  type NodeFacts,
+} from '../../../lib/core/node-facts.ts';
 import { nobody } from '../../../lib/system/as-user.ts';
 import { probeOverlay } from '../../../lib/system/overlay.ts';
 import { TestNode } from '../../helpers/node.ts';
@@ -115,6 +120,29 @@ test('isolation=auto means overlays where a user can mount one, else shared, and
   const { nodeLine } = await other.prolog({ id: 1, user: alice });
   assert.equal([factsOf(other)?.isolation, nodeLine?.level], ['shared', 'warning']);
   assert.match(factsOf(other)!.reason!, /permission denied/);
+});
+
+test('an enroot that did not answer, as on a busy node, is asked again a few minutes later', async () => {
+  const { node } = await startNode({ isolation: 'overlay' }, 'none');
+  await using _ = node;
+  await node.prolog({ id: 1, user: alice });
+  const facts = factsOf(node)!;
+  assert.equal([facts.isolation, facts.validUntilMs === undefined], ['off', false]);
+  const enroot = new StandInRegistry();
+  node.configure({ enroot_path: enroot.enrootPath, isolation: 'overlay' });
+  await node.prolog({ id: 2, user: alice });
+  const decided = factsOf(node)!;
+  assert.equal([decided.isolation, decided.validUntilMs], ['overlay', undefined]);
+  // As if it had failed, just now and five minutes ago.
+  for (const [ageMs, isolation] of [
+    [0, 'off'],
+    [failureLimitMs, 'overlay'],
+  ] as const) {
+    const old = { ...decided, isolation: 'off', validUntilMs: Date.now() + failureLimitMs - ageMs } as const;
+    writeFileSync(join(node.runtimePath, 'node'), formatNodeFacts(old));
+    await node.prolog({ id: 3, user: alice });
+    assert.is(factsOf(node)?.isolation, isolation);
+  }
 });
 
 test('a node that cannot keep them runs its jobs', async () => {
