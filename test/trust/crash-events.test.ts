@@ -1,6 +1,6 @@
 /** What befalls a node beside kills of our programs: holders that die, reboots, Epilogs that do not come or come twice, clocks. */
 // test: timeout 300 s
-import { existsSync, mkdirSync, readdirSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { longestLeaseRecordBytes } from '../../lib/core/lease-record.ts';
 import { holders, holds, isAlive, setUsed, TestNode, until } from '../helpers/node.ts';
@@ -135,17 +135,31 @@ test('a lease record that cannot be read does not keep the Epilog from stopping 
   }
 });
 
-test('what a crash left aside in the runtime directory goes with the collector, and what is under way stays', async () => {
+test('what a crash left aside goes with the collector, wherever we write; what is under way stays', async () => {
   await using node = await TestNode.start();
   await node.prolog({ id: 7, user: alice, image: node.image() });
-  const leases = join(node.runtimePath, 'leases');
-  const startTicks = readStartTicks(process.pid);
-  const living = `.8.${process.pid}-${startTicks}-1.aside`;
+  const digests = join(node.userPath(alice), '.digests');
+  const places = [node.basePath, node.runtimePath, join(node.runtimePath, 'leases'), digests];
+  mkdirSync(digests);
+  const living = `.8.${process.pid}-${readStartTicks(process.pid)}-1.aside`;
   // The same number, of a process that started at another time.
-  for (const name of [living, `.8.${process.pid}-1-1.aside`, `.8.${2 ** 30}-1-1.aside`])
-    writeFileSync(join(leases, name), '');
+  const dead = [`.8.${process.pid}-1-1.aside`, `.8.${2 ** 30}-1-1.aside`];
+  for (const place of places) for (const name of [living, ...dead]) writeFileSync(join(place, name), '');
+  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, digests);
+  // Of an overlay that was tried; and where another user's directory leads to.
+  mkdirSync(join(node.basePath, `.overlay-probe.${2 ** 30}-1-1.aside/merged`), { recursive: true });
+  const outside = join(node.root, 'outside');
+  mkdirSync(outside);
+  writeFileSync(join(outside, dead[0]!), '');
+  symlinkSync(outside, join(node.makeUserDirectory(bob), '.digests'));
   assert.is((await node.gc()).exitCode, 0);
-  assert.equal(readdirSync(leases).sort(), [living, '7']);
+  const left = places.map((place) => readdirSync(place).filter((name) => name.endsWith('.aside')));
+  assert.equal(
+    left,
+    places.map(() => [living]),
+  );
+  assert.equal(readdirSync(outside), [dead[0]]);
+  assert.ok(node.lease(7) !== undefined);
 });
 
 function readStartTicks(pid: number): string {
