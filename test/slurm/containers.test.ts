@@ -21,7 +21,7 @@ import {
 } from './matrix.ts';
 
 const ARRAY_SIZE = 3;
-const LONG_ARRAY_SIZE = 20;
+const LONG_ARRAY_SIZE = 10;
 
 const FOR_IMAGE_FILES = ['squashfuse'];
 const FOR_REGISTRIES = ['curl', 'jq'];

@@ -54,27 +54,24 @@ export function allCombinations(): Combination[] {
 }
 
 /**
- * So few combinations that each kind of start meets each set-up of pyxis, and each image all of the rest: greedily, the same each
- * time. That modes meet set-ups and starts is for the whole matrix to show: with them it would be twice as many.
+ * So few combinations that each kind of image meets every mode, every set-up of pyxis and every start. That those meet each other is
+ * for the whole matrix to show.
  */
 export function coveringCombinations(): Combination[] {
-  const all = allCombinations();
-  const missing = new Set(all.flatMap(pairsOf));
-  const chosen = new Set<Combination>();
-  while (missing.size > 0) {
-    const gain = (combination: Combination): number =>
-      pairsOf(combination).filter((pair) => missing.has(pair)).length;
-    // From the front and from the back in turn, so that of equal ones not always the first value of a dimension wins.
-    const order = chosen.size % 2 === 0 ? all : all.toReversed();
-    const best = order.reduce((one, other) => (gain(other) > gain(one) ? other : one));
-    for (const pair of pairsOf(best)) missing.delete(pair);
-    chosen.add(best);
-  }
-  return all.filter((combination) => chosen.has(combination));
+  const { image: images, mode: modes, pyxis, launch } = DIMENSIONS;
+  // For the second image the others are shifted, so that each mode meets two set-ups and two starts.
+  return images.flatMap((image, shift) =>
+    modes.map((mode, index) => ({
+      image,
+      mode,
+      pyxis: at(pyxis, index + shift),
+      launch: at(launch, index + 2 * shift),
+    })),
+  );
 }
 
-function pairsOf({ image, pyxis, mode, launch }: Combination): string[] {
-  return [`${pyxis} ${launch}`, ...[pyxis, mode, launch].map((value) => `${image} ${value}`)];
+function at<T>(values: readonly T[], index: number): T {
+  return values[index % values.length] as T;
 }
 
 /** Two clusters that differ only in the cache. */

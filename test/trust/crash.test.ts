@@ -9,7 +9,7 @@ enterPrivateMachine();
 
 const test = suite('Killed at a system call', { skip: unlessPrivateMachine ?? unlessCrashTracer() });
 
-const every = 60;
+const every = 150;
 
 /** Where a name appears or goes, and every so many of the rest. */
 const isChosen = ({ point, mode }: Shot, index: number): boolean =>
