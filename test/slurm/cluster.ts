@@ -60,7 +60,8 @@ const DEFAULT_CPUS = 8;
 const START_TIMEOUT_MS = 30_000;
 const STOP_TIMEOUT_MS = 20_000;
 const SYSLOG_TIMEOUT_MS = 10_000;
-const POLL_INTERVAL_MS = 50;
+/** A look starts several programs, which take from what is waited for: so the longer it takes, the less often. */
+const POLL_INTERVAL_MS = { least: 50, most: 500, partOfElapsed: 0.3 } as const;
 /**
  * How long a requeued job must rest so that slurmd treats it as new. slurmd compares its credentials by
  * whole seconds: a job that comes back sooner is launched without a Prolog. Slurm itself waits 121 s.
@@ -491,14 +492,16 @@ async function pollFor<T>(
   isWanted: (value: T) => boolean,
   describe: (value: T) => string | Promise<string>,
 ): Promise<T> {
-  const deadlineMs = Date.now() + timeoutMs;
+  const startedMs = performance.now();
   for (;;) {
     const value = await look();
     if (isWanted(value)) return value;
-    if (Date.now() > deadlineMs) {
+    const elapsedMs = performance.now() - startedMs;
+    if (elapsedMs > timeoutMs) {
       throw new ClusterError(`Waited ${timeoutMs} ms for ${wanted}, found ${await describe(value)}`);
     }
-    await sleep(POLL_INTERVAL_MS);
+    const { least, most, partOfElapsed } = POLL_INTERVAL_MS;
+    await sleep(Math.min(most, Math.max(least, elapsedMs * partOfElapsed)));
   }
 }
 
