@@ -157,7 +157,7 @@ explain('an entry, an image or a job', async () => {
   assert.is((await tell(`/images/${hash(2)}.sqsh`))[1].split('\n')[0], oldest);
   assert.is((await tell('/images/000'))[1].match(/^pyxis_cache_u/gm)?.length, 3);
   await node.epilog({ id: 7, user: alice });
-  assert.match((await tell(used))[1], /goes +not for another \d+ s: gc_min_age is 60 s/);
+  assert.match((await tell(used))[1], /goes +not for another \d+ (?:s|min): gc_min_age is 60 s/);
   for (const [what, message] of [
     ['8', /^Job 8 holds nothing here/],
     ['/no/such', /^There is no entry of that name or image here: \/no\/such/],
