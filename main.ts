@@ -7,32 +7,37 @@
 import { basename } from 'node:path';
 import { settleInheritance } from './lib/system/inherited.ts';
 
-async function runProgram(): Promise<number> {
+async function runProgram(): Promise<void> {
   // In the executable, argv[1] is the name it was called by, also through a link.
   const [, calledBy = '', ...parameters] = process.argv;
   switch (basename(calledBy)) {
     case 'prolog': {
       const { runProlog } = await import('./prolog/prolog.ts');
-      return runProlog();
+      return leave(await runProlog());
     }
     case 'epilog': {
       const { runEpilog } = await import('./epilog/epilog.ts');
-      return runEpilog();
+      return leave(await runEpilog());
     }
     default: {
       if (parameters[0] === 'acquire' && !parameters.includes('--help')) {
         // Each container start waits for it: without yargs, which would take as long as all the rest.
         const { runAcquire } = await import('./enroot/acquire.ts');
-        return runAcquire(parameters.slice(1), process.env);
+        return leave(await runAcquire(parameters.slice(1), process.env));
       }
       const { runAdmin } = await import('./admin/cli.ts');
-      return runAdmin(parameters);
+      process.exitCode = await runAdmin(parameters);
     }
   }
 }
 
-settleInheritance();
-void runProgram().then((exitCode) => {
-  // Everything is written and waited for. Not by `exitCode`: the runtime would first take down its heap, piece by piece.
+/**
+ * Ends at once; by `exitCode` the runtime would first take down its heap, piece by piece. Only for programs that print a line at most:
+ * what a pipe has not taken yet is lost.
+ */
+function leave(exitCode: number): never {
   process.exit(exitCode);
-});
+}
+
+settleInheritance();
+void runProgram();

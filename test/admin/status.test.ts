@@ -2,6 +2,7 @@
 // test: timeout 300 s
 import { existsSync, rmSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
+import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
 import { TestNode } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
@@ -114,6 +115,26 @@ status('for people it is a table without colour in a pipe, with a bar and a sum'
   assert.match(stdout, new RegExp(`in use +7 +${used}$`, 'm'));
   assert.match(stdout, new RegExp(`/images/${hash(2)}\\.sqsh +1\\.0 MiB +2 .* idle #1 +- `, 'm'));
   assert.match(stdout, /^4 entries of 2 users, .*; 1 in use$/m);
+});
+
+status('more than a pipe holds comes out of it whole, however slow its reader', async () => {
+  await using node = await TestNode.start({ settings: never });
+  const image = `/${'x'.repeat(20_000)}`;
+  const space = { createdAtMs: 0, unpackMs: 1, bytes: 1, inodes: 1, bootId: undefined };
+  for (let number = 0; number < 8; number++)
+    node.plant(alice, {
+      hash: hash(number),
+      usedSecondsAgo: 100,
+      metadata: formatEntryMetadata({ image, ...space }),
+    });
+  const slowly = ['sh', '-c', '"$@" | (sleep 1; cat)', 'sh'];
+  const { stdout } = await node.adminBy(slowly, 'status', '--json').result;
+  const { entries } = JSON.parse(stdout) as Status;
+  assert.equal(
+    entries.map((entry) => entry.image),
+    entries.map(() => image),
+  );
+  assert.is(entries.length, 8);
 });
 
 status('wrong options are told with exit code 2', async () => {
