@@ -14,6 +14,9 @@ const reasons: Readonly<Record<string, string>> = {
   locked: 'a collection has been at work for a minute; try again',
   mounted: 'some process has it mounted',
   leased: 'in use by a step of a job',
+  used: 'a job has just used it; try again if it is to go all the same',
+  replaced: 'its lock file was replaced meanwhile; try again',
+  gone: 'it went meanwhile',
   failed: 'see the log',
 };
 

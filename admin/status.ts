@@ -91,7 +91,7 @@ function choose(
 }
 
 /** Why it stays, or where it stands in the line of those that may go. */
-export function describeState({ keptBecause, place, goesNext }: InventoryEntry): string {
+function describeState({ keptBecause, place, goesNext }: InventoryEntry): string {
   if (keptBecause === 'leased') return 'in use';
   return keptBecause ?? `${goesNext ? 'goes' : 'idle'} #${place ?? 0}`;
 }

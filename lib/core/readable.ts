@@ -41,11 +41,7 @@ export function formatDuration(milliseconds: number): string {
     : `${count} ${unit} ${more} ${next[0]}`;
 }
 
-/**
- * A time as people say it.
- *
- * @param nowMs a time after it is not `in the future` by what clocks may differ, it is just now
- */
+/** A time as people say it. One that is up to a minute ahead is now: clocks may differ by that much. */
 export function formatAgo(atMs: number, nowMs: number): string {
   const ageMs = nowMs - atMs;
   if (ageMs < -60_000) return `in ${formatDuration(-ageMs)}`;

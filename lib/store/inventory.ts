@@ -28,22 +28,21 @@ export function takeInventory(base: Directory, runtimePath: string, policy: Coll
   const request = { base, runtimePath, policy, lockTimeoutMs: 0, log: () => undefined };
   const { usage, due, plan } = forecastCollection(request);
   const leases = listHeldLeases(runtimePath);
-  const withLeases = (entry: FoundEntry): Pick<InventoryEntry, 'leases'> => ({
-    leases: leases.filter(({ uid, entries }) => uid === entry.uid && entries.includes(entry.name)),
-  });
+  const leasesOn = (entry: FoundEntry): LeaseRecord[] =>
+    leases.filter(({ uid, entries }) => uid === entry.uid && entries.includes(entry.name));
   const candidates = [...plan.evict, ...plan.reserve].map((entry, index) => ({
     ...entry,
-    ...withLeases(entry),
     keptBecause: undefined,
     place: index + 1,
     goesNext: due && index < plan.evict.length,
+    leases: leasesOn(entry),
   }));
   const kept = plan.kept.map(({ entry, reason }) => ({
     ...entry,
-    ...withLeases(entry),
     keptBecause: reason,
     place: undefined,
     goesNext: false,
+    leases: leasesOn(entry),
   }));
   return { usage, due, entries: [...candidates, ...kept] };
 }

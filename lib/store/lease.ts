@@ -173,8 +173,7 @@ export function releaseLease(
  */
 export function releaseSteps(jobId: number, user: UserIds): number {
   if (user.uid === rootId) return 0;
-  const holders = findVariables(user, [holderVariable])
-    .filter(({ value }) => value === jobId)
+  const holders = findVariables(user, [holderVariable], jobId)
     .slice(0, mostStepHolders)
     .map(({ pid }) => pid);
   if (holders.length === 0) return 0;
@@ -185,6 +184,7 @@ export function releaseSteps(jobId: number, user: UserIds): number {
 
 /** Every step has one at most; who forges more keeps their own entries by it, until their processes end. */
 const mostStepHolders = 1000;
+
 /** All living holders of a job that are root's, also those that a crash left without a record. */
 function findHolders(jobId: number): Holder[] {
   return listProcesses().flatMap((pid) => {

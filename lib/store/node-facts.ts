@@ -2,8 +2,8 @@
  * Finding out what the enroot wrapper must know of its node, and telling it by `<runtime>/node` (lib/core/node-facts.ts).
  *
  * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first after a boot, after a
- * change, or some time after an attempt that failed, asks enroot for its version and tries an overlay, as nobody: what a process of the job's user said could be the
- * user's invention.
+ * change, or some time after an attempt that failed, asks enroot for its version and tries an overlay, as nobody: what a process of
+ * the job's user said could be the user's invention.
  */
 import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import { isSea } from 'node:sea';
@@ -43,6 +43,15 @@ export function readNodeFacts(runtimePath: string): NodeFacts | undefined {
   return text === undefined ? undefined : parseNodeFacts(text);
 }
 
+/** Facts that cannot be read are as good as none. */
+export function recallNodeFacts(runtimePath: string): NodeFacts | undefined {
+  try {
+    return readNodeFacts(runtimePath);
+  } catch {
+    return undefined;
+  }
+}
+
 /**
  * Brings the facts up to date.
  *
@@ -62,7 +71,7 @@ export async function ensureNodeFacts(
   if (holds(known)) return undefined;
   const facts = await findFacts(settings, base, enrootPath, fingerprint);
   // Of many Prologs at once, one that failed must not have the last word.
-  if (facts.validUntilMs !== undefined && holds(readNodeFacts(settings.runtimePath))) return undefined;
+  if (facts.validUntilMs !== undefined && holds(recallNodeFacts(settings.runtimePath))) return undefined;
   const path = nodeFactsPath(settings.runtimePath);
   unlessErrno(['EEXIST'], () => mkdirSync(settings.runtimePath, { recursive: true, mode: 0o711 }));
   writeFileAtomically(path, formatNodeFacts(facts), { mode: 0o644 });
@@ -119,12 +128,7 @@ async function decideIsolation(
   base: Directory,
   enrootPath: string | undefined,
   enrootVersion: string | undefined,
-): Promise<Pick<NodeFacts, 'isolation' | 'reason' | 'validUntilMs'>> {
-  const decided = (isolation: EffectiveIsolation, reason?: string): ReturnType<typeof failed> => ({
-    isolation,
-    reason,
-    validUntilMs: undefined,
-  });
+): Promise<Decision> {
   if (settings.isolation === 'off') return decided('off', 'isolation=off is configured');
   if (enrootPath === undefined) return decided('off', 'there is no enroot on this node; set enroot_path');
   if (enrootVersion === undefined) return failed('off', `${enrootPath} does not tell its version`);
@@ -137,14 +141,16 @@ async function decideIsolation(
     : failed('shared', `a user cannot mount an overlay: ${probe.reason}`);
 }
 
-const failed = (
-  isolation: EffectiveIsolation,
-  reason: string | undefined,
-): Pick<NodeFacts, 'isolation' | 'reason' | 'validUntilMs'> => ({
-  isolation,
-  reason,
-  validUntilMs: Date.now() + failureLimitMs,
-});
+type Decision = Pick<NodeFacts, 'isolation' | 'reason' | 'validUntilMs'>;
+
+function decided(isolation: EffectiveIsolation, reason?: string): Decision {
+  return { isolation, reason, validUntilMs: undefined };
+}
+
+/** Decided for want of better: an attempt failed. */
+function failed(isolation: EffectiveIsolation, reason: string): Decision {
+  return { isolation, reason, validUntilMs: Date.now() + failureLimitMs };
+}
 
 /** enroot makes its directories at each start, so it is given some. */
 async function askVersion(settings: Settings, enrootPath: string): Promise<string | undefined> {

@@ -26,7 +26,7 @@ import type { UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
-import { readNodeFacts } from './node-facts.ts';
+import { recallNodeFacts } from './node-facts.ts';
 
 const groupOrOtherMayWrite = 0o022;
 const sticky = 0o1000;
@@ -146,15 +146,6 @@ function checkMounted(basePath: string, mounts: readonly Mount[], known: NodeFac
       `Cannot use container_cache_data_path "${basePath}": "${former}" was mounted for it and is not any more; ` +
         'mount it, or, if it is to be so, remove the file "node" of the runtime directory',
     );
-  }
-}
-
-/** Facts that cannot be read are as good as none. */
-export function recallNodeFacts(runtimePath: string): NodeFacts | undefined {
-  try {
-    return readNodeFacts(runtimePath);
-  } catch {
-    return undefined;
   }
 }
 

@@ -12,7 +12,8 @@ const closeOnExec = 0o2000000;
  * Settles what is inherited, before anything is started or made.
  *
  * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits for the end of such
- * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. The mask of file modes: slurmd's or an admin's may be anything.
+ * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. The mask of file
+ * modes: slurmd's or an admin's may be anything.
  */
 export function settleInheritance(): void {
   process.umask(0o022);

@@ -5,7 +5,7 @@
  * (`--pdeathsig`) and, for a command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
  * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
  */
-import { spawn, type ChildProcess, type StdioOptions } from 'node:child_process';
+import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
 import { readEnd, readStart } from './files.ts';
 import { openScratchFile } from './unnamed-file.ts';
@@ -233,4 +233,25 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
     child.kill('SIGKILL');
   }
   return promise;
+}
+
+/** The answers of whoever can be made to say a lot. */
+const longestAnswerBytes = 4 * 1024 * 1024;
+
+/**
+ * Asks a program and waits, without the event loop.
+ *
+ * @returns what it printed within its time, whatever came of it; nothing if it could not be started
+ */
+export function answerOf({ file, args, timeoutMs }: Pick<Command, 'file' | 'args' | 'timeoutMs'>): string {
+  const { stdout } = spawnSync(file, args, {
+    cwd: '/',
+    env: childEnvironment,
+    stdio: ['ignore', 'pipe', 'ignore'],
+    timeout: timeoutMs,
+    killSignal: 'SIGKILL',
+    maxBuffer: longestAnswerBytes,
+  });
+  // Null where it could not be started.
+  return (stdout as Buffer | null)?.toString('utf8') ?? '';
 }

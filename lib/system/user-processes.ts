@@ -1,9 +1,7 @@
 /** The environment of users' processes, which root must not read itself (processes.ts). */
-import { spawnSync } from 'node:child_process';
 import { asUser, type UserIds } from './as-user.ts';
-import { errnoOf } from './errno.ts';
-import { listProcesses, processIds } from './processes.ts';
-import { childEnvironment } from './run.ts';
+import { listProcesses, processIds, processUid } from './processes.ts';
+import { answerOf } from './run.ts';
 
 /** Of a user, those that are looked at. */
 const mostProcesses = 20_000;
@@ -29,37 +27,28 @@ export function listProcessOwners(): UserIds[] {
  * last for ever: so a child reads it, as the user, with a time limit. What comes after such a process is not found.
  *
  * @param names of the variables
+ * @param value the only one to be found; without it any of ten digits at most
  */
-export function findVariables(user: UserIds, names: readonly string[]): FoundVariable[] {
+export function findVariables(user: UserIds, names: readonly string[], value?: number): FoundVariable[] {
   const paths = listProcesses()
-    .filter((pid) => processIds(pid)?.uid === user.uid)
+    .filter((pid) => processUid(pid) === user.uid)
     .slice(0, mostProcesses)
     .map((pid) => `/proc/${pid}/environ`);
   if (paths.length === 0) return [];
   const output = ['--with-filename', '--line-buffered', '--no-messages', `--max-count=${names.length}`];
   const pattern = ['--null-data', '--text', '--line-regexp', '--extended-regexp'];
-  const expression = `(${names.join('|')})=[0-9]+`;
+  const expression = `(${names.join('|')})=${value ?? '[0-9]{1,10}'}`;
   return runAsUser(user, 'grep', [...output, ...pattern, '-e', expression, '--', ...paths])
     .split('\0')
     .flatMap((line) => {
-      const [, pid, name, value] = /^\/proc\/(\d+)\/environ:(\w+)=(\d+)$/.exec(line) ?? [];
+      const [, pid, name, found] = /^\/proc\/(\d+)\/environ:(\w+)=(\d+)$/.exec(line) ?? [];
       return pid === undefined || name === undefined
         ? []
-        : [{ pid: Number(pid), name, value: Number(value) }];
+        : [{ pid: Number(pid), name, value: Number(found) }];
     });
 }
 
-/** @returns what it printed within its time, whatever came of it */
+/** @returns what it printed within five seconds, whatever came of it */
 export function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
-  const { file, args } = asUser(user, { file: program, args: parameters, timeoutMs: childLimitMs });
-  const { stdout, error } = spawnSync(file, args, {
-    cwd: '/',
-    env: childEnvironment,
-    stdio: ['ignore', 'pipe', 'ignore'],
-    encoding: 'latin1',
-    timeout: childLimitMs,
-    killSignal: 'SIGKILL',
-  });
-  // Where it could not even be started there is no text.
-  return error === undefined || errnoOf(error) === 'ETIMEDOUT' ? stdout : '';
+  return answerOf(asUser(user, { file: program, args: parameters, timeoutMs: childLimitMs }));
 }
