@@ -64,7 +64,7 @@ for (const kind of ['inodes', 'blocks'] as const) {
         settings: { container_cache_gc_high: 70, container_cache_gc_low: 50, gc_min_age: 0 },
       });
       const { totalBytes, totalInodes } = readUsage(disk.path);
-      // Entries of about a tenth of the disk each, alternating between the users, and made in no order.
+      // Entries of about a tenth of the disk each, alternating between the users, and made in no order: on a busy node over seconds.
       const planted: string[] = [];
       for (const number of [3, 0, 5, 1, 4, 2, 6]) {
         const share =
@@ -72,7 +72,11 @@ for (const kind of ['inodes', 'blocks'] as const) {
             ? { files: Math.round(totalInodes / 10) }
             : { bytes: Math.round(totalBytes / 10) };
         const user = number % 2 === 0 ? alice : bob;
-        planted[number] = node.plant(user, { hash: hash(number), usedSecondsAgo: 1000 - number, ...share });
+        planted[number] = node.plant(user, {
+          hash: hash(number),
+          usedSecondsAgo: 1000 - 100 * number,
+          ...share,
+        });
       }
       command('sync', '--file-system', disk.path);
       assert.ok(percent(disk.path) >= 70, `${percent(disk.path)} %`);
@@ -138,7 +142,7 @@ goal('what entries claim about their size decides nothing', async () => {
     claim(0, 0),
   ];
   const planted = texts.map((metadata, number) =>
-    node.plant(alice, { hash: hash(number), usedSecondsAgo: 1000 - number, files, metadata }),
+    node.plant(alice, { hash: hash(number), usedSecondsAgo: 1000 - 100 * number, files, metadata }),
   );
   const collection = await node.gc();
   assert.is(collection.exitCode, 0);
