@@ -4,24 +4,21 @@
  * up for everybody (a disk, processes, memory). Anything else that is thrown is a bug of ours.
  */
 
+/** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
+export const bypassCodes = [
+  ...(['UNSUPPORTED_OPTION', 'BAD_REFERENCE', 'IMAGE_UNREADABLE', 'NOT_SQUASHFS'] as const),
+  ...(['NOT_CACHED', 'UNPACKING'] as const),
+] as const;
+
+export const jobFaultCodes = [
+  ...bypassCodes,
+  ...(['BAD_JOB', 'IMAGE_CHANGED', 'UNPACK_FAILED', 'IMPORT_FAILED'] as const),
+  ...(['CREATE_TIMEOUT', 'LOCK_TIMEOUT', 'ENTRY_DAMAGED'] as const),
+  ...(['QUOTA_EXCEEDED', 'NO_SPACE', 'NO_RESOURCES', 'USER_UNKNOWN'] as const),
+] as const;
+
 /** Why a job cannot be served from the cache, and a user may be the cause; the job runs as it would have without us. */
-export type JobFaultCode =
-  | 'BAD_JOB'
-  | 'IMAGE_UNREADABLE'
-  | 'NOT_SQUASHFS'
-  | 'BAD_REFERENCE'
-  | 'UNSUPPORTED_OPTION'
-  | 'IMAGE_CHANGED'
-  | 'NOT_CACHED'
-  | 'UNPACK_FAILED'
-  | 'IMPORT_FAILED'
-  | 'CREATE_TIMEOUT'
-  | 'LOCK_TIMEOUT'
-  | 'ENTRY_DAMAGED'
-  | 'QUOTA_EXCEEDED'
-  | 'NO_SPACE'
-  | 'NO_RESOURCES'
-  | 'USER_UNKNOWN';
+export type JobFaultCode = (typeof jobFaultCodes)[number];
 
 export class JobFault extends Error {
   override readonly name = 'JobFault';
@@ -32,15 +29,13 @@ export class JobFault extends Error {
   }
 }
 
+export const nodeFaultCodes = [
+  ...(['BAD_CONFIG', 'BASE_UNSAFE', 'BASE_UNFIT', 'DISK_FAILED'] as const),
+  ...(['USER_DIRECTORY', 'TOOL_MISSING', 'LEASE_FAILED'] as const),
+] as const;
+
 /** Why this node cannot serve any job, by what only root can bring about or a disk that fails. Remedies: OPERATIONS.md. */
-export type NodeFaultCode =
-  | 'BAD_CONFIG'
-  | 'BASE_UNSAFE'
-  | 'BASE_UNFIT'
-  | 'DISK_FAILED'
-  | 'USER_DIRECTORY'
-  | 'TOOL_MISSING'
-  | 'LEASE_FAILED';
+export type NodeFaultCode = (typeof nodeFaultCodes)[number];
 
 export class NodeFault extends Error {
   override readonly name = 'NodeFault';
@@ -52,7 +47,12 @@ export class NodeFault extends Error {
 }
 
 /** The codes under which a failure is logged and counted; `BUG` is anything we did not expect. */
-export type FaultCode = JobFaultCode | NodeFaultCode | 'BUG';
+export const faultCodes = [...jobFaultCodes, ...nodeFaultCodes, 'BUG'] as const;
+export type FaultCode = (typeof faultCodes)[number];
+
+export const isFaultCode = (value: unknown): value is FaultCode => faultCodes.some((code) => code === value);
+
+export const isBypassCode = (code: FaultCode): boolean => bypassCodes.some((bypass) => bypass === code);
 
 export function faultCode(error: unknown): FaultCode {
   if (error instanceof JobFault) return error.code;

@@ -14,6 +14,9 @@
  *   /raid/data/1000/pyxis_42.0/.container-cache/entry               stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
  *   /run/container-cache/node                                       nodeFactsPath
+ *   /raid/data/1000/.steps-42.events                                stepEventsName
+ *   /var/lib/container-cache/events/2026-11-24                      eventsPath
+ *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
  */
 
 export const lockFileName = '.pyxis_cache_lock';
@@ -32,7 +35,7 @@ export const entryPath = (basePath: string, uid: number, name: string): string =
 export const lockPath = (entry: string): string => `${entry}/${lockFileName}`;
 
 export const createLockName = (entry: string): string => `.${entry}.create.lock`;
-/** @param unique the job ID, a dash and random hex digits: the Epilog finds a job's leftovers by it */
+/** @param jobId by which the Epilog finds a job's leftovers; 0 without a job */
 export const partialName = (entry: string, jobId: number, nonce: string): string =>
   `.${entry}.${jobId}-${nonce}.partial`;
 
@@ -46,6 +49,13 @@ export const jobsPath = (runtimePath: string): string => `${runtimePath}/jobs`;
 export const jobPath = (runtimePath: string, jobId: number): string => `${jobsPath(runtimePath)}/${jobId}`;
 export const jobEnvName = 'env';
 export const jobImagesName = 'images';
+
+/** What steps of a job, which run as the user, have to be counted: the Epilog takes it. */
+export const stepEventsName = (jobId: number): string => `.steps-${jobId}.events`;
+
+export const eventsPath = (statePath: string): string => `${statePath}/events`;
+export const countersPath = (statePath: string): string => `${statePath}/counters`;
+export const pinsPath = (statePath: string): string => `${statePath}/pins`;
 
 export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
 
@@ -65,8 +75,12 @@ export function parseStubName(name: string): { readonly jobId: number } | undefi
 export const entryNamePattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
 const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;
 const partialPattern =
-  /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.([1-9]\d{0,9})-[0-9a-f]+\.partial$/;
+  /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.(0|[1-9]\d{0,9})-[0-9a-f]+\.partial$/;
+const stepEventsPattern = /^\.steps-[1-9]\d{0,9}\.events$/;
 const idPattern = /^(0|[1-9]\d{0,9})$/;
+
+export const isEntryName = (value: unknown): value is string =>
+  typeof value === 'string' && entryNamePattern.test(value);
 
 /** A name found on disk counts as an entry only in the directory of the user it names. */
 export function isEntryNameOf(uid: number, name: string): boolean {
@@ -85,6 +99,8 @@ export function parsePartialName(
   const [, entry, jobId] = match ?? [];
   return entry === undefined || jobId === undefined ? undefined : { entry, jobId: Number(jobId) };
 }
+
+export const isStepEventsName = (name: string): boolean => stepEventsPattern.test(name);
 
 /** The number that a directory entry of base (a uid) or of leases and jobs (a job ID) stands for. */
 export function parseIdName(name: string): number | undefined {

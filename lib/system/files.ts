@@ -73,6 +73,30 @@ export function readEnd(fd: number, limitBytes: number): Buffer {
   return buffer.subarray(0, count);
 }
 
+const chunkBytes = 64 * 1024;
+
+/**
+ * Hands on the whole lines of an open file from an offset on, without their ends.
+ *
+ * @returns the offset behind the last of them
+ */
+export function readLines(fd: number, fromBytes: number, onLine: (line: string) => void): number {
+  const buffer = Buffer.allocUnsafe(chunkBytes);
+  // Less than `fromBytes` is there where a crash took the end of the file.
+  let position = Math.min(fromBytes, fstatSync(fd).size);
+  for (;;) {
+    const chunk = buffer.subarray(0, readSync(fd, buffer, 0, chunkBytes, position));
+    const end = chunk.lastIndexOf(newline) + 1;
+    // Nothing of ours writes a line as long as that: it is passed over.
+    const whole = end === 0 && chunk.byteLength === chunkBytes ? chunkBytes : end;
+    if (whole === 0) return position;
+    for (const line of chunk.toString('utf8', 0, end).split('\n').slice(0, -1)) onLine(line);
+    position += whole;
+  }
+}
+
+const newline = 0x0a;
+
 /**
  * @returns the text, or undefined if there is no such file
  * @throws if it is longer than the limit, a symlink or no regular file
