@@ -138,12 +138,17 @@ async function makeDist(): Promise<void> {
  * Makes one executable of `entry` and all it imports, with the addon and the admin command as assets.
  *
  * @param output absolute path; its directory receives the bundles, too.
+ * @param version what it says of itself; otherwise that of package.json
+ * @returns the modules that are in it, relative to the project
  */
-export async function makeExecutable(entry: string, output: string): Promise<void> {
+export async function makeExecutable(entry: string, output: string, version?: string): Promise<string[]> {
   const main = join(dirname(output), 'main.cjs');
   const admin = join(dirname(output), ADMIN_ASSET);
-  await bundleProgram(entry, main);
-  await bundle('admin/cli.ts', admin, []);
+  const versioned = version === undefined ? [] : [withVersion(version)];
+  const modules = [
+    ...(await bundleProgram(entry, main)),
+    ...(await bundle('admin/cli.ts', admin, versioned)),
+  ];
   const seaConfig: SeaConfig & { execArgvExtension: 'none' } = {
     disableExperimentalSEAWarning: true,
     useSnapshot: false,
@@ -161,6 +166,7 @@ export async function makeExecutable(entry: string, output: string): Promise<voi
   // What `pkg --sea` runs for a plain file. Its command line has no way to name assets or a runtime at
   // hand: it would fetch one.
   await pkgSea.default(main, { targets: [target], nodePath: process.execPath, seaConfig });
+  return modules;
 }
 
 /** Bundles what runs at once, and returns the modules that are in it, relative to the project. */
@@ -190,6 +196,20 @@ async function bundle(entry: string, output: string, plugins: esbuild.Plugin[]):
     plugins,
   });
   return Object.keys(metafile.inputs);
+}
+
+/** Only the admin command tells its version. */
+function withVersion(version: string): esbuild.Plugin {
+  return {
+    name: 'version',
+    setup(build) {
+      build.onLoad({ filter: /\/package\.json$/ }, ({ path }) =>
+        path === join(projectRoot, 'package.json')
+          ? { contents: JSON.stringify({ version }), loader: 'json' }
+          : undefined,
+      );
+    },
+  };
 }
 
 /** main.ts imports the admin command when it is called for; in the executable that compiles the asset. */
