@@ -6,9 +6,14 @@ import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
 import { runCheck } from './check.ts';
 import { runExplain } from './explain.ts';
 import { runGc } from './gc.ts';
+import { runMetrics } from './metrics.ts';
+import { runPin, runUnpin } from './pin.ts';
 import { runRm } from './rm.ts';
+import { runStats } from './stats.ts';
 import { runStatus, sortKeys } from './status.ts';
 import { UsageError } from './usage-error.ts';
+import { runVerify } from './verify.ts';
+import { runWarm } from './warm.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
@@ -81,6 +86,111 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .example('$0 rm pyxis_cache_u1000_00deadbeef001122', 'Have the next job unpack it anew'),
       async ({ entry }) => {
         exitCode = await runRm({ names: entry });
+      },
+    )
+    .command(
+      'pin [entry..]',
+      'Keep entries from every collection; without a name, list what is pinned',
+      (command) =>
+        command
+          .positional('entry', {
+            type: 'string',
+            array: true,
+            default: [],
+            describe: 'Names as `status` shows them',
+          })
+          .option('json', json),
+      async ({ entry, json: asJson }) => {
+        exitCode = await runPin({ entries: entry, json: asJson });
+      },
+    )
+    .command(
+      'unpin <entry..>',
+      'Let collections have pinned entries again',
+      (command) =>
+        command.positional('entry', {
+          type: 'string',
+          array: true,
+          demandOption: true,
+          describe: 'Names as `pin` lists them',
+        }),
+      async ({ entry }) => {
+        exitCode = await runUnpin({ entries: entry });
+      },
+    )
+    .command(
+      'warm [image..]',
+      'Unpack images for a user ahead of time; without an image, and pin, those that the configuration pins',
+      (command) =>
+        command
+          .positional('image', {
+            type: 'string',
+            array: true,
+            default: [],
+            describe: 'As a job names it: a path, or [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]',
+          })
+          .option('user', { type: 'string', requiresArg: true, describe: 'Whose entries, by name or uid' })
+          .option('pin', { type: 'boolean', default: false, describe: 'Pin them as well' })
+          .option('background', {
+            type: 'boolean',
+            default: false,
+            describe: 'Return at once and work on at idle priority; what comes of it is logged',
+          })
+          .option('json', json)
+          .example('$0 warm /images/pytorch.sqsh --user alice', 'What her next job would wait for')
+          .example('$0 warm', 'From cron: keep the images of the configuration on the node'),
+      async ({ image, user, pin, background, json: asJson }) => {
+        exitCode = await runWarm({ images: image, user, pin, background, json: asJson });
+      },
+    )
+    .command(
+      'verify [entry..]',
+      'Compare entries with their images: names, types, sizes, times; without a name, all of them',
+      (command) =>
+        command
+          .positional('entry', {
+            type: 'string',
+            array: true,
+            default: [],
+            describe: 'Names as `status` shows them',
+          })
+          .option('json', json),
+      async ({ entry, json: asJson }) => {
+        exitCode = await runVerify({ entries: entry, json: asJson });
+      },
+    )
+    .command(
+      'stats',
+      'Show hits, misses and bypasses, and what unpacking was saved, over a time',
+      (command) =>
+        command
+          .option('since', {
+            type: 'string',
+            default: '7d',
+            requiresArg: true,
+            describe: 'Such as 30m, 12h, 7d, 2w, or 2026-11-01T08:00 (UTC)',
+          })
+          .option('json', json),
+      async ({ since, json: asJson }) => {
+        exitCode = await runStats({ since, json: asJson });
+      },
+    )
+    .command(
+      'metrics',
+      "Print all counters and the node's state for Prometheus",
+      (command) =>
+        command
+          .option('output', {
+            type: 'string',
+            requiresArg: true,
+            describe: "Replace this file at once, in node_exporter's textfile directory, instead of printing",
+          })
+          .example(
+            '$0 metrics --output /var/lib/prometheus/node-exporter/container-cache.prom',
+            'From a timer',
+          ),
+      async ({ output }) => {
+        exitCode = await runMetrics({ output });
       },
     )
     .command(

@@ -107,6 +107,7 @@ function describeFate(
 ): string {
   if (keptBecause === 'leased') return 'not while it is held';
   if (keptBecause === 'mounted') return 'not while it is mounted';
+  if (keptBecause === 'pinned') return 'not while it is pinned: `container-cache unpin` ends that';
   if (keptBecause === 'young') {
     const restMs = usedAtMs + gcMinAgeSeconds * 1000 - nowMs;
     return `not for another ${formatDuration(restMs)}: gc_min_age is ${gcMinAgeSeconds} s`;

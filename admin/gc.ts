@@ -6,6 +6,8 @@ import { blocksUsedPercent, inodesUsedPercent } from '../lib/core/gc-plan.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
+import { recordEvents } from '../lib/store/events.ts';
+import { pinnedNames } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import { makeKillable } from '../lib/system/inherited.ts';
@@ -35,6 +37,9 @@ export async function runGc(options: GcOptions): Promise<number> {
       base,
       runtimePath: settings.runtimePath,
       policy: settings,
+      pinned: pinnedNames(settings.statePath, (fields) => {
+        log.write('warning', 'gc-pins', fields);
+      }),
       force: options.force,
       lockTimeoutMs: options.background ? 0 : lockTimeoutMs,
       log: (level, word, fields) => {
@@ -42,6 +47,9 @@ export async function runGc(options: GcOptions): Promise<number> {
         if (!options.background && !options.json) process.stdout.write(`${formatLogLine(word, fields)}\n`);
         // A long collection is followed while it goes on.
         void log.flush();
+      },
+      record: (event) => {
+        recordEvents(settings.statePath, [event]);
       },
     };
     if (options.dryRun) {

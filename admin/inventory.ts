@@ -3,6 +3,7 @@ import { closeSync } from 'node:fs';
 import { NodeFault } from '../lib/core/faults.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { takeInventory, type Inventory } from '../lib/store/inventory.ts';
+import { readPins } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
@@ -28,4 +29,7 @@ export async function withBase<T>(
 }
 
 export const inventoryOf = (settings: Settings, base: Directory): Inventory =>
-  takeInventory(base, settings.runtimePath, settings);
+  takeInventory(
+    { base, policy: settings, pinned: new Set(readPins(settings.statePath).keys()) },
+    settings.runtimePath,
+  );

@@ -1,8 +1,11 @@
 /** `container-cache rm ENTRY…`: deletes entries by name. */
 import process from 'node:process';
+import type { CacheEvent } from '../lib/core/events.ts';
 import { printable } from '../lib/core/readable.ts';
 import { evictEntries } from '../lib/store/collector.ts';
+import { recordEvents } from '../lib/store/events.ts';
 import { listHeldLeases } from '../lib/store/lease.ts';
+import { readPins } from '../lib/store/pins.ts';
 import { openLog } from '../lib/system/syslog.ts';
 import { withBase } from './inventory.ts';
 
@@ -12,6 +15,7 @@ const lockTimeoutMs = 60_000;
 const reasons: Readonly<Record<string, string>> = {
   unknown: 'there is no such entry; `container-cache status` lists them',
   locked: 'a collection has been at work for a minute; try again',
+  pinned: 'it is pinned; `container-cache unpin` first',
   mounted: 'some process has it mounted',
   leased: 'in use by a step of a job',
   used: 'a job has just used it; try again if it is to go all the same',
@@ -24,8 +28,18 @@ const reasons: Readonly<Record<string, string>> = {
 export async function runRm({ names }: { readonly names: readonly string[] }): Promise<number> {
   return withBase('delete entries', async (settings, base) => {
     const log = openLog(settings);
-    const { runtimePath } = settings;
-    const request = { base, runtimePath, policy: settings, lockTimeoutMs, log: log.write };
+    const { runtimePath, statePath } = settings;
+    const request = {
+      base,
+      runtimePath,
+      policy: settings,
+      pinned: new Set(readPins(statePath).keys()),
+      lockTimeoutMs,
+      log: log.write,
+      record: (event: CacheEvent) => {
+        recordEvents(statePath, [event]);
+      },
+    };
     const outcomes = await evictEntries(request, [...new Set(names)]);
     await log.flush();
     const leases = listHeldLeases(runtimePath);

@@ -11,13 +11,15 @@ import {
   printable,
   renderTable,
 } from '../lib/core/readable.ts';
+import type { Counters } from '../lib/core/counters.ts';
 import type { Settings } from '../lib/core/settings.ts';
+import { updateCounters } from '../lib/store/counters.ts';
 import type { Inventory, InventoryEntry } from '../lib/store/inventory.ts';
 import { findUserId, findUserNames } from '../lib/system/user-names.ts';
 import { UsageError } from './usage-error.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
-export const sortKeys = ['used', 'created', 'size', 'files', 'user', 'image'] as const;
+export const sortKeys = ['used', 'created', 'hits', 'size', 'files', 'user', 'image'] as const;
 export type SortKey = (typeof sortKeys)[number];
 
 export interface StatusOptions {
@@ -34,6 +36,20 @@ export interface StatusOptions {
 
 type Names = ReadonlyMap<number, string>;
 
+interface StatusEntry extends InventoryEntry {
+  /** Containers that started from it since it was unpacked; undefined: the counters cannot be read. */
+  readonly hits: number | undefined;
+}
+
+/** Without them the rest is shown all the same. */
+async function countHits({ statePath }: Settings): Promise<Counters['entries'] | undefined> {
+  try {
+    return (await updateCounters(statePath)).entries;
+  } catch {
+    return undefined;
+  }
+}
+
 const clearScreen = '\u001b[H\u001b[2J\u001b[3J';
 
 /** @returns the exit code, 0 */
@@ -43,9 +59,14 @@ export async function runStatus(options: StatusOptions): Promise<number> {
     throw new UsageError('--watch needs a terminal, and no --json');
   const uid = options.user === undefined ? undefined : requireUserId(options.user);
   for (;;) {
-    const text = await withBase('show the cache', (settings, base) => {
+    const text = await withBase('show the cache', async (settings, base) => {
       const inventory = inventoryOf(settings, base);
-      const entries = choose(inventory.entries, options, uid);
+      const hits = await countHits(settings);
+      const all = inventory.entries.map((entry) => ({
+        ...entry,
+        hits: hits?.get(entry.name)?.hits ?? (hits && 0),
+      }));
+      const entries = choose(all, options, uid);
       const names = findUserNames(entries.map((entry) => entry.uid));
       return options.json
         ? `${JSON.stringify(toJson(inventory, entries, settings, names))}\n`
@@ -69,9 +90,10 @@ function requireUserId(user: string): number {
 const compare = (a: number | string, b: number | string): number => (a < b ? -1 : a > b ? 1 : 0);
 
 /** The largest, the last used and the newest first; names in their order. */
-const orders: Readonly<Record<SortKey, (a: InventoryEntry, b: InventoryEntry) => number>> = {
+const orders: Readonly<Record<SortKey, (a: StatusEntry, b: StatusEntry) => number>> = {
   used: (a, b) => b.usedAtMs - a.usedAtMs,
   created: (a, b) => (b.createdAtMs ?? 0) - (a.createdAtMs ?? 0),
+  hits: (a, b) => (b.hits ?? 0) - (a.hits ?? 0),
   size: (a, b) => b.bytes - a.bytes,
   files: (a, b) => b.inodes - a.inodes,
   user: (a, b) => a.uid - b.uid,
@@ -79,10 +101,10 @@ const orders: Readonly<Record<SortKey, (a: InventoryEntry, b: InventoryEntry) =>
 };
 
 function choose(
-  entries: readonly InventoryEntry[],
+  entries: readonly StatusEntry[],
   { image, sort, reverse }: StatusOptions,
   uid: number | undefined,
-): InventoryEntry[] {
+): StatusEntry[] {
   const sorted = entries
     .filter((entry) => uid === undefined || entry.uid === uid)
     .filter((entry) => image === undefined || (entry.image ?? '').includes(image))
@@ -98,7 +120,7 @@ function describeState({ keptBecause, place, goesNext }: InventoryEntry): string
 
 function toJson(
   { usage, due }: Inventory,
-  entries: readonly InventoryEntry[],
+  entries: readonly StatusEntry[],
   settings: Settings,
   names: Names,
 ): unknown {
@@ -117,6 +139,7 @@ function toJson(
       createdAtMs: entry.createdAtMs ?? null,
       unpackMs: entry.unpackMs ?? null,
       usedAtMs: Math.round(entry.usedAtMs),
+      hits: entry.hits ?? null,
       keptBecause: entry.keptBecause ?? null,
       place: entry.place ?? null,
       goesNext: entry.goesNext,
@@ -127,7 +150,7 @@ function toJson(
 
 function describe(
   { usage, due }: Inventory,
-  entries: readonly InventoryEntry[],
+  entries: readonly StatusEntry[],
   settings: Settings,
   names: Names,
 ): string {
@@ -178,11 +201,11 @@ function paint(colour: 'red' | 'yellow' | 'green' | 'dim', text: string): string
   return styleText(colour, text, { stream: process.stdout });
 }
 
-const heading = ['USER', 'IMAGE', 'SIZE', 'FILES', 'UNPACKED', 'USED', 'STATE', 'JOBS', 'ENTRY'];
-const numericColumns = [2, 3];
-const stateColumn = 6;
+const heading = ['USER', 'IMAGE', 'SIZE', 'FILES', 'HITS', 'UNPACKED', 'USED', 'STATE', 'JOBS', 'ENTRY'];
+const numericColumns = [2, 3, 4];
+const stateColumn = 7;
 
-function describeEntries(entries: readonly InventoryEntry[], names: Names): string[] {
+function describeEntries(entries: readonly StatusEntry[], names: Names): string[] {
   const nowMs = Date.now();
   const known = (entry: InventoryEntry, text: string): string =>
     entry.createdAtMs === undefined ? '?' : text;
@@ -191,6 +214,7 @@ function describeEntries(entries: readonly InventoryEntry[], names: Names): stri
     printable(entry.image ?? '?'),
     known(entry, formatBytes(entry.bytes)),
     known(entry, formatCount(entry.inodes)),
+    entry.hits === undefined ? '?' : formatCount(entry.hits),
     known(entry, formatAgo(entry.createdAtMs ?? 0, nowMs)),
     formatAgo(entry.usedAtMs, nowMs),
     describeState(entry),

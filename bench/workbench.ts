@@ -67,10 +67,12 @@ export class Workbench {
       configPath: join(this.plan.directory, `${name}.conf`),
       basePath: join(this.plan.directory, base),
       runtimePath: `/run/container-cache-${base}`,
+      statePath: `/run/container-cache-state-${base}`,
     };
     const all = {
       container_cache_data_path: node.basePath,
       runtime_dir: node.runtimePath,
+      state_dir: node.statePath,
       container_cache_gc_high: 100,
       container_cache_gc_low: 99,
       ...settings,

@@ -2,6 +2,8 @@
  * The node that the demo runs its jobs on, whoever runs Prolog and Epilog there: a real Slurm (slurm-node.ts), or, where
  * there is none, we, as slurmd would (bare-node.ts).
  */
+import { dirname, join } from 'node:path';
+
 export interface DemoUser {
   readonly name: string;
   readonly uid: number;
@@ -56,7 +58,12 @@ export function configurationText(
   paths: { basePath: string; runtimePath: string },
   settings: DemoNodeRequest['settings'],
 ): string {
-  const all = { container_cache_data_path: paths.basePath, runtime_dir: paths.runtimePath, ...settings };
+  const all = {
+    container_cache_data_path: paths.basePath,
+    runtime_dir: paths.runtimePath,
+    state_dir: join(dirname(paths.basePath), 'state'),
+    ...settings,
+  };
   return Object.entries(all)
     .map(([key, value]) => `${key}=${value}\n`)
     .join('');

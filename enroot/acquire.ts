@@ -26,7 +26,8 @@ import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '..
 import { fillRootfs } from '../lib/store/create.ts';
 import { findRegistrySource } from '../lib/store/digests.ts';
 import { openEnroot } from '../lib/store/enroot.ts';
-import { acquireEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
+import { acquireEntry, findEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
+import { noteStepStart, startEvent } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
@@ -78,21 +79,33 @@ export async function runAcquire(parameters: readonly string[], environment: Env
   } catch (cause) {
     error = cause;
   }
-  const isMiss = error instanceof JobFault && error.code === 'NOT_CACHED';
-  const level = isMiss ? 'debug' : error === undefined && warning === undefined ? 'info' : 'warning';
+  const code = error === undefined ? undefined : faultCode(error);
+  const isFine = (error === undefined && warning === undefined) || code === 'UNPACKING';
+  const level = code === 'NOT_CACHED' ? 'debug' : isFine ? 'info' : 'warning';
   log.write(level, 'acquire', {
     job: jobId,
     uid: user.uid,
     image,
     result: acquired?.result ?? 'failed',
     entry: acquired?.entry.name,
-    code: error === undefined ? undefined : faultCode(error),
+    code,
     reason: error === undefined ? warning : `${describeError(error)}; enroot unpacks for itself`,
     unpack_ms: acquired?.unpackMs,
     total_ms: Math.round(performance.now()),
   });
+  if (jobId !== undefined && parsed.settings !== undefined)
+    noteStepStart(userPath(parsed.settings.basePath, user.uid), jobId, {
+      ...startEvent('step', acquired, error),
+      image: code === 'UNPACKING' ? wholeName(image) : undefined,
+    });
   await log.flush();
   return error === undefined ? 0 : 1;
+}
+
+/** As it can be found from anywhere. */
+function wholeName(image: string): string {
+  const wanted = parseImage(image, process.cwd());
+  return wanted.kind === 'path' ? wanted.path : wanted.uri;
 }
 
 interface Held {
@@ -112,15 +125,17 @@ async function acquire(request: Request): Promise<Held> {
     );
   }
   const source = await findSource(request);
-  const acquired = await acquireEntry({
-    user,
-    jobId,
-    userPath: userDirectory.path,
-    image: request.image,
-    name: entryName(user.uid, source.hash),
-    limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
-    creator: () => openCreator(request, base, userDirectory, source),
-  });
+  const wanted = { user, userPath: userDirectory.path, name: entryName(user.uid, source.hash) };
+  const acquired =
+    request.existingOnly || settings.createMode === 'background'
+      ? await findExisting(request, wanted)
+      : await acquireEntry({
+          ...wanted,
+          jobId,
+          image: request.image,
+          limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
+          creator: () => openCreator(request, base, userDirectory, source),
+        });
   try {
     touchEntry(user, acquired.entry.path);
     const isLeased = isLeasedByProlog(settings.runtimePath, jobId, acquired.entry.name);
@@ -134,6 +149,18 @@ async function acquire(request: Request): Promise<Held> {
   }
 }
 
+/** Without waiting for who is making it. */
+async function findExisting(
+  { image, existingOnly }: Request,
+  wanted: Parameters<typeof findEntry>[0],
+): Promise<Acquired> {
+  const found = await findEntry(wanted);
+  if (found !== undefined && found !== 'creating') return found;
+  throw existingOnly
+    ? new JobFault('NOT_CACHED', `There is no entry of "${image}"`)
+    : new JobFault('UNPACKING', `"${image}" is unpacked when the job is over (create_mode=background)`);
+}
+
 async function findSource({ user, image, settings, environment }: Request): Promise<ImageSource> {
   const wanted = parseImage(image, process.cwd());
   return wanted.kind === 'path'
@@ -142,12 +169,11 @@ async function findSource({ user, image, settings, environment }: Request): Prom
 }
 
 async function openCreator(
-  { jobId, user, image, existingOnly, settings, environment }: Request,
+  { jobId, user, image, settings, environment }: Request,
   base: Directory,
   userDirectory: Directory,
   source: ImageSource,
 ): Promise<EntryCreator> {
-  if (existingOnly) throw new JobFault('NOT_CACHED', `There is no entry of "${image}"`);
   if (isCollectionDue(readUsage(base.path), settings)) {
     throw new JobFault(
       'NO_SPACE',

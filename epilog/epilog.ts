@@ -10,6 +10,7 @@ import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
+import type { StartEvent } from '../lib/core/events.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
 import { entryPath, parsePartialName, parseStubName, userPath } from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
@@ -22,6 +23,7 @@ import {
   type Settings,
 } from '../lib/core/settings.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
+import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
@@ -29,7 +31,7 @@ import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
-import { startBackgroundCollector } from '../lib/system/background.ts';
+import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';
 import { readNames, type Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
@@ -46,6 +48,8 @@ interface Report {
   partialsRemoved: number;
   usedPercent: number | undefined;
   collectorStarted: boolean;
+  stepStarts: readonly StartEvent[];
+  imagesStarted: number;
   readonly errors: unknown[];
 }
 
@@ -61,6 +65,8 @@ export async function runEpilog(environment: Environment = process.env): Promise
     partialsRemoved: 0,
     usedPercent: undefined,
     collectorStarted: false,
+    stepStarts: [],
+    imagesStarted: 0,
     errors: [],
   };
   let job: Job | undefined;
@@ -88,13 +94,20 @@ export async function runEpilog(environment: Environment = process.env): Promise
       stubs: report.stubsRemoved > 0 ? report.stubsRemoved : undefined,
       partials: report.partialsRemoved > 0 ? report.partialsRemoved : undefined,
       used_percent: report.usedPercent === undefined ? undefined : Math.round(report.usedPercent),
+      unpacking: report.imagesStarted > 0 ? report.imagesStarted : undefined,
       gc: report.collectorStarted ? 'started' : undefined,
       code: errors.length > 0 ? faultCode(errors[0]) : undefined,
       reason: errors.length > 0 ? errors.map(describeError).join('; ') : undefined,
       total_ms: Math.round(performance.now()),
     },
   );
-  await log.flush();
+  const logged = log.flush();
+  if (parsed.settings !== undefined)
+    recordEvents(
+      parsed.settings.statePath,
+      report.stepStarts.map((start) => ({ ...start, image: undefined })),
+    );
+  await logged;
   return exitCodeOf(errors, parsed.onFailure);
 }
 
@@ -143,6 +156,10 @@ function sweepBase(job: Job, settings: Settings, environment: Environment, repor
     attempt(report, () => {
       sweepUserDirectory(job, base, report);
     });
+    if (settings.createMode === 'background')
+      attempt(report, () => {
+        report.imagesStarted = startUnpacking(job, report.stepStarts, environment['CONTAINER_CACHE_CONF']);
+      });
     const fault = report.errors.length > 0 ? findBaseFault(base) : undefined;
     if (fault !== undefined) report.errors.unshift(fault);
     report.usedPercent = usedPercent(readUsage(base.path));
@@ -163,6 +180,7 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return;
   try {
+    report.stepStarts = takeStepStarts(userDirectory, job, job.jobId);
     const { partials, stubs } = withUserIds(job, () => findLeftovers(job, userDirectory));
     if (partials.length + stubs.length === 0) return;
     moveNamesToTrash(base, userDirectory, [...partials, ...stubs]);
@@ -176,6 +194,23 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
   } finally {
     closeSync(userDirectory.fd);
   }
+}
+
+/** A path or a URI, and so no option of a command. */
+const wholeNamePattern = /^(?:\/|docker:\/\/)/;
+
+/** More images than a job has that it could not wait for; who names more has them at their next job. */
+const mostImages = 8;
+
+/** What steps would not wait for (create_mode=background) is unpacked as the user for the next job. @returns how many */
+function startUnpacking(job: Job, starts: readonly StartEvent[], configPath: string | undefined): number {
+  const wanted = starts.flatMap(({ code, image }) =>
+    code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
+  );
+  const images = [...new Set(wanted)].slice(0, mostImages);
+  if (images.length > 0)
+    startInBackground(['warm', '--user', String(job.uid), ...images], configPath, '/');
+  return images.length;
 }
 
 function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]; stubs: string[] } {

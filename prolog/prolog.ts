@@ -10,10 +10,10 @@ import process from 'node:process';
 import {
   describeError,
   faultCode,
+  isBypassCode,
   isFaultOfNode,
   JobFault,
   NodeFault,
-  type JobFaultCode,
 } from '../lib/core/faults.ts';
 import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
@@ -29,26 +29,20 @@ import {
 import type { NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
-import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
+import { acquireEntry, findEntry, type Acquired } from '../lib/store/entry.ts';
+import { recordEvents, startEvent } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts.ts';
+import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
+import { startInBackground } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
-import type { Provision } from './provision.ts';
-
-/** Faults that mean "not for the cache": the job asked for something we leave to pyxis and enroot. */
-const bypassCodes: readonly JobFaultCode[] = [
-  'UNSUPPORTED_OPTION',
-  'BAD_REFERENCE',
-  'IMAGE_UNREADABLE',
-  'NOT_SQUASHFS',
-];
 
 /** What the log line tells. */
 interface Outcome {
@@ -72,7 +66,10 @@ export async function runProlog(environment: Environment = process.env): Promise
     outcome = { job, acquired: undefined, warning: undefined, error };
   }
   logOutcome(log, outcome);
-  await log.flush();
+  const logged = log.flush();
+  if (job?.container !== undefined && parsed.settings !== undefined)
+    recordEvents(parsed.settings.statePath, [startEvent('job', outcome.acquired, outcome.error)]);
+  await logged;
   return exitCodeOf(outcome.error === undefined ? [] : [outcome.error], parsed.onFailure);
 }
 
@@ -101,7 +98,7 @@ async function prepareJob(
   }
 }
 
-const isBypass = (error: unknown): boolean => error instanceof JobFault && bypassCodes.includes(error.code);
+const isBypass = (error: unknown): boolean => error !== undefined && isBypassCode(faultCode(error));
 
 /** For the enroot wrapper. Without it containers start as they would without us, and so does this job. */
 async function tellNode(
@@ -125,16 +122,17 @@ async function tellNode(
   }
 }
 
-async function prepareContainer(
-  context: Omit<Provision, 'source'>,
-  container: ContainerOptions,
-): Promise<Prepared> {
+interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
+  readonly job: Job;
+}
+
+async function prepareContainer(context: Context, container: ContainerOptions): Promise<Prepared> {
   const { job, settings } = context;
   const looking = findSource(job, container, settings);
   prepareFlock();
-  const provision = { ...context, source: await looking };
-  const acquired = await acquire(provision, container).catch((error: unknown) => {
-    tellBypass(job, container.image, settings);
+  const source = await looking;
+  const acquired = await acquire(context, source, container).catch((error: unknown) => {
+    tellBypass(job, container.image, settings, error);
     throw error;
   });
   try {
@@ -142,13 +140,13 @@ async function prepareContainer(
     tellJob(job, settings, {
       image: imageOfPyxis(container.image),
       entry: acquired.entry.name,
-      stamp: provision.source.kind === 'path' ? provision.source.stamp : '-',
+      stamp: source.kind === 'path' ? source.stamp : '-',
     });
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.
     closeSync(acquired.entry.fd);
   }
-  return { acquired, warning: provision.source.kind === 'registry' ? provision.source.warning : undefined };
+  return { acquired, warning: source.kind === 'registry' ? source.warning : undefined };
 }
 
 /** @throws JobFault with a bypass code for what the cache does not serve */
@@ -164,23 +162,77 @@ async function findSource(job: Job, container: ContainerOptions, settings: Setti
   return findRegistrySource(job, image, settings);
 }
 
-async function acquire(provision: Provision, container: ContainerOptions): Promise<Acquired> {
-  const { job, settings, userDirectory, source } = provision;
-  const acquired = await acquireEntry({
+async function acquire(
+  context: Context,
+  source: ImageSource,
+  container: ContainerOptions,
+): Promise<Acquired> {
+  const { job, settings, userDirectory } = context;
+  const request = {
     user: job,
-    jobId: job.jobId,
     userPath: userDirectory.path,
-    image: container.image,
     name: entryName(job.uid, source.hash),
-    limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
-    // Nothing of this is loaded for a job whose entry is there.
-    creator: async () => (await import('./provision.ts')).openCreator(provision),
-  });
+  };
+  const acquired =
+    settings.createMode === 'background'
+      ? await findOrStart(context, source, request)
+      : await acquireEntry({
+          ...request,
+          jobId: job.jobId,
+          image: container.image,
+          limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
+          // Nothing of this is loaded for a job whose entry is there.
+          creator: async () => {
+            const { openCreator } = await import('../lib/store/provision.ts');
+            return openCreator({
+              ...context,
+              user: job,
+              source,
+              onProgress: progressLogger(job, context.log),
+            });
+          },
+        });
   // On a disk that takes nothing any more, what is there could be read, but no container could be made beside it.
-  const fault = touchEntry(job, acquired.entry.path) ? undefined : findBaseFault(provision.base);
+  const fault = touchEntry(job, acquired.entry.path) ? undefined : findBaseFault(context.base);
   if (fault === undefined) return acquired;
   closeSync(acquired.entry.fd);
   throw fault;
+}
+
+/** The job does not wait: what is not there is made for the next one. */
+async function findOrStart(
+  { job, configPath }: Context,
+  source: ImageSource,
+  request: Parameters<typeof findEntry>[0],
+): Promise<Acquired> {
+  const found = await findEntry(request);
+  if (found !== undefined && found !== 'creating') return found;
+  const image = source.kind === 'path' ? source.path : source.uri;
+  if (found === undefined)
+    startInBackground(['warm', '--user', String(job.uid), image], configPath, '/');
+  throw new JobFault('UNPACKING', `"${image}" is being unpacked in the background (create_mode=background)`);
+}
+
+const progressIntervalMs = 30_000;
+
+/** A line at the start and one every 30 s, so that an operator sees that a node is at work and how far it is. */
+function progressLogger(job: Job, log: Log): Provision['onProgress'] {
+  let lastMs = -Infinity;
+  let lastPhase: string | undefined;
+  return ({ phase, percent }) => {
+    const nowMs = performance.now();
+    if (phase === lastPhase && nowMs - lastMs < progressIntervalMs) return;
+    lastMs = nowMs;
+    lastPhase = phase;
+    log.write('info', 'prolog-progress', {
+      job: job.jobId,
+      uid: job.uid,
+      image: job.container?.image,
+      phase,
+      percent,
+    });
+    void log.flush();
+  };
 }
 
 /** A lease without job files would be of no use: it is given back. */
@@ -200,12 +252,21 @@ function tellJob(job: Job, settings: Settings, image: JobImage): void {
   }
 }
 
-/** What failed here would fail once more, and take its time, when the enroot wrapper asks for the same. */
-function tellBypass(job: Job, image: string, settings: Settings): void {
+/**
+ * What failed here would fail once more, and take its time, when the enroot wrapper asks for the same. What is being unpacked can
+ * be there `later`.
+ */
+function tellBypass(job: Job, image: string, settings: Settings, error: unknown): void {
   try {
     writeJobFiles(settings.runtimePath, job, {
       environment: '',
-      images: [{ image: imageOfPyxis(image), entry: '-', stamp: '-' }],
+      images: [
+        {
+          image: imageOfPyxis(image),
+          entry: '-',
+          stamp: faultCode(error) === 'UNPACKING' ? 'later' : '-',
+        },
+      ],
     });
   } catch {
     // The wrapper finds out for itself.

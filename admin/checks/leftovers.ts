@@ -101,13 +101,7 @@ async function openExistingBase({ settings }: CheckContext): Promise<Directory |
 const clockSkewMs = 60_000;
 
 function futureFindings({ settings }: CheckContext, base: Directory): Finding[] {
-  const { plan } = forecastCollection({
-    base,
-    runtimePath: settings.runtimePath,
-    policy: settings,
-    lockTimeoutMs: 0,
-    log: () => undefined,
-  });
+  const { plan } = forecastCollection({ base, policy: settings, pinned: new Set() });
   const entries: FoundEntry[] = [...plan.evict, ...plan.reserve, ...plan.kept.map(({ entry }) => entry)];
   const future = entries.filter(({ usedAtMs }) => usedAtMs > Date.now() + clockSkewMs);
   const [first] = future;

@@ -24,6 +24,8 @@ export interface EntryFacts {
   readonly leased: boolean;
   /** Some process has it mounted. */
   readonly mounted: boolean;
+  /** An admin said that it stays. */
+  readonly pinned: boolean;
   /** What its metadata claims, for forecasts only; 0 if it claims nothing. */
   readonly bytes: number;
   readonly inodes: number;
@@ -35,7 +37,7 @@ export interface CollectionPolicy {
   readonly gcMinAgeSeconds: number;
 }
 
-export type KeepReason = 'leased' | 'mounted' | 'young';
+export type KeepReason = 'leased' | 'mounted' | 'pinned' | 'young';
 
 export interface CollectionPlan<T extends EntryFacts = EntryFacts> {
   /** What should go, first the least recently used: enough, by what the entries claim, to reach the goal. */
@@ -86,6 +88,7 @@ export function keepReason(
 ): KeepReason | undefined {
   if (entry.leased) return 'leased';
   if (entry.mounted) return 'mounted';
+  if (entry.pinned) return 'pinned';
   const ageMs = nowMs - entry.usedAtMs;
   return ageMs >= 0 && ageMs < policy.gcMinAgeSeconds * 1000 ? 'young' : undefined;
 }

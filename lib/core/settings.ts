@@ -11,6 +11,8 @@ export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 
 export const defaultRuntimePath = '/run/container-cache';
 
+/** Whether a job waits for its entry, or runs without it while it is made for the next one. */
+export type CreateMode = 'wait' | 'background';
 export type ImageFreshness = 'always' | 'if-not-present';
 /** How a container is kept from writing into its entry; `auto`: an overlay where the kernel lets a user mount one. */
 export type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
@@ -53,6 +55,8 @@ export interface Settings {
   readonly createTimeoutSeconds: number;
   /** `create_processors`, threads of an unpack. 0: as many as the node has. */
   readonly createProcessors: number;
+  /** `create_mode` */
+  readonly createMode: CreateMode;
   /** `image_freshness`: ask the registry at each job, or take what is there. */
   readonly imageFreshness: ImageFreshness;
   /** `on_failure`: `fail` makes a failure of the node (not of the job) exit 1, which drains the node. */
@@ -68,9 +72,20 @@ export interface Settings {
   readonly enrootPath: string | undefined;
   /** `runtime_dir`, for leases and job files; should be on a tmpfs, so that a reboot forgets them. */
   readonly runtimePath: string;
+  /** `state_dir`, for what is counted and pinned; should outlive a reboot. */
+  readonly statePath: string;
+  /** `pin`, a line for each: images that `container-cache warm` unpacks ahead of time, and no collection takes. */
+  readonly pins: readonly ConfiguredPin[];
   readonly logTarget: LogTarget;
   readonly logLevel: LogLevel;
   readonly syslogFacility: SyslogFacility;
+}
+
+export interface ConfiguredPin {
+  /** A name or a uid. */
+  readonly user: string;
+  /** As a job names it; a path is absolute. */
+  readonly image: string;
 }
 
 const oneDayInSeconds = 86_400;
@@ -102,6 +117,15 @@ function absolutePath(value: string): string {
   return value.replace(/\/$/, '');
 }
 
+function pinOf(value: string): ConfiguredPin {
+  const [, user, image] = /^([A-Za-z0-9_][A-Za-z0-9_.@\\-]*)[ \t]+([^\s.-].*)$/.exec(value) ?? [];
+  if (user === undefined || image === undefined)
+    throw new Wanted(
+      'a user and an image, such as "alice /images/x.sqsh" or "alice nvcr.io#nvidia/pytorch:25.10"',
+    );
+  return { user, image };
+}
+
 const settingReaders = {
   container_cache_data_path: absolutePath,
   container_cache_gc_high: integer(1, 100, 'percent'),
@@ -109,12 +133,15 @@ const settingReaders = {
   gc_min_age: integer(0, 365 * oneDayInSeconds, 'seconds'),
   create_timeout: integer(0, oneDayInSeconds, 'seconds, 0 for a limit by size'),
   create_processors: integer(0, 1024, 'threads, 0 for all'),
+  create_mode: oneOf(['wait', 'background']),
   image_freshness: oneOf(['always', 'if-not-present']),
   on_failure: oneOf(['continue', 'fail']),
   isolation: oneOf(['auto', 'overlay', 'shared', 'off']),
   enroot_sysconf_path: absolutePath,
   enroot_path: absolutePath,
   runtime_dir: absolutePath,
+  state_dir: absolutePath,
+  pin: pinOf,
   log_target: oneOf(['syslog', 'stderr']),
   log_level: oneOf(logLevels),
   syslog_facility: oneOf(syslogFacilities),
@@ -122,6 +149,9 @@ const settingReaders = {
 
 type Key = keyof typeof settingReaders;
 type Values = { [K in Key]?: ReturnType<(typeof settingReaders)[K]> };
+
+/** May be there more than once: each line adds one. */
+const listKey = 'pin';
 
 export const settingKeys = Object.keys(settingReaders) as readonly Key[];
 
@@ -145,6 +175,7 @@ export interface ParsedSettings {
  */
 export function parseSettings(text: string, file: string): ParsedSettings {
   const values: Values = {};
+  const pins: ConfiguredPin[] = [];
   const lineOf = new Map<Key, number>();
   const problems: string[] = [];
   text.split('\n').forEach((rawLine, index) => {
@@ -163,13 +194,14 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       return;
     }
     const earlier = lineOf.get(key);
-    if (earlier !== undefined) {
+    if (earlier !== undefined && key !== listKey) {
       problems.push(`${where}: ${key}: found a second time, want it once (line ${earlier} has it)`);
       return;
     }
     lineOf.set(key, index + 1);
     try {
-      Object.assign(values, { [key]: settingReaders[key](value) });
+      if (key === listKey) pins.push(pinOf(value));
+      else Object.assign(values, { [key]: settingReaders[key](value) });
     } catch (error) {
       if (!(error instanceof Wanted)) throw error;
       problems.push(`${where}: ${key}: found ${quoted(value)}, want ${error.message}`);
@@ -208,12 +240,15 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       gcMinAgeSeconds: values.gc_min_age ?? 120,
       createTimeoutSeconds: values.create_timeout ?? 0,
       createProcessors: values.create_processors ?? 0,
+      createMode: values.create_mode ?? 'wait',
       imageFreshness: values.image_freshness ?? 'always',
       onFailure,
       isolation: values.isolation ?? 'auto',
       enrootSysconfPath: values.enroot_sysconf_path ?? '/etc/enroot',
       enrootPath: values.enroot_path,
       runtimePath: values.runtime_dir ?? defaultRuntimePath,
+      statePath: values.state_dir ?? '/var/lib/container-cache',
+      pins,
       logTarget,
       logLevel: values.log_level ?? 'info',
       syslogFacility: values.syslog_facility ?? 'daemon',

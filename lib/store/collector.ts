@@ -37,6 +37,7 @@ import {
   type EntryFacts,
   type Usage,
 } from '../core/gc-plan.ts';
+import type { CacheEvent, EvictionReason } from '../core/events.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import {
   collectorLockName,
@@ -44,6 +45,7 @@ import {
   digestsName,
   entryPath,
   isEntryNameOf,
+  isStepEventsName,
   leasesPath,
   lockPath,
   parseCreateLockName,
@@ -57,7 +59,7 @@ import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { abandonedAsides, sweepAsides } from '../system/aside.ts';
 import { inDirectory, openDirectory, readNames, withDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
+import { isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
 import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
@@ -68,18 +70,25 @@ import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
 
-export interface CollectRequest {
+export interface ForecastRequest {
   readonly base: Directory;
-  readonly runtimePath: string;
   readonly policy: CollectionPolicy;
-  /** Room to be made beside the watermarks. */
-  readonly need?: SpaceNeed;
+  /** Names of entries that stay, however old (pins.ts). */
+  readonly pinned: ReadonlySet<string>;
   /** Collect even below the high watermark, down to the low one. */
   readonly force?: boolean;
+}
+
+export interface CollectRequest extends ForecastRequest {
+  readonly runtimePath: string;
+  /** Room to be made beside the watermarks. */
+  readonly need?: SpaceNeed;
   /** How long to wait for another collector. 0: leave the work to it. */
   readonly lockTimeoutMs: number;
   readonly deadlineMs?: number;
   readonly log: (level: LogLevel, word: string, fields: LogFields) => void;
+  /** Gets what is to be counted. */
+  readonly record: (event: CacheEvent) => void;
 }
 
 export interface FoundEntry extends EntryFacts {
@@ -105,10 +114,10 @@ export interface CollectResult {
 }
 
 /** What a collection would do now; changes nothing. */
-export function forecastCollection(request: CollectRequest): Forecast {
+export function forecastCollection(request: ForecastRequest): Forecast {
   const { base, policy, force } = request;
   const usage = readUsage(base.path);
-  const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+  const entries = listEntries(request);
   const due = force === true ? !isGoalReached(usage, policy) : isCollectionDue(usage, policy);
   return { usage, due, plan: planCollection(entries, usage, policy, Date.now()) };
 }
@@ -131,14 +140,13 @@ export async function evictEntries(
   request: CollectRequest,
   names: readonly string[],
 ): Promise<ReadonlyMap<string, string | undefined>> {
-  const { base } = request;
   const anyAge = { ...request, policy: { ...request.policy, gcMinAgeSeconds: 0 } };
   const outcomes = await withCollectorLock(request, async (trash) => {
-    const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+    const entries = listEntries(request);
     const found = new Map<string, string | undefined>();
     for (const name of names) {
       const entry = entries.find((one) => one.name === name);
-      found.set(name, entry === undefined ? 'unknown' : await evict(anyAge, trash, entry));
+      found.set(name, entry === undefined ? 'unknown' : await evict(anyAge, trash, entry, 'rm'));
     }
     return found;
   });
@@ -179,23 +187,27 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   const hasRoom = (): boolean => need === undefined || fits(readUsage(base.path), need);
   const isLate = (): boolean => Date.now() > (request.deadlineMs ?? Infinity);
   const findCandidates = (): FoundEntry[] => {
-    const entries = listEntries(base, findMountedEntries(base.path), readMounts());
+    const entries = listEntries(request);
     const plan = planCollection(entries, readUsage(base.path), policy, Date.now());
     kept = {};
     for (const { reason } of plan.kept) kept[reason] = (kept[reason] ?? 0) + 1;
     return [...plan.evict, ...plan.reserve];
   };
-  const evictUntil = async (isDone: () => boolean, candidates: readonly FoundEntry[]): Promise<void> => {
+  const evictUntil = async (
+    reason: EvictionReason,
+    isDone: () => boolean,
+    candidates: readonly FoundEntry[],
+  ): Promise<void> => {
     for (const entry of candidates) {
       if (isDone() || isLate()) break;
-      const reason = await evict(request, trash, entry);
-      if (reason === undefined) evicted.push(entry);
-      else kept[reason] = (kept[reason] ?? 0) + 1;
+      const keptBecause = await evict(request, trash, entry, reason);
+      if (keptBecause === undefined) evicted.push(entry);
+      else kept[keptBecause] = (kept[keptBecause] ?? 0) + 1;
     }
   };
-  if (due && !isLowEnough()) await evictUntil(isLowEnough, findCandidates());
+  if (due && !isLowEnough()) await evictUntil('watermark', isLowEnough, findCandidates());
   if (need !== undefined && !hasRoom())
-    await evictUntil(hasRoom, await chooseForRoom(request, need, findCandidates(), isLate));
+    await evictUntil('room', hasRoom, await chooseForRoom(request, need, findCandidates(), isLate));
   const after = readUsage(base.path);
   const result = {
     result: !due ? 'not-due' : isLowEnough() && hasRoom() ? 'collected' : 'goal-missed',
@@ -205,6 +217,8 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
     kept,
   } as const;
   logSummary(result, after, log);
+  if (result.result !== 'not-due')
+    request.record({ kind: 'collection', atMs: Date.now(), result: result.result });
   return result;
 }
 
@@ -285,17 +299,16 @@ function namesIn(user: UserIds, directory: Directory, mounts: readonly Mount[]):
   return (names ?? []).filter((name) => !covered.has(name));
 }
 
-function listEntries(
-  base: Directory,
-  isMounted: (uid: number, name: string) => boolean,
-  mounts: readonly Mount[],
-): FoundEntry[] {
+function listEntries({ base, pinned }: ForecastRequest): FoundEntry[] {
+  const isMounted = findMountedEntries(base.path);
+  const mounts = readMounts();
   const entries: FoundEntry[] = [];
   for (const { user, directory } of userDirectories(base, mounts)) {
     for (const name of namesIn(user, directory, mounts)) {
       if (!isEntryNameOf(user.uid, name)) continue;
       const facts = withUserIds(user, () => lookAtEntry(user, directory, name));
-      if (facts !== undefined) entries.push({ ...facts, mounted: isMounted(user.uid, name) });
+      if (facts !== undefined)
+        entries.push({ ...facts, mounted: isMounted(user.uid, name), pinned: pinned.has(name) });
     }
   }
   return entries;
@@ -305,7 +318,7 @@ function lookAtEntry(
   user: UserIds,
   directory: Directory,
   name: string,
-): Omit<FoundEntry, 'mounted'> | undefined {
+): Omit<FoundEntry, 'mounted' | 'pinned'> | undefined {
   const stats = unlessErrno(isGone, () => lstatSync(inDirectory(directory, name)));
   // A directory of another owner was put there by somebody else, and a symlink or a file is no rootfs.
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return undefined;
@@ -349,6 +362,7 @@ async function evict(
   request: CollectRequest,
   trash: Directory,
   entry: FoundEntry,
+  why: EvictionReason,
 ): Promise<string | undefined> {
   const { base, log, policy } = request;
   const user = { uid: entry.uid, gid: entry.gid };
@@ -377,6 +391,7 @@ async function evict(
     freed_bytes: after.freeBytes - before.freeBytes,
     freed_inodes: after.freeInodes - before.freeInodes,
   });
+  request.record({ kind: 'eviction', atMs: Date.now(), reason: why, entry: entry.name });
   return undefined;
 }
 
@@ -445,6 +460,9 @@ function sweep(request: CollectRequest, trash: Directory): void {
       withUserIds(user, () => {
         sweepDigests(directory);
       });
+    withUserIds(user, () => {
+      sweepStepEvents(directory, names);
+    });
     for (const [entry, partials] of partialsOf) {
       try {
         sweepCreator({ userDirectory: directory, trash }, user, entry, partials, present.has(entry));
@@ -474,6 +492,17 @@ function sweepDigests(userDirectory: Directory): void {
         });
     });
   });
+}
+
+/** Of jobs without an Epilog. A job that goes on gets a new file, and what was in this one is not counted. */
+const oldestStepEventsMs = 31 * 86_400_000;
+
+function sweepStepEvents(userDirectory: Directory, names: readonly string[]): void {
+  for (const name of names.filter(isStepEventsName))
+    unlessErrno(userMadeErrnos, () => {
+      const path = inDirectory(userDirectory, name);
+      if (Date.now() - lstatSync(path).mtimeMs > oldestStepEventsMs) unlinkSync(path);
+    });
 }
 
 /** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */

@@ -26,10 +26,13 @@ export interface CreateContext {
   readonly startCollector: () => void;
   /** Runs a collector to its end, to make room. */
   readonly makeRoom: (need: SpaceNeed, limitMs: number) => Promise<void>;
-  readonly onProgress: (progress: {
-    readonly phase: 'import' | 'unpack';
-    readonly percent: number | undefined;
-  }) => void;
+  readonly onProgress: (progress: CreateProgress) => void;
+}
+
+export interface CreateProgress {
+  readonly phase: 'import' | 'unpack';
+  /** Of the unpack. */
+  readonly percent: number | undefined;
 }
 
 /** @returns what the rootfs takes on disk @throws JobFault, NodeFault */

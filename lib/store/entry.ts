@@ -79,8 +79,32 @@ export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
   }
 }
 
+/**
+ * The entry if it is there now.
+ *
+ * @returns undefined if it is not; `creating`: somebody is making it
+ * @throws JobFault, NodeFault
+ */
+export async function findEntry(
+  request: Pick<AcquireRequest, 'user' | 'userPath' | 'name'>,
+): Promise<Acquired | 'creating' | undefined> {
+  const { user, userPath, name } = request;
+  try {
+    const entry = await holdEntry(user, `${userPath}/${name}`, name, readMounts());
+    if (entry !== undefined) return { entry, result: 'reused', unpackMs: undefined };
+    const fd = withUserIds(user, () => openCreateLock(`${userPath}/${createLockName(name)}`));
+    try {
+      return tryFlock(fd, 'exclusive') ? undefined : 'creating';
+    } finally {
+      closeSync(fd);
+    }
+  } catch (cause) {
+    throw faultOf(request, cause);
+  }
+}
+
 /** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
-function faultOf({ userPath, name }: AcquireRequest, cause: unknown): unknown {
+function faultOf({ userPath, name }: Pick<AcquireRequest, 'userPath' | 'name'>, cause: unknown): unknown {
   const path = `${userPath}/${name}`;
   const code = faultCode(cause);
   if (cause instanceof JobFault) return cause;

@@ -1,8 +1,7 @@
 /** What is on the node, who holds it, and what the next collection would do about it. */
-import type { CollectionPolicy, KeepReason, Usage } from '../core/gc-plan.ts';
+import type { KeepReason, Usage } from '../core/gc-plan.ts';
 import type { LeaseRecord } from '../core/lease-record.ts';
-import type { Directory } from '../system/directory.ts';
-import { forecastCollection, type FoundEntry } from './collector.ts';
+import { forecastCollection, type ForecastRequest, type FoundEntry } from './collector.ts';
 import { listHeldLeases } from './lease.ts';
 
 export interface InventoryEntry extends FoundEntry {
@@ -24,8 +23,7 @@ export interface Inventory {
 }
 
 /** Changes nothing. */
-export function takeInventory(base: Directory, runtimePath: string, policy: CollectionPolicy): Inventory {
-  const request = { base, runtimePath, policy, lockTimeoutMs: 0, log: () => undefined };
+export function takeInventory(request: ForecastRequest, runtimePath: string): Inventory {
   const { usage, due, plan } = forecastCollection(request);
   const leases = listHeldLeases(runtimePath);
   const leasesOn = (entry: FoundEntry): LeaseRecord[] =>

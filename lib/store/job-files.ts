@@ -19,7 +19,10 @@ export interface JobImage {
   /** As pyxis hands it to enroot: the path that was given, or the URI with its `docker://`. */
   readonly image: string;
   readonly entry: string;
-  /** By which the enroot wrapper sees that a file is still the one that was unpacked: image-source.ts. */
+  /**
+   * By which the enroot wrapper sees that a file is still the one that was unpacked: image-source.ts. Without an entry (`-`): `later` if it
+   * may be there by the time of a step.
+   */
   readonly stamp: string;
 }
 

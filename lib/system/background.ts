@@ -51,19 +51,38 @@ const collectorCapabilities = [
  * @param configPath the configuration we were started with, if not the default
  */
 export function startBackgroundCollector(configPath: string | undefined): void {
+  startQuietly(['setpriv', ...confinedTo(collectorCapabilities)], ['gc', '--background'], configPath, '/');
+}
+
+/**
+ * Starts the admin command at idle priority, in a session of its own.
+ *
+ * @param configPath the configuration we were started with, if not the default
+ * @param directory where relative paths among its arguments start
+ */
+export function startInBackground(
+  parameters: readonly string[],
+  configPath: string | undefined,
+  directory: string,
+): void {
+  startQuietly([], parameters, configPath, directory);
+}
+
+function startQuietly(
+  confinement: readonly string[],
+  parameters: readonly string[],
+  configPath: string | undefined,
+  directory: string,
+): void {
   const self = selfCommand();
-  const priority = ['ionice', '--class', 'idle', 'nice', '--adjustment=19'];
-  const child = spawn(
-    'setpriv',
-    [...confinedTo(collectorCapabilities), ...priority, self.file, ...self.args, 'gc', '--background'],
-    {
-      cwd: '/',
-      detached: true,
-      env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },
-      stdio: 'ignore',
-    },
-  );
-  // Without a collector the node fills up, and the next one is tried with the next job.
+  const [file, ...args] = [...confinement, 'ionice', '--class', 'idle', 'nice', '--adjustment=19'];
+  const child = spawn(file, [...args, self.file, ...self.args, ...parameters], {
+    cwd: directory,
+    detached: true,
+    env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },
+    stdio: 'ignore',
+  });
+  // Without a collector the node fills up, and without an unpack the image is not there: both are tried with the next job.
   child.on('error', () => undefined);
   child.unref();
 }

@@ -4,9 +4,10 @@ import { answerOf } from './run.ts';
 /** A directory service that is slow costs a look its names, not its end. */
 const lookupLimitMs = 5000;
 
-interface Account {
+export interface Account {
   readonly name: string;
   readonly uid: number;
+  readonly gid: number;
 }
 
 /** Those of the keys, names or uids, that the system knows. */
@@ -15,8 +16,10 @@ function lookUp(keys: readonly string[]): Account[] {
   // It exits with 2 if it does not know one of them, and prints the others.
   const text = answerOf({ file: 'getent', args: ['passwd', '--', ...keys], timeoutMs: lookupLimitMs });
   return text.split('\n').flatMap((line) => {
-    const [name = '', , uid = ''] = line.split(':');
-    return name !== '' && /^\d+$/.test(uid) ? [{ name, uid: Number(uid) }] : [];
+    const [name = '', , uid = '', gid = ''] = line.split(':');
+    return name !== '' && /^\d+$/.test(uid) && /^\d+$/.test(gid)
+      ? [{ name, uid: Number(uid), gid: Number(gid) }]
+      : [];
   });
 }
 
@@ -28,4 +31,9 @@ export function findUserNames(uids: readonly number[]): ReadonlyMap<number, stri
 /** @returns the uid that a name or a number stands for, if the system knows it */
 export function findUserId(user: string): number | undefined {
   return /^\d{1,10}$/.test(user) ? Number(user) : lookUp([user])[0]?.uid;
+}
+
+/** @returns the account of a name or a uid, if the system knows it */
+export function findAccount(user: string): Account | undefined {
+  return lookUp([user])[0];
 }

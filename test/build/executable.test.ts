@@ -136,7 +136,10 @@ const dist = suite('dist/');
 /** What a program logs that is given no job: it must end well, and say by its line who it is. */
 function logLineOf(command: readonly string[], directory: string): string {
   const configPath = join(directory, 'container-cache.conf');
-  writeFileSync(configPath, `container_cache_data_path=${directory}/data\nlog_target=stderr\n`);
+  writeFileSync(
+    configPath,
+    `container_cache_data_path=${directory}/data\nstate_dir=${directory}/state\nlog_target=stderr\n`,
+  );
   const [file = '', ...parameters] = command;
   const { status, stderr } = spawnSync(file, parameters, {
     encoding: 'utf8',

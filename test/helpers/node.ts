@@ -110,6 +110,7 @@ export class TestNode implements AsyncDisposable {
   readonly root: string;
   readonly basePath: string;
   readonly runtimePath: string;
+  readonly statePath: string;
   readonly configPath: string;
   readonly #running = new Set<ChildProcess>();
   readonly #programLimitMs: number;
@@ -121,6 +122,7 @@ export class TestNode implements AsyncDisposable {
     mkdirSync(join(this.root, 'images'), { mode: 0o755 });
     this.basePath = options.basePath ?? join(this.root, 'data');
     this.runtimePath = join(this.root, 'run');
+    this.statePath = join(this.root, 'state');
     this.configPath = join(this.root, 'container-cache.conf');
     this.#programLimitMs = options.programLimitMs ?? hangLimitMs;
     this.configure(options.settings ?? {});
@@ -136,6 +138,7 @@ export class TestNode implements AsyncDisposable {
     const all = {
       container_cache_data_path: this.basePath,
       runtime_dir: this.runtimePath,
+      state_dir: this.statePath,
       log_target: 'stderr',
       log_level: 'debug',
       ...settings,

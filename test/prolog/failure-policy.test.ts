@@ -22,7 +22,8 @@ enterPrivateMachine();
 const config = suite('Prolog: a wrong configuration', { skip: unlessPrivateMachine });
 
 const logged = 'log_target=stderr\n';
-const base = (node: TestNode): string => `container_cache_data_path=${node.basePath}\n`;
+const base = (node: TestNode): string =>
+  `container_cache_data_path=${node.basePath}\nstate_dir=${node.statePath}\n`;
 
 for (const [what, text, reason] of [
   [

@@ -16,6 +16,7 @@ import {
   PROBE_CONFIGURATION,
   probeTree,
   programsUnderTest,
+  USER,
 } from '../slurm/containers.ts';
 import { SYSTEM_PATH } from '../slurm/machine.ts';
 import { allCombinations, compare, describeCombination, startPair } from '../slurm/matrix.ts';
@@ -64,6 +65,9 @@ async function run(pluginPath: string, words: readonly string[]): Promise<boolea
     .filter(({ pyxis }) => pyxis !== 'use_squashfuse=1' || hasSquashfuse);
   if (registry === undefined) print(`Without registries: ${unlessDockerRegistry ?? ''}`);
   if (!hasSquashfuse) print('Without use_squashfuse=1: needs squashfuse');
+  // What the node is like is found out once: by the first array's twenty Prologs at once it would take longer than it may.
+  // On both, so that their jobs have the same numbers.
+  for (const { cluster } of [pair.cached, pair.stock]) await cluster.run(USER, ['srun', 'true']);
   const different: string[] = [];
   for (const combination of combinations) {
     const startedMs = performance.now();

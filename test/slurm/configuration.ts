@@ -68,6 +68,8 @@ export function slurmConf(facts: SlurmConfFacts): string {
     SlurmctldPort: String(facts.slurmctldPort),
     SlurmdPort: String(facts.slurmdPort),
     CommunicationParameters: 'NoInAddrAny,NoCtldInAddrAny',
+    // As slurm.conf.snippet asks for: a batch job whose Prolog takes longer would be put back into the queue.
+    BatchStartTimeout: '600',
     SlurmUser: 'root',
     SlurmdUser: 'root',
     AuthType: 'auth/munge',

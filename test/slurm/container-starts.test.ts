@@ -1,6 +1,5 @@
 /** Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and enroot. */
-// test: timeout 900 s
-// test: serial
+// test: timeout 1200 s
 
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -126,8 +125,8 @@ async function blockCreation(
 }
 
 /** Writes container-cache.conf anew; undoing it is up to the caller. */
-function configure({ cluster, basePath }: ContainerCluster, ...lines: readonly string[]): void {
-  const text = [`container_cache_data_path=${basePath}`, ...lines].join('\n');
+function configure({ cluster, basePath, statePath }: ContainerCluster, ...lines: readonly string[]): void {
+  const text = [`container_cache_data_path=${basePath}`, `state_dir=${statePath}`, ...lines].join('\n');
   writeFileSync(join(cluster.etc, 'slurm/container-cache.conf'), `${text}\n`);
 }
 

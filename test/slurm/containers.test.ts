@@ -1,6 +1,5 @@
 /** Jobs in containers that start from the cache: on a real Slurm, with our own pyxis and enroot. */
-// test: timeout 900 s
-// test: serial
+// test: timeout 1200 s
 
 import {
   startDockerRegistry,

@@ -64,6 +64,7 @@ export interface ContainerCluster extends AsyncDisposable {
   readonly isCached: boolean;
   /** `container_cache_data_path` and the user's directory in it. */
   readonly basePath: string;
+  readonly statePath: string;
   readonly userPath: string;
   /** Where enroot.conf has the user's containers. */
   readonly enrootDataPath: string;
@@ -93,6 +94,7 @@ export async function startContainerCluster(options: ContainerClusterOptions): P
 
 interface Layout {
   readonly basePath: string;
+  readonly statePath: string;
   readonly enrootDataBasePath: string;
   readonly enrootCachePath: string;
   readonly outputPath: string;
@@ -103,6 +105,7 @@ interface Layout {
 function layoutOf({ root }: ClusterPaths): Layout {
   return {
     basePath: path.join(root, 'base'),
+    statePath: path.join(root, 'state'),
     enrootDataBasePath: path.join(root, 'enroot-data'),
     enrootCachePath: path.join(root, 'enroot-cache'),
     outputPath: path.join(root, 'output'),
@@ -137,7 +140,8 @@ async function prepare(
   if (!isCached) return { ...common, slurmConf: parameters };
 
   await fsp.mkdir(layout.basePath, { mode: 0o755 });
-  const lines = [`container_cache_data_path=${layout.basePath}`, ...settings];
+  const directories = [`container_cache_data_path=${layout.basePath}`, `state_dir=${layout.statePath}`];
+  const lines = [...directories, ...settings];
   await fsp.writeFile(path.join(paths.etc, 'slurm/container-cache.conf'), `${lines.join('\n')}\n`);
   await installCache(layout, sysconfPath);
   return {
@@ -196,6 +200,7 @@ async function openCluster(
     cluster,
     isCached,
     basePath: layout.basePath,
+    statePath: layout.statePath,
     userPath: path.join(layout.basePath, uid),
     enrootDataPath: path.join(layout.enrootDataBasePath, uid),
     outputPath: layout.outputPath,

@@ -23,11 +23,6 @@ contents() {
   find "$1" -xdev -type f -exec cksum {} + | sort
 }
 
-# How a mount keeps programs and devices; whether access times are written is the machine's affair.
-flags() {
-  printf '%s' "$1" | sed -E 's/,(relatime|noatime|nodiratime)//g'
-}
-
 section identity
 id
 grep -E '^(Uid|Gid|Groups|CapEff|CapBnd|NoNewPrivs):' /proc/self/status
@@ -47,15 +42,16 @@ contents /data
 find /data ! -newermt 2024-01-01 -printf '%T@ %p\n' | sort
 cat /etc/image /etc/passwd /etc/group
 
+# How a mount keeps programs and devices; whether access times are written is the machine's affair.
 section mounts
 while read -r _ _ _ _ target options rest; do
   type=${rest#*- }
   case $target in
     /.lock) ;;
-    / | /volume) echo "$target $(flags "$options")" ;;
-    *) echo "$target $(flags "$options") ${type%% *}" ;;
+    / | /volume) echo "$target $options" ;;
+    *) echo "$target $options ${type%% *}" ;;
   esac
-done </proc/self/mountinfo | sed -E 's,/job[0-9]+/,/job/,' | sort
+done </proc/self/mountinfo | sed -E 's/,(relatime|noatime|nodiratime)//g; s,/job[0-9]+/,/job/,' | sort
 
 section 'mounted by the job'
 for directory in "$HOME" /mnt/shared /volume; do

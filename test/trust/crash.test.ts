@@ -9,12 +9,12 @@ enterPrivateMachine();
 
 const test = suite('Killed at a system call', { skip: unlessPrivateMachine ?? unlessCrashTracer() });
 
-const every = 150;
+const every = 400;
 
 /** Every so many, and of those at which a name appears or goes more. */
 const isChosen = ({ point, mode }: Shot, index: number): boolean =>
   index % every === 0 ||
-  (point.label === 'program' && mode === 'group' && point.call.startsWith('rename ') && index % 2 === 0);
+  (point.label === 'program' && mode === 'group' && point.call.startsWith('rename ') && index % 4 === 0);
 
 async function killed(name: string): Promise<void> {
   await using bench = await CrashBench.start(name);

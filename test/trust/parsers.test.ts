@@ -432,12 +432,15 @@ test('settings of any valid value read back', () => {
       gc_min_age: random.integer(0, 31_536_000),
       create_timeout: random.integer(0, 86_400),
       create_processors: random.integer(0, 1024),
+      create_mode: random.pick(['wait', 'background']),
       image_freshness: random.pick(['always', 'if-not-present']),
       on_failure: random.pick(['continue', 'fail']),
       isolation: random.pick(['auto', 'overlay', 'shared', 'off']),
       enroot_sysconf_path: path(),
       enroot_path: path(),
       runtime_dir: path(),
+      state_dir: path(),
+      pin: `${random.text('abcxyz019_.@-', 1, 8).replace(/^[.@-]/, 'a')} /${random.text('abc#:/.é -', 0, 12)}x`,
       log_target: random.pick(['syslog', 'stderr']),
       log_level: random.pick(['error', 'warning', 'info', 'debug']),
       syslog_facility: random.pick(['daemon', 'local0', 'user']),
@@ -448,7 +451,13 @@ test('settings of any valid value read back', () => {
       .join('');
     const { settings, problems } = parseSettings(text, '/x.conf');
     assert.equal(problems, []);
-    assert.equal(Object.values(settings ?? {}).sort(), Object.values(values).sort());
+    const { pins, ...rest } = settings ?? { pins: [] };
+    const { pin, ...others } = values;
+    assert.equal(Object.values(rest).sort(), Object.values(others).sort());
+    assert.equal(
+      pins.map(({ user, image }) => `${user} ${image}`),
+      [pin],
+    );
   });
 });
 
@@ -482,6 +491,7 @@ test('a plan for entries and disks of any numbers keeps what is used, and leaves
       usedAtMs: number(),
       leased: random.integer(0, 3) === 0,
       mounted: random.integer(0, 3) === 0,
+      pinned: false,
       bytes: Math.abs(number()),
       inodes: Math.abs(number()),
     }));

@@ -30,6 +30,7 @@ function entry(facts: Partial<EntryFacts> = {}): EntryFacts {
     usedAtMs: nowMs - 60 * minuteMs,
     leased: false,
     mounted: false,
+    pinned: false,
     bytes: 10,
     inodes: 10,
     ...facts,
@@ -116,6 +117,7 @@ const keep = suite('keepReason()');
 keep('an entry in use is kept, however old', () => {
   assert.is(keepReason(entry({ leased: true, usedAtMs: 0 }), policy, nowMs), 'leased');
   assert.is(keepReason(entry({ mounted: true, usedAtMs: 0 }), policy, nowMs), 'mounted');
+  assert.is(keepReason(entry({ pinned: true, usedAtMs: 0 }), policy, nowMs), 'pinned');
 });
 
 keep('an entry is young until gc_min_age has passed', () => {
@@ -256,6 +258,7 @@ plan('loses no entry, keeps what is in use, goes by age, and stops as soon as it
         usedAtMs: nowMs - random.integer(-5, 5) * minuteMs,
         leased: random.integer(0, 4) === 0,
         mounted: random.integer(0, 4) === 0,
+        pinned: random.integer(0, 4) === 0,
         bytes: random.pick([0, random.integer(0, 300), Number.MAX_SAFE_INTEGER]),
         inodes: random.pick([0, random.integer(0, 300), Number.MAX_SAFE_INTEGER]),
       }),

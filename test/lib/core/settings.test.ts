@@ -46,12 +46,15 @@ parse('needs the data path only; the rest has defaults', () => {
     gcMinAgeSeconds: 120,
     createTimeoutSeconds: 0,
     createProcessors: 0,
+    createMode: 'wait',
     imageFreshness: 'always',
     onFailure: 'continue',
     isolation: 'auto',
     enrootSysconfPath: '/etc/enroot',
     enrootPath: undefined,
     runtimePath: '/run/container-cache',
+    statePath: '/var/lib/container-cache',
+    pins: [],
     logTarget: 'syslog',
     logLevel: 'info',
     syslogFacility: 'daemon',
@@ -67,12 +70,15 @@ const everything = `
   gc_min_age=600
   create_timeout=1800
   create_processors=8
+  create_mode=background
   image_freshness=if-not-present
   on_failure=fail
   isolation=shared
   enroot_sysconf_path=/opt/enroot/etc/
   enroot_path=/opt/enroot/bin/enroot
   runtime_dir=/run/cache
+  state_dir=/var/cache-state
+  pin=alice /images/a b.sqsh
   log_target=stderr
   log_level=debug
   syslog_facility=local3
@@ -86,12 +92,15 @@ parse('every key sets what it is named after', () => {
     gcMinAgeSeconds: 600,
     createTimeoutSeconds: 1800,
     createProcessors: 8,
+    createMode: 'background',
     imageFreshness: 'if-not-present',
     onFailure: 'fail',
     isolation: 'shared',
     enrootSysconfPath: '/opt/enroot/etc',
     enrootPath: '/opt/enroot/bin/enroot',
     runtimePath: '/run/cache',
+    statePath: '/var/cache-state',
+    pins: [{ user: 'alice', image: '/images/a b.sqsh' }],
     logTarget: 'stderr',
     logLevel: 'debug',
     syslogFacility: 'local3',
@@ -235,6 +244,20 @@ parse('a key that is there twice is refused, and the first line of it is named',
     `${file}:4: gc_min_age: found a second time, want it once (line 2 has it)`,
     `${file}:5: gc_min_age: found a second time, want it once (line 2 has it)`,
   ]);
+});
+
+parse('pins add up, a line for each', () => {
+  const text = `${base}pin=alice /a.sqsh\npin = 1001 \t nvcr.io#nvidia/pytorch:25.10 \npin=alice /a.sqsh\n`;
+  assert.equal(read(text).pins, [
+    { user: 'alice', image: '/a.sqsh' },
+    { user: '1001', image: 'nvcr.io#nvidia/pytorch:25.10' },
+    { user: 'alice', image: '/a.sqsh' },
+  ]);
+});
+
+parse('a pin without a user, without an image, or with a path that is not absolute is refused', () => {
+  for (const value of ['/a.sqsh', 'alice', 'alice ./a.sqsh', '-x /a.sqsh', ''])
+    assert.match(problems(`${base}pin=${value}\n`).join(), /^[^ ]+:2: pin: found .*want a user and an image/);
 });
 
 parse('the low watermark must be below the high one', () => {

@@ -1,0 +1,34 @@
+/** `container-cache metrics`: the counters and the node's state for Prometheus. */
+import process from 'node:process';
+import packageJson from '../package.json' with { type: 'json' };
+import { formatMetrics } from '../lib/core/metrics.ts';
+import { updateCounters } from '../lib/store/counters.ts';
+import { listHeldLeases } from '../lib/store/lease.ts';
+import { writeFileAtomically } from '../lib/system/files.ts';
+import { inventoryOf, withBase } from './inventory.ts';
+
+/** node_exporter runs as a user of its own. */
+const readableMode = 0o644;
+
+/** @returns the exit code, 0 */
+export function runMetrics({ output }: { readonly output: string | undefined }): Promise<number> {
+  return withBase('tell numbers', async (settings, base) => {
+    const counters = await updateCounters(settings.statePath);
+    const { usage, entries } = inventoryOf(settings, base);
+    const text = formatMetrics(counters, {
+      version: packageJson.version,
+      usage,
+      policy: settings,
+      entries: {
+        count: entries.length,
+        bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0),
+        inodes: entries.reduce((sum, { inodes }) => sum + inodes, 0),
+      },
+      pinned: entries.filter(({ pinned }) => pinned).length,
+      leases: listHeldLeases(settings.runtimePath).length,
+    });
+    if (output === undefined) process.stdout.write(text);
+    else writeFileAtomically(output, text, { mode: readableMode });
+    return 0;
+  });
+}

@@ -1,0 +1,56 @@
+/** `container-cache verify`: whether entries still are what was unpacked. */
+import process from 'node:process';
+import { formatCount, printable } from '../lib/core/readable.ts';
+import { verifyEntry, type Verification } from '../lib/store/verify.ts';
+import { inventoryOf, withBase } from './inventory.ts';
+
+export interface VerifyOptions {
+  /** None: all. */
+  readonly entries: readonly string[];
+  readonly json: boolean;
+}
+
+const shownDifferences = 10;
+
+/** @returns the exit code: 0 if all are the same; 1 if one is not, or cannot be compared, or is not there */
+export function runVerify({ entries: wanted, json }: VerifyOptions): Promise<number> {
+  return withBase('look at entries', async (settings, base) => {
+    const { entries } = inventoryOf(settings, base);
+    const names = wanted.length > 0 ? wanted : entries.map(({ name }) => name);
+    let exitCode = 0;
+    for (const name of names) {
+      const entry = entries.find((one) => one.name === name);
+      const verification: Verification =
+        entry === undefined
+          ? { result: 'unknown', reason: 'there is no such entry; `container-cache status` lists them' }
+          : await verifyEntry(base.path, entry, name, entry.image);
+      if (verification.result !== 'same') exitCode = 1;
+      process.stdout.write(
+        json ? `${JSON.stringify({ name, ...verification })}\n` : describe(name, verification),
+      );
+    }
+    if (names.length === 0 && !json) process.stdout.write('There is no entry.\n');
+    return exitCode;
+  });
+}
+
+function describe(name: string, verification: Verification): string {
+  const title = `${verification.result.padEnd(9)}  ${printable(name)}`;
+  switch (verification.result) {
+    case 'same':
+      return `${title}: ${formatCount(verification.files)} files and directories\n`;
+    case 'unknown':
+      return `${title}: ${printable(verification.reason)}\n`;
+    case 'different': {
+      const { missing, extra } = verification;
+      const show = (sign: string, lines: readonly string[]): string[] => [
+        ...lines.slice(0, shownDifferences).map((line) => `    ${sign} ${printable(line)}`),
+        ...(lines.length > shownDifferences
+          ? [`    ${sign} and ${formatCount(lines.length - shownDifferences)} more`]
+          : []),
+      ];
+      const counts = `${formatCount(missing.length)} lines of the image are not in it, ${formatCount(extra.length)} are only in it`;
+      return `${[`${title}: ${counts}`, ...show('-', missing), ...show('+', extra)].join('\n')}\n`;
+    }
+  }
+}

@@ -1,0 +1,198 @@
+/** `container-cache warm`: entries ahead of time, for a user's images or for all pins of the configuration. */
+import process from 'node:process';
+import { describeError, faultCode } from '../lib/core/faults.ts';
+import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
+import type { Settings } from '../lib/core/settings.ts';
+import { changePins, readPins } from '../lib/store/pins.ts';
+import type { CreateProgress } from '../lib/store/create.ts';
+import { warmEntry, type Warmed } from '../lib/store/warm.ts';
+import { startInBackground } from '../lib/system/background.ts';
+import type { Directory } from '../lib/system/directory.ts';
+import { openLog } from '../lib/system/syslog.ts';
+import { findAccount, type Account } from '../lib/system/user-names.ts';
+import { withBase } from './inventory.ts';
+import { UsageError } from './usage-error.ts';
+
+export interface WarmOptions {
+  /** None: the pins of the configuration. */
+  readonly images: readonly string[];
+  readonly user: string | undefined;
+  readonly pin: boolean;
+  readonly background: boolean;
+  readonly json: boolean;
+}
+
+interface Task {
+  readonly user: string;
+  readonly image: string;
+}
+
+interface Outcome extends Task {
+  readonly warmed: Warmed | undefined;
+  readonly error: unknown;
+}
+
+/** @returns the exit code: 1 if one of them cannot be had */
+export async function runWarm(options: WarmOptions): Promise<number> {
+  const { images, user, pin, background, json } = options;
+  if (images.length > 0 && user === undefined)
+    throw new UsageError('warm IMAGE… wants --user: entries are a user’s, unpacked with their rights');
+  if (images.length === 0 && (user !== undefined || pin))
+    throw new UsageError(
+      'warm without an IMAGE unpacks the pins of the configuration: --user and --pin are theirs',
+    );
+  if (background) {
+    const flags = [...(user === undefined ? [] : ['--user', user]), ...(pin ? ['--pin'] : [])];
+    startInBackground(
+      ['warm', ...flags, ...images],
+      process.env['CONTAINER_CACHE_CONF'],
+      process.cwd(),
+    );
+    return 0;
+  }
+  return withBase('unpack for users', async (settings, base) => {
+    const isConfigured = images.length === 0;
+    const tasks = isConfigured ? settings.pins : images.map((image) => ({ image, user: user ?? '' }));
+    const outcomes: Outcome[] = [];
+    for (const task of tasks) {
+      const outcome = await warm(task, settings, base, json);
+      outcomes.push(outcome);
+      process.stdout.write(json ? `${JSON.stringify(toJson(outcome))}\n` : describe(outcome));
+    }
+    if (isConfigured) await pinConfigured(settings, outcomes);
+    else if (pin) await pinNamed(settings, outcomes);
+    if (isConfigured && tasks.length === 0 && !json)
+      process.stdout.write('The configuration has no pin: nothing to do.\n');
+    return outcomes.some(({ error }) => error !== undefined) ? 1 : 0;
+  });
+}
+
+async function warm(task: Task, settings: Settings, base: Directory, json: boolean): Promise<Outcome> {
+  const log = openLog(settings);
+  const account = findAccount(task.user);
+  const progress = new Progress(task, !json && process.stdout.isTTY);
+  let outcome: Outcome;
+  try {
+    if (account === undefined) throw new UsageError(`user ${printable(task.user)} is not known on this node`);
+    const warmed = await warmEntry({
+      user: account,
+      image: task.image,
+      settings,
+      base,
+      log,
+      configPath: process.env['CONTAINER_CACHE_CONF'],
+      onProgress: progress.show,
+      onSize: progress.setSize,
+    });
+    outcome = { ...task, warmed, error: undefined };
+  } catch (error) {
+    outcome = { ...task, warmed: undefined, error };
+  } finally {
+    progress.clear();
+  }
+  logOutcome(log, account, outcome);
+  await log.flush();
+  return outcome;
+}
+
+function logOutcome(log: ReturnType<typeof openLog>, account: Account | undefined, outcome: Outcome): void {
+  const { image, warmed, error } = outcome;
+  const isWorthNoting = error !== undefined || warmed?.warning !== undefined;
+  log.write(isWorthNoting ? 'warning' : 'info', 'warm', {
+    uid: account?.uid,
+    image,
+    result: warmed?.result ?? 'failed',
+    entry: warmed?.entry,
+    code: error === undefined || error instanceof UsageError ? undefined : faultCode(error),
+    reason: error === undefined ? warmed?.warning : describeError(error),
+    unpack_ms: warmed?.unpackMs,
+  });
+}
+
+/** A line that is drawn anew while an image is unpacked. */
+class Progress {
+  readonly #task: Task;
+  readonly #isShown: boolean;
+  #bytes: number | undefined;
+  #startedAtMs: number | undefined;
+
+  constructor(task: Task, isShown: boolean) {
+    this.#task = task;
+    this.#isShown = isShown;
+  }
+
+  readonly setSize = (bytes: number): void => {
+    this.#bytes = bytes;
+  };
+
+  readonly show = ({ phase, percent }: CreateProgress): void => {
+    if (!this.#isShown) return;
+    this.#startedAtMs ??= performance.now();
+    const bar = percent === undefined ? phase : this.#bar(percent, performance.now() - this.#startedAtMs);
+    process.stdout.write(`${clearLine}${printable(this.#task.image)}  ${bar}`);
+  };
+
+  readonly clear = (): void => {
+    if (this.#startedAtMs !== undefined) process.stdout.write(clearLine);
+  };
+
+  #bar(percent: number, elapsedMs: number): string {
+    const parts = [formatBar(percent, [], barWidth), `${String(percent).padStart(3)} %`];
+    if (percent > 0 && elapsedMs > 0) {
+      if (this.#bytes !== undefined)
+        parts.push(`${formatBytes(((this.#bytes * percent) / 100 / elapsedMs) * 1000)}/s`);
+      if (percent < 100) parts.push(`${formatDuration((elapsedMs / percent) * (100 - percent))} left`);
+    }
+    return parts.join('  ');
+  }
+}
+
+const barWidth = 30;
+const clearLine = '\r\u001b[K';
+
+function toJson({ user, image, warmed, error }: Outcome): unknown {
+  return {
+    user,
+    image,
+    result: warmed?.result ?? 'failed',
+    entry: warmed?.entry ?? null,
+    unpackMs: warmed?.unpackMs ?? null,
+    reason: error === undefined ? (warmed?.warning ?? null) : describeError(error),
+  };
+}
+
+function describe({ user, image, warmed, error }: Outcome): string {
+  const what = `${printable(image)} for ${printable(user)}`;
+  if (warmed === undefined) return `failed    ${what}: ${printable(describeError(error))}\n`;
+  const { result, entry, unpackMs, warning } = warmed;
+  const how = result === 'created' ? `unpacked in ${formatDuration(unpackMs ?? 0)}` : 'was there';
+  const doubt = warning === undefined ? '' : ` (${printable(warning)})`;
+  return `${result === 'created' ? 'unpacked ' : 'warm     '} ${what}: ${entry}, ${how}${doubt}\n`;
+}
+
+/** What the list leads to now is pinned, and what it led to before no more; one that failed keeps what it had. */
+async function pinConfigured({ statePath }: Settings, outcomes: readonly Outcome[]): Promise<void> {
+  if (outcomes.length === 0 && readPins(statePath).size === 0) return;
+  await changePins(statePath, (pins) => {
+    const failed = new Set(outcomes.filter(({ error }) => error !== undefined).map(pinLabel));
+    for (const [name, pin] of pins) if (pin.isConfigured && !failed.has(pin.label ?? '')) pins.delete(name);
+    for (const outcome of outcomes) {
+      if (outcome.warmed === undefined || pins.has(outcome.warmed.entry)) continue;
+      pins.set(outcome.warmed.entry, { label: pinLabel(outcome), sinceMs: Date.now(), isConfigured: true });
+    }
+  });
+}
+
+async function pinNamed({ statePath }: Settings, outcomes: readonly Outcome[]): Promise<void> {
+  await changePins(statePath, (pins) => {
+    for (const outcome of outcomes)
+      if (outcome.warmed !== undefined)
+        pins.set(outcome.warmed.entry, {
+          label: pinLabel(outcome),
+          sinceMs: Date.now(),
+          isConfigured: false,
+        });
+  });
+}
+
+const pinLabel = ({ user, image }: Task): string => `${user} ${image}`;

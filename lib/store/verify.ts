@@ -1,0 +1,75 @@
+/** Whether an entry still is what was unpacked: the image's listing against the tree's. */
+import { closeSync } from 'node:fs';
+import { describeError } from '../core/faults.ts';
+import { parseImage } from '../core/image.ts';
+import { entryName, entryPath } from '../core/layout.ts';
+import { findFormat, ListingComparison, type ListingDifference } from '../core/listing.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import { splitLines } from '../system/lines.ts';
+import { readMounts } from '../system/mounts.ts';
+import { run } from '../system/run.ts';
+import { holdEntry } from './held-entry.ts';
+import { probeSquashfs } from './image-source.ts';
+
+export type Verification =
+  | { readonly result: 'same'; readonly files: number }
+  | ({ readonly result: 'different' } & ListingDifference)
+  /** Its image is not there to compare with. */
+  | { readonly result: 'unknown'; readonly reason: string };
+
+const listLimitMs = 30 * 60_000;
+
+/**
+ * Both are read as the entry's user; the entry is held meanwhile.
+ *
+ * @param image as the entry says it is called: a claim, but its hash must be that in the entry's name
+ */
+export async function verifyEntry(
+  basePath: string,
+  user: UserIds,
+  name: string,
+  image: string | undefined,
+): Promise<Verification> {
+  if (image === undefined)
+    return { result: 'unknown', reason: 'its lock file does not say of what image it is' };
+  const path = entryPath(basePath, user.uid, name);
+  try {
+    const wanted = parseImage(image, undefined);
+    if (wanted.kind === 'registry')
+      return { result: 'unknown', reason: 'it is from a registry: `rm` it to have it unpacked anew' };
+    const source = await probeSquashfs(user, wanted);
+    if (entryName(user.uid, source.hash) !== name)
+      return { result: 'unknown', reason: `"${image}" is another file now` };
+    const held = await holdEntry(user, path, name, readMounts());
+    if (held === undefined) return { result: 'unknown', reason: 'it is gone, or of an earlier boot' };
+    try {
+      return await compare(user, source.path, path);
+    } finally {
+      closeSync(held.fd);
+    }
+  } catch (error) {
+    return { result: 'unknown', reason: describeError(error) };
+  }
+}
+
+async function compare(user: UserIds, imagePath: string, path: string): Promise<Verification> {
+  const comparison = new ListingComparison();
+  const list = async (file: string, args: readonly string[], add: (line: string) => void): Promise<void> => {
+    const lines = splitLines(add, 'latin1');
+    await run(asUser(user, { file, args, timeoutMs: listLimitMs, onStdout: lines.add }));
+    lines.end();
+  };
+  const links = ['-type', 'l', '-printf', findFormat.link];
+  await Promise.all([
+    list('unsquashfs', ['-lln', imagePath], (line) => {
+      comparison.addOfImage(line);
+    }),
+    list('find', [path, '-mindepth', '1', ...links, '-o', '-printf', findFormat.other], (line) => {
+      comparison.addOfTree(line);
+    }),
+  ]);
+  const difference = comparison.difference();
+  return difference.missing.length + difference.extra.length === 0
+    ? { result: 'same', files: comparison.files }
+    : { result: 'different', ...difference };
+}

@@ -1,0 +1,81 @@
+/** Making entries ahead of time: what a Prolog does for a job, without one. */
+import { closeSync } from 'node:fs';
+import process from 'node:process';
+import { parseImage } from '../core/image.ts';
+import { entryName } from '../core/layout.ts';
+import { createLimitMs } from '../core/settings.ts';
+import type { UserIds } from '../system/as-user.ts';
+import type { Directory } from '../system/directory.ts';
+import { findRegistrySource } from './digests.ts';
+import { acquireEntry, type Acquired } from './entry.ts';
+import { recordEvents, startEvent } from './events.ts';
+import { touchEntry } from './held-entry.ts';
+import { probeSquashfs } from './image-source.ts';
+import { openCreator, type Provision } from './provision.ts';
+import { openUserDirectory } from './user-directory.ts';
+
+export interface WarmRequest extends Pick<
+  Provision,
+  'settings' | 'base' | 'log' | 'configPath' | 'onProgress'
+> {
+  readonly user: UserIds;
+  readonly image: string;
+  /** How large the image file is, as soon as it is known. */
+  readonly onSize?: (bytes: number) => void;
+}
+
+export interface Warmed {
+  readonly entry: string;
+  readonly result: Acquired['result'];
+  readonly unpackMs: number | undefined;
+  /** Of a registry that did not answer. */
+  readonly warning: string | undefined;
+}
+
+/** No job's: the next collector finds what is left of it. */
+const noJobId = 0;
+
+/** @throws JobFault, NodeFault, as a Prolog meets them */
+export async function warmEntry(request: WarmRequest): Promise<Warmed> {
+  const { statePath } = request.settings;
+  try {
+    const { acquired, warning } = await acquire(request);
+    closeSync(acquired.entry.fd);
+    const { result, unpackMs } = acquired;
+    // One that was there already is no start of a container.
+    if (result === 'created') recordEvents(statePath, [startEvent('warm', acquired, undefined)]);
+    return { entry: acquired.entry.name, result, unpackMs, warning };
+  } catch (error) {
+    recordEvents(statePath, [startEvent('warm', undefined, error)]);
+    throw error;
+  }
+}
+
+async function acquire(
+  request: WarmRequest,
+): Promise<{ readonly acquired: Acquired; readonly warning: string | undefined }> {
+  const { user, settings, base, image } = request;
+  const userDirectory: Directory = openUserDirectory(base, user);
+  try {
+    const wanted = parseImage(image, process.cwd());
+    const source =
+      wanted.kind === 'path'
+        ? await probeSquashfs(user, wanted)
+        : await findRegistrySource(user, wanted, settings);
+    const usedBytes = source.kind === 'path' ? source.superblock.usedBytes : undefined;
+    if (usedBytes !== undefined) request.onSize?.(usedBytes);
+    const acquired = await acquireEntry({
+      user,
+      jobId: noJobId,
+      userPath: userDirectory.path,
+      image,
+      name: entryName(user.uid, source.hash),
+      limitMs: createLimitMs(settings, usedBytes),
+      creator: () => openCreator({ ...request, userDirectory, source }),
+    });
+    touchEntry(user, acquired.entry.path);
+    return { acquired, warning: source.kind === 'registry' ? source.warning : undefined };
+  } finally {
+    closeSync(userDirectory.fd);
+  }
+}
