@@ -23,6 +23,8 @@ import { checkSlurm } from './checks/slurm.ts';
 import { checkWrapper } from './checks/wrapper.ts';
 
 export interface CheckOptions {
+  /** Parts of the node; none: all. */
+  readonly areas: readonly string[];
   readonly json: boolean;
 }
 
@@ -39,15 +41,17 @@ const checks: Readonly<Record<string, Check>> = {
   node: checkNodeFacts,
 };
 
+export const checkAreas: readonly string[] = Object.keys(checks);
+
 /** @returns the exit code: 0 if all is well */
-export async function runCheck({ json }: CheckOptions): Promise<number> {
-  const findings = await checkNode(process.env);
+export async function runCheck({ areas, json }: CheckOptions): Promise<number> {
+  const findings = await checkNode(process.env, areas.length > 0 ? areas : checkAreas);
   const well = isWell(findings);
   process.stdout.write(json ? `${JSON.stringify({ well, findings })}\n` : formatFindings(findings));
   return well ? 0 : 1;
 }
 
-async function checkNode(environment: Environment): Promise<Finding[]> {
+async function checkNode(environment: Environment, areas: readonly string[]): Promise<Finding[]> {
   const { parsed, findings } = await checkConfig(environment);
   const settings = parsed?.settings;
   if (settings === undefined) {
@@ -67,7 +71,7 @@ async function checkNode(environment: Environment): Promise<Finding[]> {
     slurmd,
     slurm: slurm.source,
   };
-  for (const [area, check] of Object.entries(checks)) {
+  for (const [area, check] of Object.entries(checks).filter(([name]) => areas.includes(name))) {
     if (area === 'slurm') findings.push(...slurm.findings);
     findings.push(...(await attempt(area, check, context)));
   }

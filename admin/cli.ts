@@ -3,7 +3,7 @@ import process from 'node:process';
 import yargs from 'yargs';
 import packageJson from '../package.json' with { type: 'json' };
 import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
-import { runCheck } from './check.ts';
+import { checkAreas, runCheck } from './check.ts';
 import { runExplain } from './explain.ts';
 import { runGc } from './gc.ts';
 import { runMetrics } from './metrics.ts';
@@ -225,11 +225,20 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
       },
     )
     .command(
-      'check',
+      'check [area..]',
       'Look whether this node is set up right; exits 1 unless all is well, and says what to do',
-      (command) => command.option('json', json),
+      (command) =>
+        command
+          .positional('area', {
+            array: true,
+            choices: checkAreas,
+            default: [],
+            describe: 'Only these parts of it, and the configuration',
+          })
+          .option('json', json)
+          .example('$0 check slurm wrapper', 'After a change of slurm.conf or of slurmd'),
       async (options) => {
-        exitCode = await runCheck({ json: options.json });
+        exitCode = await runCheck({ areas: options.area, json: options.json });
       },
     )
     .completion('completion', 'Print the completion script for bash')

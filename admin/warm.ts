@@ -43,11 +43,7 @@ export async function runWarm(options: WarmOptions): Promise<number> {
     );
   if (background) {
     const flags = [...(user === undefined ? [] : ['--user', user]), ...(pin ? ['--pin'] : [])];
-    startInBackground(
-      ['warm', ...flags, ...images],
-      process.env['CONTAINER_CACHE_CONF'],
-      process.cwd(),
-    );
+    startInBackground(['warm', ...flags, ...images], process.env['CONTAINER_CACHE_CONF'], process.cwd());
     return 0;
   }
   return withBase('unpack for users', async (settings, base) => {

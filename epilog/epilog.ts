@@ -208,8 +208,7 @@ function startUnpacking(job: Job, starts: readonly StartEvent[], configPath: str
     code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
   );
   const images = [...new Set(wanted)].slice(0, mostImages);
-  if (images.length > 0)
-    startInBackground(['warm', '--user', String(job.uid), ...images], configPath, '/');
+  if (images.length > 0) startInBackground(['warm', '--user', String(job.uid), ...images], configPath, '/');
   return images.length;
 }
 

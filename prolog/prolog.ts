@@ -208,8 +208,7 @@ async function findOrStart(
   const found = await findEntry(request);
   if (found !== undefined && found !== 'creating') return found;
   const image = source.kind === 'path' ? source.path : source.uri;
-  if (found === undefined)
-    startInBackground(['warm', '--user', String(job.uid), image], configPath, '/');
+  if (found === undefined) startInBackground(['warm', '--user', String(job.uid), image], configPath, '/');
   throw new JobFault('UNPACKING', `"${image}" is being unpacked in the background (create_mode=background)`);
 }
 

@@ -149,7 +149,8 @@ function decided(isolation: EffectiveIsolation, reason?: string): Decision {
 
 /** Decided for want of better: an attempt failed. */
 function failed(isolation: EffectiveIsolation, reason: string): Decision {
-  return { isolation, reason, validUntilMs: Date.now() + failureLimitMs };
+  const again = `it is tried again in ${failureLimitMs / 60_000} min`;
+  return { isolation, reason: `${reason}; ${again}`, validUntilMs: Date.now() + failureLimitMs };
 }
 
 /** enroot makes its directories at each start, so it is given some. */

@@ -68,18 +68,21 @@ const activeJobsFile = join(machineRoot, 'active-jobs');
 class RightNode implements AsyncDisposable {
   readonly node: TestNode;
   readonly root: string;
+  /** What check() is asked to look at; none: everything. */
+  readonly areas: readonly string[];
   readonly #children: ChildProcess[] = [];
   #slurmd: ChildProcess | undefined;
 
-  private constructor(node: TestNode) {
+  private constructor(node: TestNode, areas: readonly string[]) {
     this.node = node;
+    this.areas = areas;
     this.root = node.root;
   }
 
-  static async start(basePath?: string): Promise<RightNode> {
+  static async start(areas: readonly string[] = [], basePath?: string): Promise<RightNode> {
     await install();
     const node = await TestNode.start(basePath === undefined ? {} : { basePath });
-    const right = new RightNode(node);
+    const right = new RightNode(node, areas);
     writeFileSync(slurmVersionFile, 'slurm 23.11.10\n');
     writeFileSync(activeJobsFile, '');
     for (const directory of ['slurm', 'real', 'enroot/mounts.d', 'data', 'run'])
@@ -147,7 +150,7 @@ class RightNode implements AsyncDisposable {
   }
 
   check(environment: Readonly<Record<string, string>> = {}, prefix: readonly string[] = []): CheckResult {
-    const { status, stdout, stderr } = this.program(['check', '--json'], environment, prefix);
+    const { status, stdout, stderr } = this.program(['check', '--json', ...this.areas], environment, prefix);
     assert.is(stderr, '');
     const { well, findings } = JSON.parse(stdout) as Omit<CheckResult, 'exitCode'>;
     assert.is(status, well ? 0 : 1);
@@ -279,6 +282,15 @@ whole('a user is told what only root can look at', async () => {
   );
 });
 
+whole('an area is looked at alone, and an unknown one is wrong usage', async () => {
+  await using right = await RightNode.start(['clock', 'pyxis']);
+  const areas = new Set(right.check().findings.map(({ area }) => area));
+  assert.equal([...areas].sort(), ['clock', 'config', 'pyxis']);
+  const { status, stderr } = right.program(['check', 'moon']);
+  assert.is(status, 2);
+  assert.match(stderr, /moon/);
+});
+
 whole.run();
 
 const config = suite('check: configuration and programs', { skip: unlessPrivateMachine });
@@ -403,7 +415,7 @@ base('that is mounted noexec does for overlays, not for shared entries', async (
 
 base.unless(unlessExt4(), 'on a disk of the node is what it should be', async () => {
   using disk = makeExt4({ mebibytes: 16, inodes: 256 });
-  await using right = await RightNode.start(disk.path);
+  await using right = await RightNode.start([], disk.path);
   const result = right.check();
   assertProblems(result);
   assert.ok(textsOf(result, 'base').includes(`${disk.path}: ext4, owned by root, mode 0755`));
@@ -421,13 +433,13 @@ base.run();
 const slurm = suite('check: slurm.conf', { skip: unlessPrivateMachine });
 
 slurm('that is not there, and no slurmctld answers', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   rmSync(right.path('slurm/slurm.conf'));
   assertProblems(right.check(), ['bad', 'slurm', /no slurm\.conf.*fatal: no controller/]);
 });
 
 slurm('that is not there, but slurmctld answers', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   rmSync(right.path('slurm/slurm.conf'));
   const lines = [
     `Prolog[0]   = ${libexec}/prolog`,
@@ -444,7 +456,7 @@ slurm('that is not there, but slurmctld answers', async () => {
 });
 
 slurm('includes are read; one that is missing is told', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   right.write('slurm/ours.conf', `Prolog=${libexec}/prolog\nEpilog=${libexec}/epilog\n`);
   right.write(
     'slurm/slurm.conf',
@@ -454,7 +466,7 @@ slurm('includes are read; one that is missing is told', async () => {
 });
 
 slurm('without Prolog, Epilog or flags', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   right.slurmConf({ Prolog: null, Epilog: '/bin/true', PrologFlags: 'NoHold' });
   assertProblems(
     right.check(),
@@ -465,7 +477,7 @@ slurm('without Prolog, Epilog or flags', async () => {
 });
 
 slurm('a pattern, a script and several Prologs may lead to ours', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   mkdirSync(right.path('prolog.d'));
   right.write('prolog.d/10-other', '#!/bin/sh\n', 0o755);
   symlinkSync(join(libexec, 'prolog'), right.path('prolog.d/prolog'));
@@ -484,7 +496,7 @@ slurm('a pattern, a script and several Prologs may lead to ours', async () => {
 });
 
 slurm('programs that would drain the node, or that somebody else could change', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   symlinkSync(executable, right.path('50-container-cache'));
   right.slurmConf({ Prolog: right.path('50-container-cache'), Epilog: '/no/such/epilog' });
   assertProblems(
@@ -513,7 +525,7 @@ slurm('programs that would drain the node, or that somebody else could change', 
 });
 
 slurm('time limits that an unpack would reach', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   right.slurmConf({ BatchStartTimeout: null, PrologEpilogTimeout: '120', PrologFlags: 'Alloc,Serial' });
   assertProblems(
     right.check(),
@@ -527,7 +539,7 @@ slurm('time limits that an unpack would reach', async () => {
 });
 
 slurm('a TaskProlog that containers do not have, or that this Slurm cannot run there', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   const taskProlog = join(libexec, 'taskprolog');
   right.slurmConf({ TaskProlog: taskProlog });
   assertProblems(right.check(), ['bad', 'slurm', /where nothing puts .*taskprolog/]);
@@ -544,7 +556,7 @@ slurm('a TaskProlog that containers do not have, or that this Slurm cannot run t
 });
 
 slurm.unless(unlessFuse, 'on a file server that never answers is given up', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['slurm']);
   mkdirSync(right.path('server'));
   await using _ = await mountSilentFuse(right.path('server'), alice, { forOthers: true });
   const startedAtMs = performance.now();
@@ -558,14 +570,14 @@ slurm.run();
 const wrapping = suite('check: wrapper and enroot', { skip: unlessPrivateMachine });
 
 wrapping('slurmd that does not run cannot be asked', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   right.stopSlurmd();
   await until('slurmd has ended', () => problems(right.check()).length > 0);
   assertProblems(right.check(), ['skip', 'wrapper', /no slurmd runs/]);
 });
 
 wrapping('the wrapper is not first, or not at all, in the PATH of slurmd', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   await right.startSlurmd(`${right.path('real')}:${join(libexec, 'bin')}`);
   const result = right.check();
   assertProblems(result, ['bad', 'wrapper', /the first enroot in the PATH of slurmd is .*real\/enroot/]);
@@ -575,7 +587,7 @@ wrapping('the wrapper is not first, or not at all, in the PATH of slurmd', async
 });
 
 wrapping('a wrapper of another build, closed to users, or open to others', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   mkdirSync(right.path('bin'));
   right.write('bin/enroot', '#!/bin/sh\n# An older one of container-cache.\n', 0o755);
   await right.startSlurmd(right.path('bin'));
@@ -587,7 +599,7 @@ wrapping('a wrapper of another build, closed to users, or open to others', async
 });
 
 wrapping('the real enroot is missing, unknown, silent, or is the wrapper', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   right.configure({ enroot_path: '/no/such/enroot' });
   assertProblems(right.check(), ['bad', 'enroot', /Cannot find enroot/]);
   right.configure({ enroot_path: wrapper });
@@ -608,7 +620,7 @@ wrapping('the real enroot is missing, unknown, silent, or is the wrapper', async
 });
 
 wrapping('the file in mounts.d is missing, wrong, changeable, or not the first', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   const file = `enroot/mounts.d/${mountsName}`;
   chmodSync(right.path(file), 0o664);
   assertProblems(right.check(), ['bad', 'mounts.d', /somebody else can change it/]);
@@ -633,7 +645,7 @@ wrapping('the file in mounts.d is missing, wrong, changeable, or not the first',
 wrapping(
   'the data path of enroot.conf, drop-ins and variables included, is compared for a user',
   async () => {
-    await using right = await RightNode.start();
+    await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
     right.write('enroot/enroot.conf', '');
     assertProblems(right.check(), [
       'warn',
@@ -657,7 +669,7 @@ wrapping(
 );
 
 wrapping('pyxis is not loaded, is missing, or has an importer', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   mkdirSync(right.path('slurm/plugstack.conf.d'));
   right.write('slurm/plugstack.conf', 'include plugstack.conf.d/*.conf\noptional /lib/other.so\n');
   assertProblems(right.check(), ['bad', 'pyxis', /does not load spank_pyxis\.so/]);
@@ -678,7 +690,7 @@ wrapping.run();
 const leftovers = suite('check: clock, leftovers, node', { skip: unlessPrivateMachine });
 
 leftovers('a clock before the build, and entries used in the future', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['clock', 'leftovers', 'node']);
   right.node.plant(alice, { hash: 'b'.repeat(16), usedSecondsAgo: -3600 });
   assertProblems(right.check(), ['warn', 'clock', /1 entries were used in the future, such as pyxis_cache_/]);
   const tomorrow = Date.now() / 1000 + 86_400;
@@ -693,7 +705,7 @@ leftovers('a clock before the build, and entries used in the future', async () =
 const isFree = (lock: string): boolean => spawnSync('flock', ['--nonblock', lock, 'true']).status === 0;
 
 leftovers('an unpack without its creator is told, one under way is not', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['clock', 'leftovers', 'node']);
   const userPath = right.node.makeUserDirectory(alice);
   const entry = entryName(alice.uid, 'c'.repeat(16));
   mkdirSync(join(userPath, partialName(entry, 7, 'ab')));
@@ -709,7 +721,7 @@ leftovers('an unpack without its creator is told, one under way is not', async (
 });
 
 leftovers('a stub is told when nothing of its job is on the node', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['clock', 'leftovers', 'node']);
   const stub = join(right.node.makeUserDirectory(alice), 'pyxis_42.0');
   mkdirSync(join(stub, '.container-cache'), { recursive: true });
   writeFileSync(stubMarkPath(stub), '');
@@ -729,7 +741,7 @@ leftovers('a stub is told when nothing of its job is on the node', async () => {
 leftovers(
   'leases without holders, holders without leases, leases and files of jobs that are over',
   async () => {
-    await using right = await RightNode.start();
+    await using right = await RightNode.start(['clock', 'leftovers', 'node']);
     const { runtimePath } = right.node;
     const holder = right.run('/usr/bin/sleep', ['infinity'], { CONTAINER_CACHE_LEASE: '7' });
     const startTicks = await until('the holder runs', () => processStartTicks(holder.pid!));
@@ -777,7 +789,7 @@ const facts = (right: RightNode): NodeFacts => ({
 });
 
 leftovers('node facts that do not agree, are damaged, or tell why nothing is served', async () => {
-  await using right = await RightNode.start();
+  await using right = await RightNode.start(['clock', 'leftovers', 'node']);
   const tell = (change: Partial<NodeFacts>): void =>
     right.write('run/node', formatNodeFacts({ ...facts(right), ...change }));
   tell({});

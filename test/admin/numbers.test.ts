@@ -99,18 +99,12 @@ test('what a step acquired is counted by its Epilog', async () => {
   await node.prolog({ id: 1, user: alice });
   for (let step = 0; step < 2; step++)
     assert.is((await startAcquire(node, [image], { jobId: 1 }).answer).exitCode, 0);
-  assert.equal(
-    node.others(alice).filter((name) => name.endsWith('.events')),
-    ['.steps-1.events'],
-  );
+  assert.equal(node.stepEvents(alice), ['.steps-1.events']);
   assert.is((await stats(node)).steps.hits, 0);
   await node.epilog({ id: 1, user: alice });
   const { steps, jobs } = await stats(node);
   assert.equal([steps.misses, steps.hits, jobs.hits], [1, 1, 0]);
-  assert.equal(
-    node.others(alice).filter((name) => name.endsWith('.events')),
-    [],
-  );
+  assert.equal(node.stepEvents(alice), []);
 });
 
 const start: StartEvent = {
@@ -198,10 +192,7 @@ test('notes of a job without an Epilog go with a collection a month later', asyn
     spawnSync('touch', ['--date', `${days} days ago`, path]);
   }
   await node.gc();
-  assert.equal(
-    node.others(alice).filter((name) => name.endsWith('.events')),
-    ['.steps-9.events'],
-  );
+  assert.equal(node.stepEvents(alice), ['.steps-9.events']);
 });
 
 test('evictions are counted by what they were for', async () => {

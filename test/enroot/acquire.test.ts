@@ -121,7 +121,7 @@ test('what it cannot serve it says, and leaves nothing', async () => {
     const { exitCode, stdout, log } = await acquire(node, [image]);
     assert.equal([exitCode, stdout, log?.fields['code']], [1, '', code]);
   }
-  assert.equal(readdirSync(node.userPath(alice)), []);
+  assert.equal([node.entries(alice), node.others(alice)], [[], []]);
 });
 
 test('wrong usage, a job ID that is none and a broken configuration are told apart by the exit code', async () => {

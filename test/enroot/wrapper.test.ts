@@ -504,6 +504,21 @@ registry('import fetches nothing, and the create that follows makes the stub', a
   assert.ok(existsSync(node.stub()));
 });
 
+registry('what was being unpacked when the job began is asked for, and not waited for', async () => {
+  await using node = await WrapperNode.start();
+  const asked = join(node.node.root, 'real/asked');
+  node.writeImages(`${node.imagePath}\t-\tlater\n`);
+  const create = ['create', '--name', container, node.imagePath];
+
+  setAcquire(node, `echo "$*" >${asked}; exit 1`);
+  assert.equal(parametersOf(node.run(create)), [create]);
+  assert.is(readFileSync(asked, 'utf8'), `acquire --existing ${node.imagePath}\n`);
+
+  setAcquire(node, `echo ${node.entry} -`);
+  assert.equal(parametersOf(node.run(create)), []);
+  assert.ok(existsSync(node.stub()));
+});
+
 registry('a named container is imported and unpacked for real', async () => {
   await using node = await WrapperNode.start();
   setAcquire(node, 'exit 1');

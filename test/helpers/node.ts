@@ -24,7 +24,13 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { build, distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
-import { entryName, holderVariable, isEntryNameOf, lockFileName } from '../../lib/core/layout.ts';
+import {
+  entryName,
+  holderVariable,
+  isEntryNameOf,
+  isStepEventsName,
+  lockFileName,
+} from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
 import { bootId } from '../../lib/system/boot.ts';
 import { listLeases } from '../../lib/store/lease.ts';
@@ -122,7 +128,8 @@ export class TestNode implements AsyncDisposable {
     mkdirSync(join(this.root, 'images'), { mode: 0o755 });
     this.basePath = options.basePath ?? join(this.root, 'data');
     this.runtimePath = join(this.root, 'run');
-    this.statePath = join(this.root, 'state');
+    // Beside the rest: what is counted is no trace of what a test is about.
+    this.statePath = `${this.root}.state`;
     this.configPath = join(this.root, 'container-cache.conf');
     this.#programLimitMs = options.programLimitMs ?? hangLimitMs;
     this.configure(options.settings ?? {});
@@ -244,9 +251,14 @@ export class TestNode implements AsyncDisposable {
       .map((name) => join(this.userPath(user), name));
   }
 
-  /** Names in the user directory that are no entry's. */
+  /** Names in the user directory that are no entry's, nor notes of steps. */
   others(user: TestUser): string[] {
-    return this.#names(user).filter((name) => !isEntryNameOf(user.uid, name));
+    return this.#names(user).filter((name) => !isEntryNameOf(user.uid, name) && !isStepEventsName(name));
+  }
+
+  /** What steps of the user have noted for their Epilog. */
+  stepEvents(user: TestUser): string[] {
+    return this.#names(user).filter(isStepEventsName);
   }
 
   partials(user: TestUser): string[] {
@@ -325,7 +337,7 @@ export class TestNode implements AsyncDisposable {
       'nothing of the node runs',
       () => holders().length === 0 && backgroundCollectors().length === 0,
     );
-    command('rm', '--recursive', '--force', '--one-file-system', this.root);
+    command('rm', '--recursive', '--force', '--one-file-system', this.root, this.statePath);
   }
 }
 

@@ -20,10 +20,12 @@ function blocksBelow(heading: string): string[] {
 }
 
 async function untilText(read: () => string, wanted: RegExp): Promise<string> {
-  for (const deadlineMs = Date.now() + 20_000; ; await sleep(50)) {
+  const deadlineMs = Date.now() + 20_000;
+  for (;;) {
     const text = read();
     if (wanted.test(text)) return text;
     assert.ok(Date.now() < deadlineMs, `no ${String(wanted)} in ${text}`);
+    await sleep(50);
   }
 }
 

@@ -29,17 +29,17 @@ for (const [what, text, reason] of [
   [
     'an unknown key',
     (node: TestNode) => `${base(node)}gc_minage=5\n`,
-    /:2: unknown key \\"gc_minage\\", want one of/,
+    /:3: unknown key \\"gc_minage\\", want one of/,
   ],
   [
     'a value of the wrong type',
     (node: TestNode) => `${base(node)}\n# a comment\ngc_min_age=soon\n`,
-    /:4: gc_min_age: found \\"soon\\", want a whole number from 0/,
+    /:5: gc_min_age: found \\"soon\\", want a whole number from 0/,
   ],
   [
     'a low watermark that is not below the high one',
     (node: TestNode) => `${base(node)}container_cache_gc_low=85\n`,
-    /:2: container_cache_gc_low: found low 85 and high 85, want low below high/,
+    /:3: container_cache_gc_low: found low 85 and high 85, want low below high/,
   ],
   [
     'a relative path',
@@ -47,11 +47,11 @@ for (const [what, text, reason] of [
     /:1: container_cache_data_path: found \\"raid\/data\\", want an absolute path/,
   ],
   ['no path', () => '', /container_cache_data_path: not set, want the absolute path/],
-  ['a line without a value', (node: TestNode) => `${base(node)}on\n`, /:2: found \\"on\\", want key=value/],
+  ['a line without a value', (node: TestNode) => `${base(node)}on\n`, /:3: found \\"on\\", want key=value/],
   [
     'a key that is there twice',
     (node: TestNode) => base(node) + base(node),
-    /:2: container_cache_data_path: found a second time/,
+    /:3: container_cache_data_path: found a second time/,
   ],
 ] as const) {
   config(

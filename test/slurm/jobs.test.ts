@@ -20,7 +20,7 @@ const test = suite<{ cluster?: Cluster }>('jobs with container images on a real 
 function writeConfig(etc: string, root: string, extra = ''): void {
   writeFileSync(
     `${etc}/slurm/container-cache.conf`,
-    `container_cache_data_path=${root}/data\nstate_dir=${root}/state\n${extra}`,
+    `container_cache_data_path=${root}/data\n${extra}state_dir=${root}/state\n`,
   );
 }
 

@@ -54,20 +54,17 @@ export function allCombinations(): Combination[] {
 }
 
 /**
- * So few combinations that each kind of image meets every mode, every set-up of pyxis and every start. That those meet each other is
- * for the whole matrix to show.
+ * So few combinations that each kind of image meets every set-up of pyxis and half of the modes, and every mode and start is met. That
+ * those meet each other is for the whole matrix to show.
  */
 export function coveringCombinations(): Combination[] {
   const { image: images, mode: modes, pyxis, launch } = DIMENSIONS;
-  // For the second image the others are shifted, so that each mode meets two set-ups and two starts.
-  return images.flatMap((image, shift) =>
-    modes.map((mode, index) => ({
-      image,
-      mode,
-      pyxis: at(pyxis, index + shift),
-      launch: at(launch, index + 2 * shift),
-    })),
-  );
+  return modes.map((mode, index) => ({
+    image: at(images, index),
+    mode,
+    pyxis: at(pyxis, index),
+    launch: at(launch, index + Math.floor(index / launch.length)),
+  }));
 }
 
 function at<T>(values: readonly T[], index: number): T {

@@ -5,6 +5,7 @@
 // test: timeout 300 s
 import { mountsBefore, mountsPath, isOurMountsFile, parseEnrootConf } from '../../lib/core/enroot-conf.ts';
 import { formatEntryMetadata, parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
+import { formatEvent, parseEvent } from '../../lib/core/events.ts';
 import { faultCode, JobFault } from '../../lib/core/faults.ts';
 import { mountOptions } from '../../lib/core/filesystem.ts';
 import { keepReason, planCollection, type EntryFacts } from '../../lib/core/gc-plan.ts';
@@ -18,6 +19,7 @@ import {
   parseStubName,
 } from '../../lib/core/layout.ts';
 import { formatLeaseRecord, parseLeaseRecord } from '../../lib/core/lease-record.ts';
+import { parseImageLine, parseTreeLine } from '../../lib/core/listing.ts';
 import { escapeControls, formatLogLine } from '../../lib/core/log-line.ts';
 import { locationOf, missingMounts, namesInUse, parseMountinfo } from '../../lib/core/mountinfo.ts';
 import { formatNodeFacts, isKnownEnroot, parseNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
@@ -183,6 +185,38 @@ const parsers: readonly Parser[] = [
     read: (text) => {
       const found = parseEntryMetadata(text);
       if (found !== undefined) assert.equal(parseEntryMetadata(formatEntryMetadata(found)), found);
+    },
+  },
+  {
+    name: 'events',
+    samples: [
+      formatEvent({ kind: 'start', atMs: 1, source: 'step', result: 'created', entry, unpackMs: 7 }),
+      formatEvent({
+        kind: 'start',
+        atMs: 1,
+        source: 'step',
+        result: 'bypassed',
+        code: 'UNPACKING',
+        image: '/x',
+      }),
+      formatEvent({ kind: 'eviction', atMs: 1, reason: 'room', entry }),
+    ],
+    pieces: ['[', '{"kind":', '"start"', '"', '\\u0000', '9', `"${entry}"`],
+    read: (text) => {
+      const event = parseEvent(text);
+      if (event !== undefined) assert.equal(parseEvent(formatEvent(event)), event);
+    },
+  },
+  {
+    name: 'listings',
+    samples: [
+      '-rwsr-xr-x 0/0                       3 2026-11-24 18:06 squashfs-root/a b',
+      'lrwxrwxrwx 1 2026-11-24 18:06 /l -> a',
+    ],
+    pieces: ['-rw-r--r-- ', '0/0 ', '    ', '2026-11-24 ', '18:06 ', 'squashfs-root', '/', '\n'],
+    read: (text) => {
+      parseImageLine(text);
+      parseTreeLine(text);
     },
   },
   {

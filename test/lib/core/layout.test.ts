@@ -126,7 +126,7 @@ names('a partial one has a job and a nonce of hex digits', () => {
     '42',
     '42-',
     '-9f',
-    '0-9f',
+    '00-9f',
     '042-9f',
     '42-9F',
     '42-9g',
