@@ -18,6 +18,9 @@ import { runWarm } from './warm.ts';
 /** Exit codes, as in OPERATIONS.md. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
 
+const shownNames = 'Names as `status` shows them';
+const anyEntries = { type: 'string', array: true, default: [], describe: shownNames } as const;
+
 const json = { type: 'boolean', default: false, describe: 'Print JSON' } as const;
 
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
@@ -81,7 +84,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             type: 'string',
             array: true,
             demandOption: true,
-            describe: 'Names as `status` shows them',
+            describe: shownNames,
           })
           .example('$0 rm pyxis_cache_u1000_00deadbeef001122', 'Have the next job unpack it anew'),
       async ({ entry }) => {
@@ -91,15 +94,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .command(
       'pin [entry..]',
       'Keep entries from every collection; without a name, list what is pinned',
-      (command) =>
-        command
-          .positional('entry', {
-            type: 'string',
-            array: true,
-            default: [],
-            describe: 'Names as `status` shows them',
-          })
-          .option('json', json),
+      (command) => command.positional('entry', anyEntries).option('json', json),
       async ({ entry, json: asJson }) => {
         exitCode = await runPin({ entries: entry, json: asJson });
       },
@@ -146,15 +141,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .command(
       'verify [entry..]',
       'Compare entries with their images: names, types, sizes, times; without a name, all of them',
-      (command) =>
-        command
-          .positional('entry', {
-            type: 'string',
-            array: true,
-            default: [],
-            describe: 'Names as `status` shows them',
-          })
-          .option('json', json),
+      (command) => command.positional('entry', anyEntries).option('json', json),
       async ({ entry, json: asJson }) => {
         exitCode = await runVerify({ entries: entry, json: asJson });
       },

@@ -3,6 +3,8 @@
  * it may be shown, and never decides what is deleted.
  */
 
+import { isAmount, parseJsonObject } from './json.ts';
+
 export interface EntryMetadata {
   /** The image as the job named it. */
   readonly image: string;
@@ -31,14 +33,9 @@ export function formatEntryMetadata(metadata: EntryMetadata): string {
 
 /** @returns undefined for anything but well-formed metadata of version 1 */
 export function parseEntryMetadata(text: string): EntryMetadata | undefined {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-  if (typeof value !== 'object' || value === null) return undefined;
-  const { version, image, createdAtMs, unpackMs, bytes, inodes, bootId } = value as Record<string, unknown>;
+  const value = parseJsonObject(text);
+  if (value === undefined) return undefined;
+  const { version, image, createdAtMs, unpackMs, bytes, inodes, bootId } = value;
   if (version !== 1 || typeof image !== 'string') return undefined;
   if (!isAmount(createdAtMs) || !isAmount(unpackMs) || !isAmount(bytes) || !isAmount(inodes))
     return undefined;
@@ -50,8 +47,4 @@ export function parseEntryMetadata(text: string): EntryMetadata | undefined {
     inodes,
     bootId: typeof bootId === 'string' ? bootId : undefined,
   };
-}
-
-function isAmount(value: unknown): value is number {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }

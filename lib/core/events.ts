@@ -3,6 +3,7 @@
  * what `container-cache stats` tells are all sums of events.
  */
 import { isFaultCode, type FaultCode } from './faults.ts';
+import { isAmount, parseJsonObject } from './json.ts';
 import { isEntryName } from './layout.ts';
 
 /**
@@ -61,17 +62,9 @@ const longestUnpackMs = 86_400_000;
 
 /** @returns undefined for what is no whole, well-formed event: a line cut by a crash, one of another version, a forgery */
 export function parseEvent(line: string): CacheEvent | undefined {
-  let value: unknown;
-  try {
-    value = JSON.parse(line);
-  } catch {
-    return undefined;
-  }
-  if (typeof value !== 'object' || value === null) return undefined;
-  const { kind, atMs, source, result, code, entry, unpackMs, reason, image } = value as Record<
-    string,
-    unknown
-  >;
+  const value = parseJsonObject(line);
+  if (value === undefined) return undefined;
+  const { kind, atMs, source, result, code, entry, unpackMs, reason, image } = value;
   if (!isAmount(atMs)) return undefined;
   switch (kind) {
     case 'start': {
@@ -99,8 +92,4 @@ export function parseEvent(line: string): CacheEvent | undefined {
 
 function isOneOf<const T extends string>(choices: readonly T[], value: unknown): value is T {
   return choices.some((choice) => choice === value);
-}
-
-function isAmount(value: unknown): value is number {
-  return typeof value === 'number' && Number.isSafeInteger(value) && value >= 0;
 }

@@ -2,6 +2,7 @@
  * The record of a lease, `<runtime>/leases/<jobid>`: which process holds which entries. Root writes and reads it; it is
  * parsed strictly all the same, since a record names a process to be killed.
  */
+import { isAmount, parseJsonObject } from './json.ts';
 import { isEntryNameOf } from './layout.ts';
 
 export interface LeaseRecord {
@@ -22,19 +23,20 @@ export function formatLeaseRecord(record: LeaseRecord): string {
 
 /** @returns undefined for anything but a well-formed record of version 1 */
 export function parseLeaseRecord(text: string): LeaseRecord | undefined {
-  let value: unknown;
-  try {
-    value = JSON.parse(text);
-  } catch {
-    return undefined;
-  }
-  if (!isRecord(value) || value['version'] !== 1) return undefined;
+  const value = parseJsonObject(text);
+  if (value?.['version'] !== 1) return undefined;
   const { jobId, uid, holder, sinceMs, entries } = value;
-  if (!isCount(jobId) || !isCount(uid) || !isCount(sinceMs) || !isRecord(holder) || !Array.isArray(entries)) {
+  if (
+    !isAmount(jobId) ||
+    !isAmount(uid) ||
+    !isAmount(sinceMs) ||
+    !isRecord(holder) ||
+    !Array.isArray(entries)
+  ) {
     return undefined;
   }
   const { pid, startTicks } = holder;
-  if (!isCount(pid) || pid < 2 || typeof startTicks !== 'string' || !/^\d{1,20}$/.test(startTicks))
+  if (!isAmount(pid) || pid < 2 || typeof startTicks !== 'string' || !/^\d{1,20}$/.test(startTicks))
     return undefined;
   const names = entries.filter(
     (name): name is string => typeof name === 'string' && isEntryNameOf(uid, name),
@@ -45,8 +47,4 @@ export function parseLeaseRecord(text: string): LeaseRecord | undefined {
 
 function isRecord(value: unknown): value is Record<string, unknown> {
   return typeof value === 'object' && value !== null && !Array.isArray(value);
-}
-
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && (value as number) >= 0;
 }
