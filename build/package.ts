@@ -185,7 +185,7 @@ function makeTar(directory: string, work: string, { version, atSeconds }: Releas
     `--mtime=@${atSeconds}`,
   ];
   output('tar', ['--create', ...owner, `--file=${plain}`, `--directory=${rootIn(work)}`, './etc', './usr']);
-  writeFileSync(path, gzipSync(readFileSync(plain), { level: 9 }));
+  writeFileSync(path, gzipSync(readFileSync(plain)));
   rmSync(plain);
   return path;
 }
@@ -250,7 +250,7 @@ function makeDeb(directory: string, work: string, { version, atSeconds }: Releas
   for (const [name, [text, mode]] of Object.entries(files)) writeFileSync(join(debian, name), text, { mode });
   // Of the directories, whose times dpkg-deb takes as they are.
   output('find', [root, '-exec', 'touch', '--no-dereference', `--date=@${atSeconds}`, '{}', '+']);
-  output('dpkg-deb', ['--root-owner-group', '-Zgzip', '--build', root, path], {
+  output('dpkg-deb', ['--root-owner-group', '-Zgzip', '-z6', '--build', root, path], {
     SOURCE_DATE_EPOCH: String(atSeconds),
   });
   rmSync(debian, { recursive: true });

@@ -20,7 +20,7 @@ import {
 } from './matrix.ts';
 
 const ARRAY_SIZE = 3;
-const LONG_ARRAY_SIZE = 10;
+const LONG_ARRAY_SIZE = 6;
 
 const FOR_IMAGE_FILES = ['squashfuse'];
 const FOR_REGISTRIES = ['curl', 'jq'];

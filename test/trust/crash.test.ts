@@ -31,7 +31,10 @@ async function killed(name: string): Promise<void> {
   }
 }
 
-for (const [name, { what }] of Object.entries(scenarios)) {
+/** The others are for crash-run.ts alone: what takes longest is to trace a scenario, not to kill in it. */
+const sampled = Object.entries(scenarios).filter((_, index) => index % 2 === 0);
+
+for (const [name, { what }] of sampled) {
   test(`${what}: nothing half is used, nothing in use goes, nothing is left`, () => killed(name));
 }
 
