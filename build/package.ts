@@ -2,8 +2,8 @@
  * `npm run package [-- DIRECTORY]`: makes a .deb, an .rpm and a .tar.gz of what belongs on a node, and SHA256SUMS, in packages/ or
  * the directory.
  *
- * The version is that of package.json, with the commit where no tag says that it is that version. Of one commit, built twice in one
- * place, the packages are the same to the byte: all times are the commit's.
+ * The version is that of package.json, with the commit where no tag says that it is that version. All times are the commit's, and of
+ * the same files the same packages are made, to the byte. Only the executable is another in each build: V8 makes its code cache anew.
  *
  * What the system's tools are needed for: dpkg-deb (any Debian), rpmbuild (package rpm). One that is missing is named, and its package left out.
  */
