@@ -37,9 +37,7 @@ export async function runGc(options: GcOptions): Promise<number> {
       base,
       runtimePath: settings.runtimePath,
       policy: settings,
-      pinned: pinnedNames(settings.statePath, (fields) => {
-        log.write('warning', 'gc-pins', fields);
-      }),
+      pinned: pinnedNames(settings.statePath, log.write),
       force: options.force,
       lockTimeoutMs: options.background ? 0 : lockTimeoutMs,
       log: (level, word, fields) => {

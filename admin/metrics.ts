@@ -3,7 +3,6 @@ import process from 'node:process';
 import packageJson from '../package.json' with { type: 'json' };
 import { formatMetrics } from '../lib/core/metrics.ts';
 import { updateCounters } from '../lib/store/counters.ts';
-import { listHeldLeases } from '../lib/store/lease.ts';
 import { writeFileAtomically } from '../lib/system/files.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
@@ -14,7 +13,7 @@ const readableMode = 0o644;
 export function runMetrics({ output }: { readonly output: string | undefined }): Promise<number> {
   return withBase('tell numbers', async (settings, base) => {
     const counters = await updateCounters(settings.statePath);
-    const { usage, entries } = inventoryOf(settings, base);
+    const { usage, entries, leases } = inventoryOf(settings, base);
     const text = formatMetrics(counters, {
       version: packageJson.version,
       usage,
@@ -25,7 +24,7 @@ export function runMetrics({ output }: { readonly output: string | undefined }):
         inodes: entries.reduce((sum, { inodes }) => sum + inodes, 0),
       },
       pinned: entries.filter(({ pinned }) => pinned).length,
-      leases: listHeldLeases(settings.runtimePath).length,
+      leases: leases.length,
     });
     if (output === undefined) process.stdout.write(text);
     else writeFileAtomically(output, text, { mode: readableMode });

@@ -45,9 +45,12 @@ export function startEvent(source: StartSource, acquired: Acquired | undefined, 
 
 /** @returns whether all of them are counted */
 export function recordEvents(statePath: string, events: readonly CacheEvent[], nowMs = Date.now()): boolean {
-  if (events.length === 0) return true;
+  return events.length === 0 || write(() => openDay(statePath, dayOf(nowMs)), events);
+}
+
+function write(open: () => number, events: readonly CacheEvent[]): boolean {
   try {
-    const fd = openDay(statePath, dayOf(nowMs));
+    const fd = open();
     try {
       writeSync(fd, events.map(formatEvent).join(''));
     } finally {
@@ -133,16 +136,7 @@ export function readDay(
 
 /** Notes a start for the Epilog to count, as the user, in their directory. What cannot be written is not counted. */
 export function noteStepStart(userPath: string, jobId: number, event: StartEvent): void {
-  try {
-    const fd = openSync(`${userPath}/${stepEventsName(jobId)}`, append | constants.O_CREAT, 0o600);
-    try {
-      writeSync(fd, formatEvent(event));
-    } finally {
-      closeSync(fd);
-    }
-  } catch {
-    // See above.
-  }
+  write(() => openSync(`${userPath}/${stepEventsName(jobId)}`, append | constants.O_CREAT, 0o600), [event]);
 }
 
 /** More steps with images of their own than a job has; who claims more gains a number. */

@@ -20,6 +20,8 @@ export interface Inventory {
   /** Whether a collection is due. */
   readonly due: boolean;
   readonly entries: readonly InventoryEntry[];
+  /** All that hold something here. */
+  readonly leases: readonly LeaseRecord[];
 }
 
 /** Changes nothing. */
@@ -42,5 +44,5 @@ export function takeInventory(request: ForecastRequest, runtimePath: string): In
     goesNext: false,
     leases: leasesOn(entry),
   }));
-  return { usage, due, entries: [...candidates, ...kept] };
+  return { usage, due, entries: [...candidates, ...kept], leases };
 }

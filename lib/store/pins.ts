@@ -9,7 +9,7 @@ import { describeError } from '../core/faults.ts';
 import { isEntryName, pinsPath } from '../core/layout.ts';
 import { openRegularFile, readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { flockWithin } from '../system/flock.ts';
-import type { LogFields } from '../system/syslog.ts';
+import type { Log } from '../system/syslog.ts';
 import { makeStateDirectory } from './events.ts';
 
 export interface Pin {
@@ -39,11 +39,11 @@ export function readPins(statePath: string): Map<string, Pin> {
 }
 
 /** The names for a collector, which must not stop for them: without a list that can be read, nothing is pinned. */
-export function pinnedNames(statePath: string, warn: (fields: LogFields) => void): ReadonlySet<string> {
+export function pinnedNames(statePath: string, log: Log['write']): ReadonlySet<string> {
   try {
     return new Set(readPins(statePath).keys());
   } catch (error) {
-    warn({ reason: `${describeError(error)}; nothing is pinned until then` });
+    log('warning', 'gc-pins', { reason: `${describeError(error)}; nothing is pinned until then` });
     return new Set();
   }
 }

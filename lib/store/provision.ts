@@ -50,9 +50,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
         base,
         runtimePath: settings.runtimePath,
         policy: settings,
-        pinned: pinnedNames(settings.statePath, (fields) => {
-          provision.log.write('warning', 'gc-pins', fields);
-        }),
+        pinned: pinnedNames(settings.statePath, provision.log.write),
         need,
         lockTimeoutMs: limitMs,
         deadlineMs: Date.now() + limitMs,
