@@ -40,6 +40,7 @@ export async function runGc(options: GcOptions): Promise<number> {
       pinned: pinnedNames(settings.statePath, log.write),
       force: options.force,
       lockTimeoutMs: options.background ? 0 : lockTimeoutMs,
+      inBackground: options.background,
       log: (level, word, fields) => {
         log.write(level, word, fields);
         if (!options.background && !options.json) process.stdout.write(`${formatLogLine(word, fields)}\n`);

@@ -14,6 +14,7 @@
  *   /raid/data/1000/pyxis_42.0/.container-cache/entry               stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
  *   /run/container-cache/node                                       nodeFactsPath
+ *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
  *   /var/lib/container-cache/events/2026-11-24                      eventsPath
  *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
@@ -58,6 +59,8 @@ export const countersPath = (statePath: string): string => `${statePath}/counter
 export const pinsPath = (statePath: string): string => `${statePath}/pins`;
 
 export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
+/** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
+export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 
 /** What makes a directory `pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
 export const stubMarkPath = (stub: string): string => `${stub}/.container-cache/entry`;

@@ -86,6 +86,8 @@ export interface CollectRequest extends ForecastRequest {
   /** How long to wait for another collector. 0: leave the work to it. */
   readonly lockTimeoutMs: number;
   readonly deadlineMs?: number;
+  /** Nobody waits for it: trees are deleted at low priority. */
+  readonly inBackground?: boolean;
   readonly log: (level: LogLevel, word: string, fields: LogFields) => void;
   /** Gets what is to be counted. */
   readonly record: (event: CacheEvent) => void;
@@ -572,7 +574,7 @@ async function deleteAndLog(
   names: readonly string[],
 ): Promise<void> {
   try {
-    await deleteTrashed(trash, names);
+    await deleteTrashed(trash, names, request.inBackground);
   } catch (error) {
     const left = listTrash(trash);
     for (const name of names.filter((one) => left.includes(one)))

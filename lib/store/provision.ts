@@ -3,6 +3,7 @@
  *
  * A module of its own so that a Prolog whose entry is there does not load it.
  */
+import { backgroundCollectorPath } from '../core/layout.ts';
 import type { Settings } from '../core/settings.ts';
 import { collect } from './collector.ts';
 import { fillRootfs, type CreateContext } from './create.ts';
@@ -43,7 +44,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     enroot,
     readUsage: () => readUsage(base.path),
     startCollector: () => {
-      startBackgroundCollector(configPath);
+      startBackgroundCollector(backgroundCollectorPath(settings.runtimePath), configPath);
     },
     makeRoom: async (need, limitMs) => {
       await collect({
@@ -67,7 +68,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       moveNamesToTrash(base, userDirectory, [name]);
-      startBackgroundCollector(configPath);
+      startBackgroundCollector(backgroundCollectorPath(settings.runtimePath), configPath);
     },
   };
 }

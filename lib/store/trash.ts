@@ -6,6 +6,7 @@
  */
 import { closeSync, readdirSync, renameSync } from 'node:fs';
 import { confinedTo } from '../system/as-user.ts';
+import { lowPriority } from '../system/background.ts';
 import { inDirectory, type Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { run } from '../system/run.ts';
@@ -55,8 +56,14 @@ const deleteTimeoutMs = 10 * 60_000;
 /**
  * Deletes trees of the trash. rm(1) works through descriptors, so a process that still has a directory of the tree
  * open cannot lead it elsewhere, and it does not enter what is mounted inside.
+ *
+ * @param inBackground nobody waits: at low priority
  */
-export async function deleteTrashed(trash: Directory, names: readonly string[]): Promise<void> {
+export async function deleteTrashed(
+  trash: Directory,
+  names: readonly string[],
+  inBackground = false,
+): Promise<void> {
   // Descriptor 3 of the child is the trash: the path is resolved from there, whatever the base's path is now.
   await run({
     file: 'setpriv',
@@ -65,6 +72,7 @@ export async function deleteTrashed(trash: Directory, names: readonly string[]):
       ...confinedTo(['dac_override', 'fowner']),
       '--pdeathsig=KILL',
       '--',
+      ...(inBackground ? lowPriority : []),
       ...['rm', '--recursive', '--force', '--one-file-system', '--'],
       ...names.map((name) => `/proc/self/fd/3/${name}`),
     ],

@@ -1,6 +1,9 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
+import { closeSync, constants } from 'node:fs';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
+import { openRegularFile } from './files.ts';
+import { tryFlock } from './flock.ts';
 import { childEnvironment } from './run.ts';
 import { selfCommand } from './self.ts';
 
@@ -45,17 +48,40 @@ const collectorCapabilities = [
 ];
 
 /**
- * Starts a collector at idle priority, in a session of its own, so that slurmd neither waits for it nor kills it with
- * the Prolog.
+ * The first words of a command that comes behind all that jobs do. Not at nice's end: on a node whose processors are all busy, that
+ * would be a hundredth of one of them, and nothing would come to an end.
+ */
+export const lowPriority = ['ionice', '--class', 'idle', 'nice', '--adjustment=10'] as const;
+
+/**
+ * Starts a collector, in a session of its own, so that slurmd neither waits for it nor kills it with the Prolog; unless the last
+ * one that was started so has not ended yet. It has our own priority: it holds locks of entries for which a Prolog may be waiting.
  *
+ * @param lockPath a file of root whose flock the collector has as long as it lives
  * @param configPath the configuration we were started with, if not the default
  */
-export function startBackgroundCollector(configPath: string | undefined): void {
-  startQuietly(['setpriv', ...confinedTo(collectorCapabilities)], ['gc', '--background'], configPath, '/');
+export function startBackgroundCollector(lockPath: string, configPath: string | undefined): void {
+  const lock = openQuietly(lockPath);
+  try {
+    if (lock !== undefined && !tryFlock(lock, 'exclusive')) return;
+    const confinement = ['setpriv', ...confinedTo(collectorCapabilities)] as const;
+    startQuietly(confinement, ['gc', '--background'], configPath, '/', lock);
+  } finally {
+    if (lock !== undefined) closeSync(lock);
+  }
+}
+
+/** Two collectors are no harm: the second finds the base's own lock taken. */
+function openQuietly(path: string): number | undefined {
+  try {
+    return openRegularFile(path, constants.O_CREAT);
+  } catch {
+    return undefined;
+  }
 }
 
 /**
- * Starts the admin command at idle priority, in a session of its own.
+ * Starts the admin command at low priority, in a session of its own.
  *
  * @param configPath the configuration we were started with, if not the default
  * @param directory where relative paths among its arguments start
@@ -65,22 +91,23 @@ export function startInBackground(
   configPath: string | undefined,
   directory: string,
 ): void {
-  startQuietly([], parameters, configPath, directory);
+  startQuietly(lowPriority, parameters, configPath, directory);
 }
 
 function startQuietly(
-  confinement: readonly string[],
+  [file, ...args]: readonly [string, ...string[]],
   parameters: readonly string[],
   configPath: string | undefined,
   directory: string,
+  inherited?: number,
 ): void {
   const self = selfCommand();
-  const [file, ...args] = [...confinement, 'ionice', '--class', 'idle', 'nice', '--adjustment=19'];
   const child = spawn(file, [...args, self.file, ...self.args, ...parameters], {
     cwd: directory,
     detached: true,
     env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },
-    stdio: 'ignore',
+    // What is inherited stays open in the program itself, not in what it starts: Node sees to that.
+    stdio: ['ignore', 'ignore', 'ignore', ...(inherited === undefined ? [] : [inherited])],
   });
   // Without a collector the node fills up, and without an unpack the image is not there: both are tried with the next job.
   child.on('error', () => undefined);

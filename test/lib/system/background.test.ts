@@ -24,7 +24,7 @@ test.before.each(() => {
 });
 
 /**
- * Starts a program of ours that starts the collector and ends. In place of nice(1) stands a script that writes down how it
+ * Starts a program of ours that starts the collector and ends. In place of setpriv(1) stands a script that writes down how it
  * was started, and waits at a FIFO before it goes on.
  *
  * @returns what the program printed, until the last writer was gone
@@ -34,7 +34,7 @@ async function startedBy(parameter: string): Promise<string> {
   writeFileSync(
     join(root, 'program.ts'),
     `import { startBackgroundCollector } from ${JSON.stringify(module)};
-     startBackgroundCollector(${parameter});
+     startBackgroundCollector(${JSON.stringify(join(root, 'lock'))}, ${parameter});
      console.log('started');`,
   );
   const starter = spawn(process.execPath, [join(root, 'program.ts')], {
@@ -55,23 +55,30 @@ async function startedBy(parameter: string): Promise<string> {
 
 const fact = (name: string): string => readFileSync(join(root, name), 'utf8').trim();
 
-/** The script in the place of nice(1): it writes facts down, waits at the FIFO, and says that it is done. */
+/** The script in the place of setpriv(1): it writes facts down, waits at the FIFO, and says that it is done. */
 const record = (): string => `
   printf '%s\\n' "$@" >${root}/arguments
   env >${root}/environment
   echo "$(readlink /proc/$$/fd/0 /proc/$$/fd/1 /proc/$$/fd/2)" >${root}/streams
   readlink /proc/$$/cwd >${root}/directory
-  ionice --pid $$ >${root}/class
-  ps -o sid=,pid= -p $$ >${root}/session
+  ps -o sid=,pid=,ni= -p $$ >${root}/session
+  echo started >>${root}/starts
   cat ${root}/go >${root}/done.new
   mv ${root}/done.new ${root}/done`;
+
+/** Whether the collector's lock is nobody's. */
+async function isFree(): Promise<boolean> {
+  const child = spawn('flock', ['--nonblock', join(root, 'lock'), 'true']);
+  const [exitCode] = (await once(child, 'close')) as [number];
+  return exitCode === 0;
+}
 
 async function untilThere(name: string): Promise<void> {
   while (!existsSync(join(root, name))) await sleep(5);
 }
 
 async function start(parameter: string): Promise<void> {
-  using _ = replaceProgram('nice', record());
+  using _ = replaceProgram('setpriv', record());
   command('mkfifo', join(root, 'go'));
   assert.is(await startedBy(parameter), 'started\n');
   // The program and its group are gone, and nobody waited: only now the collector goes on.
@@ -85,18 +92,40 @@ test('it outlives the program that started it, and keeps nothing of it open', as
   assert.is(fact('directory'), '/');
 });
 
-test('it is a session of its own, at idle priority', async () => {
+// At a lower priority it would keep a Prolog waiting for locks that it holds for a moment.
+test('it is a session of its own, at the priority of who started it', async () => {
   await start('undefined');
-  const [session, pid] = fact('session').split(/\s+/);
+  const [session, pid, nice] = fact('session').split(/\s+/);
   assert.is(session, pid);
-  assert.is(fact('class'), 'idle');
-  assert.is(fact('arguments').split('\n')[0], '--adjustment=19');
+  assert.is(nice, '0');
+});
+
+test('no other is started until it has ended, however it ends', async () => {
+  using _ = replaceProgram('setpriv', record());
+  command('mkfifo', join(root, 'go'));
+  await startedBy('undefined');
+  await untilThere('starts');
+  await startedBy('undefined');
+  await startedBy('undefined');
+  assert.is(fact('starts'), 'started');
+  // Its group: a shell hands the lock on to what it runs, the collector does not.
+  process.kill(-Number(fact('session').split(/\s+/)[1]), 'SIGKILL');
+  while (!(await isFree())) await sleep(5);
+  await startedBy('undefined');
+  while (fact('starts') !== 'started\nstarted') await sleep(5);
+  writeFileSync(join(root, 'go'), 'go');
+  await untilThere('done');
+});
+
+test('it is started without the lock where that cannot be had', async () => {
+  command('mkdir', join(root, 'lock'));
+  await start('undefined');
 });
 
 test('it is this program, told to collect', async () => {
   await start('undefined');
   const { file, args } = selfCommand();
-  assert.equal(fact('arguments').split('\n').slice(1), [file, ...args, 'gc', '--background']);
+  assert.equal(fact('arguments').split('\n').slice(2), [file, ...args, 'gc', '--background']);
 });
 
 test('it has the fixed environment, and the configuration we were started with', async () => {
@@ -112,7 +141,7 @@ test('it has the fixed environment, and the configuration we were started with',
 });
 
 test('it is no failure that it cannot be started', async () => {
-  using _ = replaceProgram('ionice', 'exit 1');
+  using _ = replaceProgram('setpriv', 'exit 1');
   assert.is(await startedBy('undefined'), 'started\n');
 });
 
