@@ -37,6 +37,7 @@ const LEFTOVER_GRACE_MS = 2_000;
 const LEFTOVER_POLL_MS = 50;
 /** In the environment of all that a test file starts: so it is found again, whatever its parent or group. */
 const RUN_VARIABLE = 'CONTAINER_CACHE_TEST_RUN';
+const COMPILE_CACHE = join(projectRoot, 'node_modules/.cache/container-cache/compiled');
 /** A full run's result, for `npm run ok` in the same CI run. */
 const RESULT_FILE = join(projectRoot, 'node_modules/.cache/container-cache/test-result.json');
 
@@ -120,7 +121,14 @@ async function runTestFile(file: TestFile): Promise<FileResult> {
       // A group of its own, so that one signal reaches whatever it started.
       detached: true,
       stdio: ['ignore', output, output],
-      env: { ...process.env, [RUN_VARIABLE]: run, NO_COLOR: '1', FORCE_COLOR: '0' },
+      env: {
+        ...process.env,
+        // Types are stripped from a file but once.
+        NODE_COMPILE_CACHE: COMPILE_CACHE,
+        [RUN_VARIABLE]: run,
+        NO_COLOR: '1',
+        FORCE_COLOR: '0',
+      },
     });
     const end = await waitForExit(child, file.timeoutMs);
     const leftovers = await endLeftovers(run, end.timedOut ? 0 : LEFTOVER_GRACE_MS);

@@ -57,17 +57,16 @@ paths('with whatever name is an image of that name, or a bypass', async () => {
   const directory = join(node.root, 'images');
   const good = node.image();
   await node.prolog({ id: 9, user: alice });
-  for (const [what, name, exists, code] of names) {
+  for (const [index, [what, name, exists, code]] of names.entries()) {
     if (exists === 'made') command('cp', '--', good, join(directory, name));
-    // Relative to the working directory, too, as `./NAME`.
-    for (const image of [`${directory}/${name}`, `./${name}`]) {
-      const { exitCode, line, lines } = await node.prolog({ id: 7, user: alice, image, workPath: directory });
-      assert.equal([exitCode, line['code'] ?? ''], [0, code], `${what}: ${line['reason']}`);
-      assert.is(lines.filter(({ word }) => word === 'prolog').length, 1, what);
-      for (const listed of (node.jobFile(7, 'images') ?? '').trimEnd().split('\n'))
-        assert.not(listed.startsWith('other'), what);
-      await node.epilog({ id: 7, user: alice });
-    }
+    // In turn also relative to the working directory, as `./NAME`.
+    const image = index % 2 === 0 ? `${directory}/${name}` : `./${name}`;
+    const { exitCode, line, lines } = await node.prolog({ id: 7, user: alice, image, workPath: directory });
+    assert.equal([exitCode, line['code'] ?? ''], [0, code], `${what}: ${line['reason']}`);
+    assert.is(lines.filter(({ word }) => word === 'prolog').length, 1, what);
+    for (const listed of (node.jobFile(7, 'images') ?? '').trimEnd().split('\n'))
+      assert.not(listed.startsWith('other'), what);
+    await node.epilog({ id: 7, user: alice });
     if (name.includes('\ufffd')) continue;
     const held = await acquire(node, [`${directory}/${name}`], { jobId: 9 });
     assert.equal([held.exitCode === 0, held.log?.fields['code'] ?? ''], [code === '', code], what);
