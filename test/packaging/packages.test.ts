@@ -187,6 +187,15 @@ for (const { kind, install, upgrade, remove, leftConfiguration } of managers) {
     }
     for (const { target, leadsTo } of packagedLinks) assert.is(readlinkSync(machine.path(target)), leadsTo);
     assert.match(machine.must('container-cache', '--help'), /status/);
+    if (existsSync('/usr/bin/systemd-analyze')) {
+      const units = packagedFiles
+        .map(({ target }) => target)
+        .filter((target) => /\.(?:service|timer)$/.test(target));
+      assert.is(machine.must('systemd-analyze', 'verify', '--man=no', ...units), '');
+      // As the Prolog makes them where no package does.
+      const modeOf = (path: string): number => statSync(machine.path(path)).mode & 0o7777;
+      assert.equal([modeOf('/run/container-cache'), modeOf('/var/lib/container-cache')], [0o711, 0o755]);
+    }
 
     appendFileSync(machine.path(configuration), 'container_cache_data_path=/srv/data\nlog_target=stderr\n');
     mkdirSync(machine.path('/srv/data'), { mode: 0o755 });
