@@ -21,6 +21,7 @@ import { checkPyxis } from './checks/pyxis.ts';
 import { findSlurmConf } from './checks/slurm-source.ts';
 import { checkSlurm } from './checks/slurm.ts';
 import { checkWrapper } from './checks/wrapper.ts';
+import { paint } from './paint.ts';
 
 export interface CheckOptions {
   /** Parts of the node; none: all. */
@@ -47,8 +48,15 @@ export const checkAreas: readonly string[] = Object.keys(checks);
 export async function runCheck({ areas, json }: CheckOptions): Promise<number> {
   const findings = await checkNode(process.env, areas.length > 0 ? areas : checkAreas);
   const well = isWell(findings);
-  process.stdout.write(json ? `${JSON.stringify({ well, findings })}\n` : formatFindings(findings));
+  process.stdout.write(
+    json ? `${JSON.stringify({ well, findings })}\n` : formatFindings(findings, paintStatus),
+  );
   return well ? 0 : 1;
+}
+
+function paintStatus(status: Finding['status'], text: string): string {
+  const colour = ({ ok: 'green', warn: 'yellow', bad: 'red', skip: 'dim' } as const)[status];
+  return paint(colour, text);
 }
 
 async function checkNode(environment: Environment, areas: readonly string[]): Promise<Finding[]> {

@@ -1,7 +1,6 @@
 /** `container-cache status`: how full the node is, and every entry on it. */
 import process from 'node:process';
 import { setTimeout as delay } from 'node:timers/promises';
-import { styleText } from 'node:util';
 import { blocksUsedPercent, inodesUsedPercent, type Usage } from '../lib/core/gc-plan.ts';
 import {
   formatAgo,
@@ -16,8 +15,9 @@ import type { Settings } from '../lib/core/settings.ts';
 import { updateCounters } from '../lib/store/counters.ts';
 import type { Inventory, InventoryEntry } from '../lib/store/inventory.ts';
 import { findUserId, findUserNames } from '../lib/system/user-names.ts';
-import { UsageError } from './usage-error.ts';
 import { inventoryOf, withBase } from './inventory.ts';
+import { paint } from './paint.ts';
+import { UsageError } from './usage-error.ts';
 
 export const sortKeys = ['used', 'created', 'hits', 'size', 'files', 'user', 'image'] as const;
 export type SortKey = (typeof sortKeys)[number];
@@ -194,11 +194,6 @@ function describeUsage(usage: Usage, { gcHighPercent, gcLowPercent, basePath }: 
           `${formatCount(totalInodes - freeInodes)} used, ${formatCount(freeInodes)} free`,
         ),
   ];
-}
-
-/** Colour for a terminal, unless NO_COLOR forbids it. */
-function paint(colour: 'red' | 'yellow' | 'green' | 'dim', text: string): string {
-  return styleText(colour, text, { stream: process.stdout });
 }
 
 const heading = ['USER', 'IMAGE', 'SIZE', 'FILES', 'HITS', 'UNPACKED', 'USED', 'STATE', 'JOBS', 'ENTRY'];

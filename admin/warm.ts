@@ -137,7 +137,8 @@ class Progress {
     if (percent > 0 && elapsedMs > 0) {
       if (this.#bytes !== undefined)
         parts.push(`${formatBytes(((this.#bytes * percent) / 100 / elapsedMs) * 1000)}/s`);
-      if (percent < 100) parts.push(`${formatDuration((elapsedMs / percent) * (100 - percent))} left`);
+      if (percent < 100)
+        parts.push(`${formatDuration(Math.max(1000, (elapsedMs / percent) * (100 - percent)))} left`);
     }
     return parts.join('  ');
   }

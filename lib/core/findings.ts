@@ -50,11 +50,14 @@ export function isWell(findings: readonly Finding[]): boolean {
 const statusWidth = 6;
 
 /** @returns lines, aligned, with a summary at the end */
-export function formatFindings(findings: readonly Finding[]): string {
+export function formatFindings(
+  findings: readonly Finding[],
+  paint = (_status: FindingStatus, text: string): string => text,
+): string {
   const areaWidth = Math.max(0, ...findings.map(({ area }) => area.length)) + 2;
   const indent = ' '.repeat(statusWidth + areaWidth);
   const lines = findings.flatMap(({ status, area, text, remedy }) => [
-    `${status.padEnd(statusWidth)}${area.padEnd(areaWidth)}${printable(text)}`,
+    `${paint(status, status.padEnd(statusWidth))}${area.padEnd(areaWidth)}${printable(text)}`,
     ...(remedy === undefined ? [] : [`${indent}${printable(remedy)}`]),
   ]);
   return `${[...lines, summary(findings)].join('\n')}\n`;
