@@ -7,6 +7,7 @@ import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
 import { recordEvents } from '../lib/store/events.ts';
+import { releaseOverdueLeases } from '../lib/store/overdue.ts';
 import { pinnedNames } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
@@ -58,6 +59,7 @@ export async function runGc(options: GcOptions): Promise<number> {
       );
       return 0;
     }
+    await releaseOverdueLeases(settings.runtimePath, request.log);
     const result = await collect(request);
     if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
     else if (!options.background && result.result === 'not-due')

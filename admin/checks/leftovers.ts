@@ -23,9 +23,9 @@ import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries } from '../../lib/system/mounts.ts';
-import { listProcesses, processStartTicks, processUid, processVariable } from '../../lib/system/processes.ts';
-import { CommandFailed, run } from '../../lib/system/run.ts';
-import { findVariables, listProcessOwners, type FoundVariable } from '../../lib/system/user-processes.ts';
+import { processStartTicks, processUid } from '../../lib/system/processes.ts';
+import { askActiveJobs, findJobVariables, jobVariable } from '../../lib/system/slurm-jobs.ts';
+import type { FoundVariable } from '../../lib/system/user-processes.ts';
 import { answers, type Check, type CheckContext } from './context.ts';
 
 const reportClock = reporter('clock');
@@ -185,46 +185,7 @@ async function lookAtJobs({ settings, slurm }: CheckContext): Promise<Jobs> {
   const leases = listLeases(settings.runtimePath);
   const files = listJobFiles(settings.runtimePath);
   const quiet = [...leases.map(({ jobId }) => jobId), ...files].filter((jobId) => !running.has(jobId));
-  return { running, holders, leases, files, active: await askWhichAreActive(new Set(quiet), slurm?.path) };
-}
-
-const jobVariable = 'SLURM_JOB_ID';
-
-/** What the processes of this node say of the jobs they are for. */
-function findJobVariables(): FoundVariable[] {
-  const names = [jobVariable, holderVariable];
-  const ofRoot = listProcesses()
-    .filter((pid) => processUid(pid) === 0)
-    .flatMap((pid) =>
-      names.flatMap((name) => {
-        const value = parseIdName(processVariable(pid, name) ?? '');
-        return value === undefined ? [] : [{ pid, name, value }];
-      }),
-    );
-  return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
-}
-
-const queueLimitMs = 15_000;
-
-/** A job without a process may be one of salloc, in which nothing runs yet. */
-async function askWhichAreActive(
-  jobIds: ReadonlySet<number>,
-  slurmConf: string | undefined,
-): Promise<ReadonlySet<number> | undefined> {
-  if (jobIds.size === 0) return new Set();
-  try {
-    const { stdout } = await run({
-      file: 'squeue',
-      args: ['--noheader', '--format=%A', `--jobs=${[...jobIds].join(',')}`],
-      environment: slurmConf === undefined ? {} : { SLURM_CONF: slurmConf },
-      timeoutMs: queueLimitMs,
-    });
-    return new Set(stdout.toString('latin1').split('\n').map(Number));
-  } catch (error) {
-    if (!(error instanceof CommandFailed)) throw error;
-    // What it says to a single job that is over for long.
-    return error.stderrTail.includes('Invalid job id') ? new Set() : undefined;
-  }
+  return { running, holders, leases, files, active: await askActiveJobs(new Set(quiet), slurm?.path) };
 }
 
 /** slurmctld may be right that a job is active, and not have been asked: then it counts as active. */

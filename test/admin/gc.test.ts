@@ -1,15 +1,17 @@
 /** `container-cache gc`: its plan, what it prints, its exit codes. */
 // test: timeout 300 s
-import { existsSync, mkdirSync, symlinkSync, writeFileSync } from 'node:fs';
+import { spawn } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
-import { TestNode, type NodeOptions } from '../helpers/node.ts';
+import { holders, TestNode, type NodeOptions } from '../helpers/node.ts';
 import {
   alice,
   bob,
   command,
   enterPrivateMachine,
+  replaceProgram,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
@@ -232,3 +234,66 @@ usage('help is there for the command and for gc', async () => {
 });
 
 usage.run();
+
+const overdue = suite('gc: leases that no Epilog released', { skip: unlessPrivateMachine });
+
+/** Slurm's answer; a number: how squeue fails. */
+function squeue(answer: string | number): Disposable {
+  const fails = `echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit ${answer}`;
+  return replaceProgram('squeue', typeof answer === 'number' ? fails : `printf '${answer}'`);
+}
+
+/** A node with two jobs, each with an entry of its own, whose leases are as old as told. */
+async function withLeases(minutes: number): Promise<TestNode> {
+  const node = await TestNode.start({ settings: everything });
+  for (const id of [7, 8]) {
+    await node.prolog({ id, user: alice, image: node.image({ file: `of ${id}` }) });
+    const path = join(node.runtimePath, 'leases', String(id));
+    const record = JSON.parse(readFileSync(path, 'utf8')) as { sinceMs: number };
+    writeFileSync(path, JSON.stringify({ ...record, sinceMs: record.sinceMs - minutes * 60_000 }));
+  }
+  return node;
+}
+
+const heldJobs = (node: TestNode): number[] => node.leases().map(({ jobId }) => jobId);
+
+overdue('go when slurmctld no longer knows the job; what it knows stays', async () => {
+  await using node = await withLeases(11);
+  using _ = squeue('8\\n');
+  const [entry = ''] = node.lease(7)!.entries;
+  const { lines } = await node.gc('--background', '--force');
+  assert.equal(heldJobs(node), [8]);
+  assert.equal([holders(7).length, holders(8).length], [0, 1]);
+  const told = lines.find(({ word }) => word === 'lease-overdue');
+  assert.equal([told?.fields['job'], told?.fields['entries']], ['7', entry]);
+  assert.equal(
+    node.entries(alice).map((path) => basename(path)),
+    node.lease(8)!.entries,
+  );
+  await node.epilog({ id: 8, user: alice });
+});
+
+overdue(
+  'stay while slurmctld does not answer, while they are young, and while the job has a process',
+  async () => {
+    for (const { minutes, answer, jobHasProcess } of [
+      { minutes: 11, answer: 1, jobHasProcess: false },
+      { minutes: 9, answer: '', jobHasProcess: false },
+      { minutes: 11, answer: '', jobHasProcess: true },
+    ]) {
+      await using node = await withLeases(minutes);
+      using _ = squeue(answer);
+      const environment = { PATH: '/usr/bin:/bin', SLURM_JOB_ID: '7' };
+      const child = jobHasProcess ? spawn('sleep', ['1000'], { env: environment }) : undefined;
+      try {
+        await node.gc('--background');
+        assert.equal(heldJobs(node), jobHasProcess ? [7] : [7, 8], JSON.stringify({ minutes, answer }));
+      } finally {
+        child?.kill('SIGKILL');
+      }
+      for (const id of [7, 8]) await node.epilog({ id, user: alice });
+    }
+  },
+);
+
+overdue.run();

@@ -1,0 +1,49 @@
+/** Which jobs are on this node, by its processes and by slurmctld. */
+import { holderVariable, parseIdName } from '../core/layout.ts';
+import { listProcesses, processUid, processVariable } from './processes.ts';
+import { CommandFailed, run } from './run.ts';
+import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
+
+export const jobVariable = 'SLURM_JOB_ID';
+
+const queueLimitMs = 15_000;
+
+/** What the processes of this node say of the jobs they are for: SLURM_JOB_ID, and what holders have. */
+export function findJobVariables(): FoundVariable[] {
+  const names = [jobVariable, holderVariable];
+  const ofRoot = listProcesses()
+    .filter((pid) => processUid(pid) === 0)
+    .flatMap((pid) =>
+      names.flatMap((name) => {
+        const value = parseIdName(processVariable(pid, name) ?? '');
+        return value === undefined ? [] : [{ pid, name, value }];
+      }),
+    );
+  return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
+}
+
+/**
+ * Asks slurmctld: a job without a process may be one of salloc, in which nothing runs yet.
+ *
+ * @param slurmConf where squeue finds it, if not at its default place
+ * @returns those of the jobs that it still knows as active; undefined: it did not say
+ */
+export async function askActiveJobs(
+  jobIds: ReadonlySet<number>,
+  slurmConf?: string,
+): Promise<ReadonlySet<number> | undefined> {
+  if (jobIds.size === 0) return new Set();
+  try {
+    const { stdout } = await run({
+      file: 'squeue',
+      args: ['--noheader', '--format=%A', `--jobs=${[...jobIds].join(',')}`],
+      environment: slurmConf === undefined ? {} : { SLURM_CONF: slurmConf },
+      timeoutMs: queueLimitMs,
+    });
+    return new Set(stdout.toString('latin1').split('\n').map(Number));
+  } catch (error) {
+    if (!(error instanceof CommandFailed)) throw error;
+    // What it says to a single job that is over for long.
+    return error.stderrTail.includes('Invalid job id') ? new Set() : undefined;
+  }
+}
