@@ -25,14 +25,14 @@ test('the seed alone decides what every job does', () => {
 });
 
 test('jobs, kills and a collector that never has enough break no invariant', async () => {
-  const { violations } = await runStress({ ...size, seed: 1, jobs: 15, disk: 'starving' });
+  const { violations } = await runStress({ ...size, seed: 1, jobs: 10, disk: 'starving' });
   assert.equal(violations, []);
 });
 
 test('nor do they on a disk that is too small, with another schedule at each run', async () => {
   const seed = Number(process.env[seedVariable] ?? Date.now() % 2 ** 32);
   process.stdout.write(`${seedVariable}=${seed}\n`);
-  const { violations } = await runStress({ ...size, seed, jobs: 15, disk: 'small' });
+  const { violations } = await runStress({ ...size, seed, jobs: 10, disk: 'small' });
   assert.equal(violations, [], `${seedVariable}=${seed}`);
 });
 
