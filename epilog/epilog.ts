@@ -12,13 +12,7 @@ import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/f
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import type { StartEvent } from '../lib/core/events.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
-import {
-  backgroundCollectorPath,
-  entryPath,
-  parsePartialName,
-  parseStubName,
-  userPath,
-} from '../lib/core/layout.ts';
+import { entryPath, parsePartialName, parseStubName, userPath } from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
@@ -171,10 +165,7 @@ function sweepBase(job: Job, settings: Settings, environment: Environment, repor
     report.usedPercent = usedPercent(readUsage(base.path));
     const hasTrash = report.partialsRemoved + report.stubsRemoved > 0;
     if (!hasTrash && report.usedPercent < settings.gcHighPercent) return;
-    startBackgroundCollector(
-      backgroundCollectorPath(settings.runtimePath),
-      environment['CONTAINER_CACHE_CONF'],
-    );
+    startBackgroundCollector(settings.runtimePath, environment['CONTAINER_CACHE_CONF']);
     report.collectorStarted = true;
   } finally {
     closeSync(base.fd);

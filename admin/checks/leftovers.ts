@@ -24,7 +24,7 @@ import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries } from '../../lib/system/mounts.ts';
 import { processStartTicks, processUid } from '../../lib/system/processes.ts';
-import { askActiveJobs, findJobVariables, jobVariable } from '../../lib/system/slurm-jobs.ts';
+import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../../lib/system/slurm-jobs.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
 import { answers, type Check, type CheckContext } from './context.ts';
 
@@ -180,7 +180,7 @@ interface Jobs {
 
 async function lookAtJobs({ settings, slurm }: CheckContext): Promise<Jobs> {
   const variables = findJobVariables();
-  const running = new Set(variables.filter(({ name }) => name === jobVariable).map(({ value }) => value));
+  const running = jobsWithProcesses(variables);
   const holders = variables.filter(({ name }) => name === holderVariable);
   const leases = listLeases(settings.runtimePath);
   const files = listJobFiles(settings.runtimePath);

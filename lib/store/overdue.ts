@@ -3,33 +3,26 @@
  *
  * A module of its own so that Prolog and Epilog do not load it.
  */
-import type { LogFields } from '../system/syslog.ts';
-import type { LogLevel } from '../core/settings.ts';
-import { askActiveJobs, findJobVariables, jobVariable } from '../system/slurm-jobs.ts';
-import { listHeldLeases, releaseLease } from './lease.ts';
+import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../system/slurm-jobs.ts';
+import type { Log } from '../system/syslog.ts';
+import { listHeldLeases, readLease, releaseLease } from './lease.ts';
 
 /** Whoever is younger may be a job that slurmctld has not told of yet, or one whose Epilog is at work. */
 const overdueAfterMs = 10 * 60_000;
 
 /**
  * Releases the leases of jobs that have no process here and that slurmctld no longer knows as active. If it does not say, none.
- *
- * @returns their job IDs
  */
-export async function releaseOverdueLeases(
-  runtimePath: string,
-  log: (level: LogLevel, word: string, fields: LogFields) => void,
-): Promise<number[]> {
+export async function releaseOverdueLeases(runtimePath: string, log: Log['write']): Promise<void> {
   const old = listHeldLeases(runtimePath).filter(({ sinceMs }) => Date.now() - sinceMs > overdueAfterMs);
-  if (old.length === 0) return [];
-  const here = new Set(
-    findJobVariables().flatMap(({ name, value }) => (name === jobVariable ? [value] : [])),
-  );
+  if (old.length === 0) return;
+  const here = jobsWithProcesses(findJobVariables());
   const quiet = old.filter(({ jobId }) => !here.has(jobId));
   const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)));
-  if (active === undefined) return [];
-  const over = quiet.filter(({ jobId }) => !active.has(jobId));
-  for (const { jobId, uid, entries, sinceMs } of over) {
+  if (active === undefined) return;
+  for (const { jobId, uid, entries, sinceMs } of quiet.filter((lease) => !active.has(lease.jobId))) {
+    // A job that was over may have been requeued meanwhile, and its Prolog have taken another lease.
+    if (readLease(runtimePath, jobId)?.sinceMs !== sinceMs) continue;
     releaseLease(runtimePath, jobId);
     log('warning', 'lease-overdue', {
       job: jobId,
@@ -39,5 +32,4 @@ export async function releaseOverdueLeases(
       reason: 'the job is over, and no Epilog has released its lease: look why, such as a drained node',
     });
   }
-  return over.map(({ jobId }) => jobId);
 }

@@ -3,7 +3,6 @@
  *
  * A module of its own so that a Prolog whose entry is there does not load it.
  */
-import { backgroundCollectorPath } from '../core/layout.ts';
 import type { Settings } from '../core/settings.ts';
 import { collect } from './collector.ts';
 import { fillRootfs, type CreateContext } from './create.ts';
@@ -44,7 +43,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     enroot,
     readUsage: () => readUsage(base.path),
     startCollector: () => {
-      startBackgroundCollector(backgroundCollectorPath(settings.runtimePath), configPath);
+      startBackgroundCollector(settings.runtimePath, configPath);
     },
     makeRoom: async (need, limitMs) => {
       await collect({
@@ -68,7 +67,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       moveNamesToTrash(base, userDirectory, [name]);
-      startBackgroundCollector(backgroundCollectorPath(settings.runtimePath), configPath);
+      startBackgroundCollector(settings.runtimePath, configPath);
     },
   };
 }

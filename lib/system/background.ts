@@ -1,6 +1,7 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
 import { closeSync, constants } from 'node:fs';
+import { backgroundCollectorPath } from '../core/layout.ts';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { openRegularFile } from './files.ts';
 import { tryFlock } from './flock.ts';
@@ -57,11 +58,11 @@ export const lowPriority = ['ionice', '--class', 'idle', 'nice', '--adjustment=1
  * Starts a collector, in a session of its own, so that slurmd neither waits for it nor kills it with the Prolog; unless the last
  * one that was started so has not ended yet. It has our own priority: it holds locks of entries for which a Prolog may be waiting.
  *
- * @param lockPath a file of root whose flock the collector has as long as it lives
+ * @param runtimePath where the file is whose flock the collector has as long as it lives
  * @param configPath the configuration we were started with, if not the default
  */
-export function startBackgroundCollector(lockPath: string, configPath: string | undefined): void {
-  const lock = openQuietly(lockPath);
+export function startBackgroundCollector(runtimePath: string, configPath: string | undefined): void {
+  const lock = openQuietly(backgroundCollectorPath(runtimePath));
   try {
     if (lock !== undefined && !tryFlock(lock, 'exclusive')) return;
     const confinement = ['setpriv', ...confinedTo(collectorCapabilities)] as const;

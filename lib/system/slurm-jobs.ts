@@ -4,7 +4,7 @@ import { listProcesses, processUid, processVariable } from './processes.ts';
 import { CommandFailed, run } from './run.ts';
 import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
 
-export const jobVariable = 'SLURM_JOB_ID';
+const jobVariable = 'SLURM_JOB_ID';
 
 const queueLimitMs = 15_000;
 
@@ -21,6 +21,10 @@ export function findJobVariables(): FoundVariable[] {
     );
   return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
 }
+
+/** Jobs that have a process here, the holder of a lease apart. */
+export const jobsWithProcesses = (variables: readonly FoundVariable[]): ReadonlySet<number> =>
+  new Set(variables.filter(({ name }) => name === jobVariable).map(({ value }) => value));
 
 /**
  * Asks slurmctld: a job without a process may be one of salloc, in which nothing runs yet.

@@ -5,6 +5,7 @@ import { existsSync, mkdtempSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { backgroundCollectorPath } from '../../../lib/core/layout.ts';
 import { selfCommand } from '../../../lib/system/self.ts';
 import {
   command,
@@ -34,7 +35,7 @@ async function startedBy(parameter: string): Promise<string> {
   writeFileSync(
     join(root, 'program.ts'),
     `import { startBackgroundCollector } from ${JSON.stringify(module)};
-     startBackgroundCollector(${JSON.stringify(join(root, 'lock'))}, ${parameter});
+     startBackgroundCollector(${JSON.stringify(root)}, ${parameter});
      console.log('started');`,
   );
   const starter = spawn(process.execPath, [join(root, 'program.ts')], {
@@ -68,7 +69,7 @@ const record = (): string => `
 
 /** Whether the collector's lock is nobody's. */
 async function isFree(): Promise<boolean> {
-  const child = spawn('flock', ['--nonblock', join(root, 'lock'), 'true']);
+  const child = spawn('flock', ['--nonblock', backgroundCollectorPath(root), 'true']);
   const [exitCode] = (await once(child, 'close')) as [number];
   return exitCode === 0;
 }
@@ -118,7 +119,7 @@ test('no other is started until it has ended, however it ends', async () => {
 });
 
 test('it is started without the lock where that cannot be had', async () => {
-  command('mkdir', join(root, 'lock'));
+  command('mkdir', backgroundCollectorPath(root));
   await start('undefined');
 });
 
