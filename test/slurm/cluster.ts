@@ -454,9 +454,19 @@ class RunningCluster implements Cluster {
       (records) => records.length > 0 && records.every((record) => states.includes(jobState(record))),
       async (records) => {
         const jobs = records.map((record) => `${jobState(record)} (${record['Reason'] ?? ''})`);
-        return `${jobs.join(', ')}, node ${JSON.stringify(await this.nodeState())}`;
+        return `${jobs.join(', ')}, node ${JSON.stringify(await this.nodeState())}\n${await this.#whatItIsAt()}`;
       },
     );
+  }
+
+  async #whatItIsAt(): Promise<string> {
+    const processes = (await this.leftovers()).map(
+      ({ pid, uid, command }) => `process ${pid} of ${uid}: ${command}`,
+    );
+    const logged = [await this.syslog(), (await this.slurmdLog()).split('\n')].flatMap((lines) =>
+      lines.slice(-10),
+    );
+    return [...processes, ...logged].join('\n');
   }
 
   /** Some mistakes in slurm.conf are found only after a daemon has gone to the background. */

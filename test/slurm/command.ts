@@ -7,7 +7,7 @@ import { spawn } from 'node:child_process';
 import { ClusterError } from './cluster-error.ts';
 
 /** How long a command may take unless the caller says otherwise. */
-export const RUN_TIMEOUT_MS = 60_000;
+export const RUN_TIMEOUT_MS = 180_000;
 /** Captured output of one command, per stream; what follows is dropped. */
 const OUTPUT_LIMIT_CHARACTERS = 16 * 1024 * 1024;
 

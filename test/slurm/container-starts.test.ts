@@ -32,7 +32,7 @@ const FOR_REGISTRIES = ['curl', 'jq'];
 const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
 const skip = slurmAvailable() ?? standInUnavailable(always);
 
-const WAIT_LIMIT_MS = 30_000;
+const WAIT_LIMIT_MS = 90_000;
 const RUNTIME_PATH = '/run/container-cache';
 
 interface State {

@@ -35,8 +35,10 @@ import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { distDirectory } from '../../build/build.ts';
 import { projectRoot } from '../../build/source-files.ts';
+import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { createLockName, holderVariable, lockFileName, parseStubName } from '../../lib/core/layout.ts';
 import { readLease } from '../../lib/store/lease.ts';
+import { bootId } from '../../lib/system/boot.ts';
 import { processUid } from '../../lib/system/processes.ts';
 import { withUserIds } from '../../lib/system/as-user.ts';
 import {
@@ -421,19 +423,20 @@ class Stress {
   }
 
   #forgeMetadata({ user, entry }: Held): void {
-    const claim = {
-      version: 1,
+    // Of this boot, and never half written: an entry of another boot that is not settled yet is refused while it is in use.
+    const claim = formatEntryMetadata({
       image: '/x',
       createdAtMs: 0,
       unpackMs: 0,
       bytes: 0,
       inodes: Number.MAX_SAFE_INTEGER,
-    };
+      bootId: bootId(),
+    });
     withUserIds(user, () => {
       const file = lockFileOf(entry);
-      const { mode } = lstatSync(file);
+      const { mode, size } = lstatSync(file);
       chmodSync(file, 0o600);
-      writeFileSync(file, JSON.stringify(claim));
+      writeFileSync(file, claim.padEnd(size), { flag: 'r+' });
       chmodSync(file, mode & 0o777);
     });
   }
