@@ -102,14 +102,20 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   // Node reports a failed start later, by this event; here a missing pid tells it at once.
   child.on('error', () => undefined);
   child.unref();
-  const startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
+  let startTicks: string | undefined;
+  let cause: unknown;
+  try {
+    startTicks = child.pid === undefined ? undefined : waitForHolder(jobId, child.pid, owner);
+  } catch (error) {
+    cause = error;
+  }
   if (child.pid === undefined || startTicks === undefined) {
     // Nobody would know of one that gets going later. Without a pid, the signal would go to our own process group.
     if (child.pid !== undefined) child.kill('SIGKILL');
     const message = `Cannot start the lease holder of job ${jobId}: ${file} does not run`;
     // A program that is there fails for want of processes or memory, or on a node that is too busy: any user can see to that.
-    if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message);
-    throw new NodeFault('LEASE_FAILED', message);
+    if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message, { cause });
+    throw new NodeFault('LEASE_FAILED', message, { cause });
   }
   protectFromOomKiller(child.pid);
   return { pid: child.pid, startTicks };
@@ -117,6 +123,7 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
 
 /** What a start or an end of a process takes at most, on a node on which everything waits for its turn; a millisecond otherwise. */
 const processChangeLimitMs = 10_000;
+const pauseMs = 0.2;
 
 /** Waits without the event loop, for what is about to happen. @returns whether it did */
 function waitUntil(happened: () => boolean): boolean {
@@ -124,7 +131,7 @@ function waitUntil(happened: () => boolean): boolean {
   const pause = new Int32Array(new SharedArrayBuffer(4));
   while (!happened()) {
     if (performance.now() > deadlineMs) return false;
-    Atomics.wait(pause, 0, 0, 1);
+    Atomics.wait(pause, 0, 0, pauseMs);
   }
   return true;
 }

@@ -277,6 +277,8 @@ for (const [what, { withEntry, run }] of Object.entries(programs)) {
           assert.is((await node.epilog({ id: job, user: alice })).exitCode, 0, where);
         }
         assert.equal(holders(), [], where);
+        // The Epilog has had something to delete: its collector must not be at work in the next scene.
+        await node.settle();
       }
     }
     await node.settle();
