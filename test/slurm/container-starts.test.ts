@@ -90,6 +90,10 @@ function readIfThere(file: string): string {
   return existsSync(file) ? readFileSync(file, 'utf8') : '';
 }
 
+interface Stats {
+  readonly jobs: { readonly bypasses: unknown };
+}
+
 const entriesOf = ({ userPath }: ContainerCluster): string[] =>
   namesIn(userPath).filter((name) => name.startsWith('pyxis_cache_'));
 
@@ -434,6 +438,35 @@ starts('an image that is replaced while the job runs is another image to its nex
   await assertClean(containers);
   for (const name of ['ready', 'go']) rmSync(join(outputPath, name));
 });
+
+starts.unless(
+  standInUnavailable(['squashfuse']),
+  'with create_mode=background and use_squashfuse=1 the first job starts from the image, the next from its entry',
+  async (state) => {
+    const containers = requireContainers(state);
+    const { cluster } = containers;
+    const path = image(containers, 'background');
+    const run = (): Promise<string> => runJob(containers, TELL, [`--container-image=${path}`]);
+    const bypasses = async (): Promise<unknown> => {
+      const command = join(cluster.root, 'container-cache/container-cache');
+      return (JSON.parse(await cluster.exec([command, 'stats', '--json'])) as Stats).jobs.bypasses;
+    };
+    configure(containers, 'create_mode=background');
+    await containers.setPyxisArguments(['use_squashfuse=1']);
+    try {
+      assert.match(await run(), /^background /);
+      assert.equal(await bypasses(), { UNPACKING: 1 });
+      await cluster.waitForSyslog(new RegExp(`: warm .*image=${path} result=created`), 60_000);
+      assert.is(await run(), 'background overlay\n');
+      await cluster.waitForSyslog(new RegExp(`: prolog .*image=${path} result=reused`));
+      assert.equal(await bypasses(), { UNPACKING: 1 });
+    } finally {
+      await containers.setPyxisArguments([]);
+      configure(containers);
+    }
+    await assertClean(containers);
+  },
+);
 
 starts('the collector leaves the entry of a running step alone, and takes it afterwards', async (state) => {
   const containers = requireContainers(state);
