@@ -45,6 +45,11 @@ const COPIES: readonly { source: string; mode: number }[] = [
   { source: 'slurm.conf.snippet', mode: 0o644 },
   { source: 'systemd/slurmd-container-cache.conf', mode: 0o644 },
 ];
+/**
+ * One thread beside our own in place of four, and none that waits for a debugger: each has to be started, and interrupted whenever we
+ * change our effective ids.
+ */
+const RUNTIME_OPTIONS = ['--v8-pool-size=1', '--disable-sigusr1'];
 const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot', 'systemd'];
 const INPUT_FILES = [
   'main.ts',
@@ -149,11 +154,12 @@ export async function makeExecutable(entry: string, output: string, version?: st
     ...(await bundleProgram(entry, main)),
     ...(await bundle('admin/cli.ts', admin, versioned)),
   ];
-  const seaConfig: SeaConfig & { execArgvExtension: 'none' } = {
+  const seaConfig: SeaConfig & { execArgv: string[]; execArgvExtension: 'none' } = {
     disableExperimentalSEAWarning: true,
     useSnapshot: false,
     useCodeCache: true,
     assets: { [ADMIN_ASSET]: admin, [ADDON_ASSET]: join(projectRoot, ADDON) },
+    execArgv: RUNTIME_OPTIONS,
     // NODE_OPTIONS of a job is meant for the job's own Node.
     execArgvExtension: 'none',
   };

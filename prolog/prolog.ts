@@ -81,15 +81,21 @@ async function prepareJob(
   configPath: string | undefined,
   log: Log,
 ): Promise<Prepared> {
+  const { container } = job;
+  // First of all: it takes a child as long as most of the rest takes us.
+  const looking = container === undefined ? undefined : findSource(job, container, settings);
+  // Where something else fails first, nobody asks for it.
+  looking?.catch(() => undefined);
   const known = recallNodeFacts(settings.runtimePath);
   const base = openBase(settings, known);
   try {
     const userDirectory = openUserDirectory(base, job);
     const telling = tellNode(settings, base, known, log);
     try {
-      const { container } = job;
-      if (container === undefined) return { acquired: undefined, warning: undefined };
-      return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, container);
+      if (container === undefined || looking === undefined)
+        return { acquired: undefined, warning: undefined };
+      const context = { job, settings, base, userDirectory, log, configPath };
+      return await prepareContainer(context, container, looking);
     } finally {
       await telling;
     }
@@ -126,9 +132,12 @@ interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly job: Job;
 }
 
-async function prepareContainer(context: Context, container: ContainerOptions): Promise<Prepared> {
+async function prepareContainer(
+  context: Context,
+  container: ContainerOptions,
+  looking: Promise<ImageSource>,
+): Promise<Prepared> {
   const { job, settings } = context;
-  const looking = findSource(job, container, settings);
   prepareFlock();
   const source = await looking;
   const acquired = await acquire(context, source, container).catch((error: unknown) => {

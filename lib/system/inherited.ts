@@ -1,6 +1,7 @@
 /** What a process gets from whoever started it, and must not keep. */
 import { closeSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import process from 'node:process';
+import { dropGroups } from './as-user.ts';
 import { errnoOf, isGone, unlessErrno } from './errno.ts';
 
 /** Node itself settles these at its start, and those after them up to the first gap (libuv, uv_disable_stdio_inheritance). */
@@ -13,10 +14,11 @@ const closeOnExec = 0o2000000;
  *
  * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits for the end of such
  * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. The mask of file
- * modes: slurmd's or an admin's may be anything.
+ * modes and the supplementary groups: slurmd's or an admin's may be anything.
  */
 export function settleInheritance(): void {
   process.umask(0o022);
+  dropGroups();
   for (const name of readdirSync('/proc/self/fd')) {
     const fd = Number(name);
     if (fd <= lastSettledDescriptor) continue;

@@ -99,6 +99,15 @@ test('the holder of a lease has nothing open that slurmd left open', async () =>
   assert.match(open.at(-1) ?? '', /\.pyxis_cache_lock$/);
 });
 
+test('nothing that a Prolog starts has the supplementary groups of slurmd', async () => {
+  await using node = await TestNode.start();
+  const job = { id: 1, user: alice, image: node.image() };
+  const { line } = await node.prolog({ ...job, wrapper: ['setpriv', '--groups=4,59003', '--'] });
+  assert.is(line['result'], 'created');
+  const { pid } = node.lease(1)!.holder;
+  assert.match(readFileSync(`/proc/${pid}/status`, 'utf8'), /^Groups:[ \t]*$/m);
+});
+
 // Without the owner's right to write, which an entry's lock file loses when the disk has it all.
 test('file modes do not depend on the umask of slurmd', async () => {
   const modes = async (umask: string): Promise<string[]> => {
