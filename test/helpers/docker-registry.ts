@@ -22,7 +22,7 @@ import { makeImage, type Tree } from './image.ts';
 import { command } from './private-machine.ts';
 import { unlessRoot } from './suite.ts';
 
-const START_TIMEOUT_MS = 20_000;
+const START_TIMEOUT_MS = 60_000;
 const POLL_INTERVAL_MS = 20;
 
 const PROGRAM = '/usr/bin/docker-registry';

@@ -98,7 +98,7 @@ export interface PlantedEntry {
 }
 
 /** Longer than anything a test waits for: a test that hangs fails by it, none passes by it. */
-const hangLimitMs = 60_000;
+const hangLimitMs = 120_000;
 const pollMs = 5;
 
 /** Resolves when `condition` gives something other than undefined and false; it is for states, never for durations. */

@@ -57,11 +57,11 @@ export type { ClusterProcess, NodeState, SlurmRecord } from './records.ts';
 const SLURM_CONF = '/etc/slurm/slurm.conf';
 const DEFAULT_CPUS = 8;
 
-const START_TIMEOUT_MS = 30_000;
-const STOP_TIMEOUT_MS = 20_000;
-const SYSLOG_TIMEOUT_MS = 10_000;
+const START_TIMEOUT_MS = 90_000;
+const STOP_TIMEOUT_MS = 60_000;
+const SYSLOG_TIMEOUT_MS = 60_000;
 /** A look starts several programs, which take from what is waited for: so the longer it takes, the less often. */
-const POLL_INTERVAL_MS = { least: 50, most: 500, partOfElapsed: 0.3 } as const;
+const POLL_INTERVAL_MS = { least: 100, most: 500, partOfElapsed: 0.3 } as const;
 /**
  * How long a requeued job must rest so that slurmd treats it as new. slurmd compares its credentials by
  * whole seconds: a job that comes back sooner is launched without a Prolog. Slurm itself waits 121 s.

@@ -48,7 +48,7 @@ async function until(isTrue: () => boolean | Promise<boolean>, wanted: string): 
   const deadlineMs = Date.now() + WAIT_LIMIT_MS;
   while (!(await isTrue())) {
     if (Date.now() > deadlineMs) throw new Error(`Waited ${WAIT_LIMIT_MS} ms for ${wanted}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
+    await new Promise((resolve) => setTimeout(resolve, 60));
   }
 }
 

@@ -340,7 +340,7 @@ export async function remainsOf({
 }
 
 /** What the Epilog leaves to a deletion in the background may still run for a moment. */
-const LINGER_LIMIT_MS = 3000;
+const LINGER_LIMIT_MS = 20_000;
 
 async function lingeringProcesses(cluster: Cluster): Promise<string[]> {
   const deadlineMs = Date.now() + LINGER_LIMIT_MS;

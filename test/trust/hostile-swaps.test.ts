@@ -1,12 +1,15 @@
 /**
  * What a program has just looked at is replaced before its next system call: strace(1) stops it there. At every call on something in
- * the user directory, in Prolog, acquire, collector and Epilog (I4, I7, I9).
+ * the user directory, in Prolog, acquire, wrapper, collector and Epilog (I4, I7, I9).
  *
  * One kind of replacement in turn for every eighth call; CONTAINER_CACHE_TEST_ALL=1 tries all kinds at all calls.
  */
 // test: timeout 900 s
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import {
   chownSync,
+  copyFileSync,
   existsSync,
   lchownSync,
   linkSync,
@@ -17,6 +20,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, join } from 'node:path';
+import { projectRoot } from '../../build/source-files.ts';
 import { createLockName, partialName } from '../../lib/core/layout.ts';
 import { startAcquire } from '../helpers/acquire.ts';
 import { holders, setUsed, TestNode, until } from '../helpers/node.ts';
@@ -34,7 +38,10 @@ enterPrivateMachine();
 const unlessStrace = unlessPrivateMachine ?? (existsSync('/usr/bin/strace') ? undefined : 'needs strace');
 const test = suite('replaced between two system calls', { skip: unlessStrace });
 
-const calls = ['openat', 'statx', 'mkdir', 'flock', 'rename', 'rmdir', 'unlink', 'utimensat', 'getdents64'];
+const calls = [
+  ...['openat', 'statx', 'newfstatat', 'faccessat', 'faccessat2'],
+  ...['mkdir', 'flock', 'rename', 'rmdir', 'unlink', 'utimensat', 'getdents64'],
+];
 
 interface Place {
   /** Of the system call, and which of its kind. */
@@ -177,6 +184,8 @@ const programs: Readonly<Record<string, { readonly withEntry: boolean; readonly 
   'a Prolog that creates': { withEntry: false, run: runProlog },
   'an acquire that reuses': { withEntry: true, run: runAcquire },
   'an acquire that creates': { withEntry: false, run: runAcquire },
+  'a wrapper that creates': { withEntry: true, run: runWrapper },
+  'a wrapper that starts': { withEntry: true, run: runStart },
   'a collector': {
     withEntry: true,
     run: async ({ node }, wrapper) => {
@@ -205,15 +214,68 @@ async function runAcquire({ node, image }: Scene, wrapper: readonly string[]) {
   return { exitCode: exitCode === 1 ? 0 : exitCode, code: log?.fields['code'] };
 }
 
+const container = 'pyxis_4.0';
+
+/** Does nothing, and is content. */
+const standIn = '#!/bin/sh\n[ "$1" != version ] || echo 4.1.2\n';
+
+function installEnroot(node: TestNode): void {
+  for (const path of ['bin', 'real', 'etc', 'etc/mounts.d']) mkdirSync(join(node.root, path));
+  copyFileSync(join(projectRoot, 'enroot/enroot'), join(node.root, 'bin/enroot'));
+  writeFileSync(join(node.root, 'real/enroot'), standIn, { mode: 0o755 });
+  copyFileSync(
+    join(projectRoot, 'enroot/00-container-cache.fstab'),
+    join(node.root, 'etc/mounts.d/00-container-cache.fstab'),
+  );
+}
+
+/** As pyxis does for a step of job 4. A shell waits for ever for the other end of a FIFO: its user's time, until the step is over. */
+async function callWrapper({ node }: Scene, wrapper: readonly string[], parameters: readonly string[]) {
+  const user = ['--reuid=59001', '--regid=59001', '--clear-groups', '--inh-caps=-all', '--bounding-set=-all'];
+  const command = [...wrapper, join(node.root, 'bin/enroot'), ...parameters];
+  const child = spawn('timeout', ['--signal=KILL', '10', 'setpriv', ...user, '--', ...command], {
+    cwd: '/',
+    env: {
+      PATH: '/usr/bin:/bin',
+      CONTAINER_CACHE_CONF: node.configPath,
+      SLURM_JOB_ID: '4',
+      SLURM_JOB_UID: String(alice.uid),
+    },
+    stdio: 'ignore',
+  });
+  const [exitCode, signal] = (await once(child, 'exit')) as [number | null, string | null];
+  return { exitCode: signal === 'SIGKILL' || exitCode === 137 ? 0 : exitCode, code: undefined };
+}
+
+function runWrapper(scene: Scene, wrapper: readonly string[]) {
+  return callWrapper(scene, wrapper, ['create', '--name', container, scene.image]);
+}
+
+async function runStart(scene: Scene, wrapper: readonly string[]) {
+  await runWrapper(scene, []);
+  return callWrapper(scene, wrapper, ['start', container, 'true']);
+}
+
 /** Nothing of these is a user's to bring about. */
 const forbidden = ['BUG', 'NO_SPACE', 'USER_DIRECTORY', 'BASE_UNSAFE', 'TOOL_MISSING', 'LEASE_FAILED'];
 const tryAll = process.env['CONTAINER_CACHE_TEST_ALL'] !== undefined;
 const sampledCall = 8;
+const settings = {
+  on_failure: 'fail',
+  container_cache_gc_high: 99,
+  container_cache_gc_low: 1,
+  gc_min_age: 0,
+};
 
 for (const [what, { withEntry, run }] of Object.entries(programs)) {
   test(`whatever ${what} has just looked at: it ends, touches nothing of others and drains no node`, async () => {
-    await using node = await TestNode.start({
-      settings: { on_failure: 'fail', container_cache_gc_high: 99, container_cache_gc_low: 1, gc_min_age: 0 },
+    await using node = await TestNode.start();
+    installEnroot(node);
+    node.configure({
+      ...settings,
+      isolation: 'overlay',
+      enroot_path: join(node.root, 'real/enroot'),
+      enroot_sysconf_path: join(node.root, 'etc'),
     });
     const image = node.image();
     await node.prolog({ id: 1, user: alice, image });
