@@ -187,6 +187,32 @@ for (const error of errors) {
   });
 }
 
+calls('a holder that cannot be looked at, for want of a descriptor, is ended', async () => {
+  await using node = await startNode({ settings: { on_failure: 'fail' } });
+  const image = node.image();
+  await node.prolog({ id: 6, user: alice, image });
+  await node.epilog({ id: 6, user: alice });
+  const trace = join(node.root, 'trace');
+  const opens = (): string[] => readFileSync(trace, 'utf8').match(/^openat\(.*$/gm) ?? [];
+  const isOfProcess = (open: string | undefined): boolean => /"\/proc\/\d+\//.test(open ?? '');
+  let result: ProgramResult;
+  let tries = 0;
+  do {
+    await node.prolog({ id: 7, user: alice, image, wrapper: straceOf(trace) });
+    await node.epilog({ id: 7, user: alice });
+    const first = opens().findIndex(isOfProcess) + 1;
+    const wrapper = straceOf(trace, '-e', `inject=openat:error=EMFILE:when=${first}+`);
+    result = await node.prolog({ id: 7, user: alice, image, wrapper });
+    // Which call is the first to look at a process differs from run to run, if seldom.
+  } while (++tries < 10 && !isOfProcess(opens().find((open) => open.endsWith('(INJECTED)'))));
+  const { exitCode, line } = result;
+  assert.ok(tries < 10, opens().join('\n'));
+  assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'NO_RESOURCES'], line['reason']);
+  await until('it has ended', () => holders().length === 0);
+  assert.equal(node.leases(), []);
+  await assertRecovers(node, image, 'after it');
+});
+
 for (const error of ['ENOLCK', 'ENOSYS', 'EOPNOTSUPP', 'EINVAL']) {
   calls(`a base without flock (${error}) is refused with a line that says what to do`, async () => {
     await using node = await startNode();
