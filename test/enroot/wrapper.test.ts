@@ -22,7 +22,6 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, join } from 'node:path';
-import { projectRoot } from '../../build/source-files.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { TestNode, type NodeOptions } from '../helpers/node.ts';
@@ -38,6 +37,7 @@ import {
   type TestUser,
 } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
+import { installWrapper, stepEnvironment } from '../helpers/wrapper.ts';
 
 enterPrivateMachine();
 
@@ -74,6 +74,7 @@ class WrapperNode implements AsyncDisposable {
   readonly node: TestNode;
   readonly wrapper: string;
   readonly real: string;
+  readonly mountsFile: string;
   readonly entry: string;
   readonly userPath: string;
   readonly imagePath: string;
@@ -81,18 +82,16 @@ class WrapperNode implements AsyncDisposable {
 
   private constructor(node: TestNode) {
     this.node = node;
-    this.wrapper = join(node.root, 'bin/enroot');
-    this.real = join(node.root, 'real/enroot');
+    const installed = installWrapper(node, recorder);
+    this.wrapper = installed.path;
+    this.real = installed.enrootPath;
+    this.mountsFile = installed.mountsFile;
     this.userPath = node.userPath(alice);
     this.pyxisPath = join(node.root, 'pyxis');
-    for (const name of ['bin', 'real', 'etc', 'pyxis', `pyxis/${alice.uid}`])
-      mkdirSync(join(node.root, name));
+    for (const name of ['pyxis', `pyxis/${alice.uid}`]) mkdirSync(join(node.root, name));
     // Whoever runs the recorder writes beside it.
     chmodSync(join(node.root, 'real'), 0o777);
     chownSync(join(this.pyxisPath, String(alice.uid)), alice.uid, alice.gid);
-    copyFileSync(join(projectRoot, 'enroot/enroot'), this.wrapper);
-    writeFileSync(this.real, recorder, { mode: 0o755 });
-    writeFileSync(join(node.root, 'etc/00-container-cache.fstab'), '${CONTAINER_CACHE_FSTAB}\n');
     this.imagePath = node.image();
     this.entry = basename(node.plant(alice, { hash: '00deadbeef001122', usedSecondsAgo: 0 }));
     this.writeFacts();
@@ -116,7 +115,7 @@ class WrapperNode implements AsyncDisposable {
       reason: undefined,
       imageFreshness: 'always',
       command: undefined,
-      mountsFile: join(this.node.root, 'etc/00-container-cache.fstab'),
+      mountsFile: this.mountsFile,
       validUntilMs: undefined,
       ...changes,
     };
@@ -146,11 +145,7 @@ class WrapperNode implements AsyncDisposable {
         encoding: 'utf8',
         timeout: 20_000,
         env: {
-          PATH: `${join(this.node.root, 'bin')}:${join(this.node.root, 'real')}:/usr/bin:/bin`,
-          CONTAINER_CACHE_CONF: this.node.configPath,
-          SLURM_JOB_ID: String(jobId),
-          SLURM_JOB_UID: String(user.uid),
-          SLURM_STEP_ID: '0',
+          ...stepEnvironment(this.node, user, jobId),
           PYXIS_RUNTIME_PATH: this.pyxisPath,
           ...options.environment,
         },
@@ -275,7 +270,7 @@ const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
     },
   ],
   ['isolation is off', (node) => node.writeFacts({ isolation: 'off' })],
-  ['mounts.d has not our file', (node) => rmSync(join(node.node.root, 'etc/00-container-cache.fstab'))],
+  ['mounts.d has not our file', (node) => rmSync(node.mountsFile)],
   ['there is no user directory', (node) => rmSync(node.userPath, { recursive: true })],
   ['the job has no files', (node) => rmSync(join(node.node.runtimePath, 'jobs'), { recursive: true })],
   ['the job has another image', (node) => node.writeImages(`/other\t${node.entry}\t1 1.0\n`)],

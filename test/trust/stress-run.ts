@@ -21,7 +21,6 @@ import { spawn, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
-  copyFileSync,
   existsSync,
   lstatSync,
   mkdirSync,
@@ -34,7 +33,6 @@ import {
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { distDirectory } from '../../build/build.ts';
-import { projectRoot } from '../../build/source-files.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { createLockName, holderVariable, lockFileName, parseStubName } from '../../lib/core/layout.ts';
 import { readLease } from '../../lib/store/lease.ts';
@@ -64,6 +62,7 @@ import {
   umount,
   type TestUser,
 } from '../helpers/private-machine.ts';
+import { installWrapper, stepEnvironment, type InstalledWrapper } from '../helpers/wrapper.ts';
 import { planJob, type JobPlan, type KillPlan, type RunPlan, type StepPlan } from './stress-plan.ts';
 
 export interface StressOptions {
@@ -177,9 +176,7 @@ export async function runStress(options: StressOptions): Promise<StressReport> {
       ...(options.disk === 'starving' ? starving : small),
       gc_min_age: 0,
       on_failure: 'fail',
-      isolation: 'overlay',
-      enroot_path: stress.enrootPath,
-      enroot_sysconf_path: join(node.root, 'etc'),
+      ...stress.wrapper.settings,
     });
     // So that there is something of which it has too much, also when all entries are gone.
     writeFileSync(join(disk, 'ballast'), Buffer.alloc(128 * 1024));
@@ -193,7 +190,7 @@ export async function runStress(options: StressOptions): Promise<StressReport> {
 }
 
 class Stress {
-  readonly enrootPath: string;
+  readonly wrapper: InstalledWrapper;
   readonly watchPath: string;
   readonly report: StressReport = {
     jobs: 0,
@@ -233,15 +230,11 @@ class Stress {
     this.#options = options;
     this.#users = addUsers(options.users);
     this.#images = Array.from({ length: options.images }, (_, index) => makeStressImage(node, index));
-    for (const path of ['bin', 'real', 'real/data', 'etc', 'etc/mounts.d', 'watch'])
-      mkdirSync(join(node.root, path));
+    this.wrapper = installWrapper(node, standIn);
+    for (const path of ['real/data', 'watch']) mkdirSync(join(node.root, path));
     this.watchPath = join(node.root, 'watch');
     writeFileSync(join(this.watchPath, 'log'), '');
     for (const path of [this.watchPath, join(this.watchPath, 'log')]) chmodSync(path, 0o777);
-    copyFileSync(join(projectRoot, 'enroot/enroot'), join(node.root, 'bin/enroot'));
-    this.enrootPath = join(node.root, 'real/enroot');
-    writeFileSync(this.enrootPath, standIn, { mode: 0o755 });
-    writeFileSync(join(node.root, 'etc/mounts.d/00-container-cache.fstab'), '${CONTAINER_CACHE_FSTAB}\n');
     for (const user of this.#users) {
       const data = join(node.root, 'real/data', String(user.uid));
       mkdirSync(data);
@@ -511,13 +504,7 @@ class Stress {
     const user = this.#users[plan.user]!;
     const image = this.#images[step.image]!;
     const name = `pyxis_${plan.id}.${number}`;
-    const create = this.#asUser(plan, number, [
-      join(this.#node.root, 'bin/enroot'),
-      'create',
-      '--name',
-      name,
-      image.path,
-    ]);
+    const create = this.#asUser(plan, number, [this.wrapper.path, 'create', '--name', name, image.path]);
     const killing =
       step.kill === undefined ? undefined : killLater(create.pid, { ...step.kill, group: true });
     const created = await create.result;
@@ -548,7 +535,7 @@ class Stress {
     if (step.killHolder && held !== undefined) this.#killHolder(held);
     const isProtected = isOwn || (held !== undefined && this.#held.has(held));
 
-    const start = this.#asUser(plan, number, [join(this.#node.root, 'bin/enroot'), 'start', name]);
+    const start = this.#asUser(plan, number, [this.wrapper.path, 'start', name]);
     await sleep(step.runMs);
     this.#checkAll(where);
     start.end();
@@ -570,7 +557,7 @@ class Stress {
       );
     if (!step.isRemoved) return;
     if (held !== undefined) this.#held.delete(held);
-    const remove = this.#asUser(plan, number, [join(this.#node.root, 'bin/enroot'), 'remove', '-f', name]);
+    const remove = this.#asUser(plan, number, [this.wrapper.path, 'remove', '-f', name]);
     const removed = await remove.result;
     this.#expect(removed.exitCode === 0, where, `remove: exit code ${removed.exitCode}: ${removed.output}`);
     this.#expect(!existsSync(stub), where, `I17: remove leaves ${stub}`);
@@ -722,14 +709,7 @@ class Stress {
     const child = spawn('setpriv', [...ids, '--', file, ...parameters], {
       cwd: '/',
       detached: true,
-      env: {
-        PATH: `${join(this.#node.root, 'bin')}:${join(this.#node.root, 'real')}:/usr/sbin:/usr/bin:/sbin:/bin`,
-        HOME: '/',
-        CONTAINER_CACHE_CONF: this.#node.configPath,
-        SLURM_JOB_ID: String(plan.id),
-        SLURM_JOB_UID: String(user.uid),
-        SLURM_STEP_ID: String(stepId),
-      },
+      env: stepEnvironment(this.#node, user, plan.id, stepId),
       stdio: ['pipe', 'pipe', 'pipe'],
     });
     const limit = setTimeout(() => child.kill('SIGKILL'), programLimitMs);
