@@ -1,7 +1,7 @@
 /**
  * The steps before a job, as root on its node:
  *
- *   read the job → user directory → entry: reuse it, or make room and unpack → lease → job files → one log line
+ *   read the job → look at the image, meanwhile user directory → entry: reuse it, or make room and unpack → lease → job files → one log line
  *
  * Whatever goes wrong, the job runs as it would have without us, and the line says why.
  */
@@ -81,21 +81,16 @@ async function prepareJob(
   configPath: string | undefined,
   log: Log,
 ): Promise<Prepared> {
-  const { container } = job;
   // First of all: it takes a child as long as most of the rest takes us.
-  const looking = container === undefined ? undefined : findSource(job, container, settings);
-  // Where something else fails first, nobody asks for it.
-  looking?.catch(() => undefined);
+  const wanted = job.container && startLooking(job, job.container, settings);
   const known = recallNodeFacts(settings.runtimePath);
   const base = openBase(settings, known);
   try {
     const userDirectory = openUserDirectory(base, job);
     const telling = tellNode(settings, base, known, log);
     try {
-      if (container === undefined || looking === undefined)
-        return { acquired: undefined, warning: undefined };
-      const context = { job, settings, base, userDirectory, log, configPath };
-      return await prepareContainer(context, container, looking);
+      if (wanted === undefined) return { acquired: undefined, warning: undefined };
+      return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, wanted);
     } finally {
       await telling;
     }
@@ -132,11 +127,19 @@ interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly job: Job;
 }
 
-async function prepareContainer(
-  context: Context,
-  container: ContainerOptions,
-  looking: Promise<ImageSource>,
-): Promise<Prepared> {
+interface Wanted {
+  readonly container: ContainerOptions;
+  readonly looking: Promise<ImageSource>;
+}
+
+function startLooking(job: Job, container: ContainerOptions, settings: Settings): Wanted {
+  const looking = findSource(job, container, settings);
+  // Where something else fails first, nobody asks for it.
+  looking.catch(() => undefined);
+  return { container, looking };
+}
+
+async function prepareContainer(context: Context, { container, looking }: Wanted): Promise<Prepared> {
   const { job, settings } = context;
   prepareFlock();
   const source = await looking;

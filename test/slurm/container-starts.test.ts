@@ -90,10 +90,6 @@ function readIfThere(file: string): string {
   return existsSync(file) ? readFileSync(file, 'utf8') : '';
 }
 
-interface Stats {
-  readonly jobs: { readonly bypasses: unknown };
-}
-
 const entriesOf = ({ userPath }: ContainerCluster): string[] =>
   namesIn(userPath).filter((name) => name.startsWith('pyxis_cache_'));
 
@@ -440,7 +436,7 @@ starts('an image that is replaced while the job runs is another image to its nex
 });
 
 starts.unless(
-  standInUnavailable(['squashfuse']),
+  standInUnavailable(FOR_IMAGE_FILES),
   'with create_mode=background and use_squashfuse=1 the first job starts from the image, the next from its entry',
   async (state) => {
     const containers = requireContainers(state);
@@ -449,14 +445,15 @@ starts.unless(
     const run = (): Promise<string> => runJob(containers, TELL, [`--container-image=${path}`]);
     const bypasses = async (): Promise<unknown> => {
       const command = join(cluster.root, 'container-cache/container-cache');
-      return (JSON.parse(await cluster.exec([command, 'stats', '--json'])) as Stats).jobs.bypasses;
+      const stats: unknown = JSON.parse(await cluster.exec([command, 'stats', '--json']));
+      return (stats as { jobs: { bypasses: unknown } }).jobs.bypasses;
     };
     configure(containers, 'create_mode=background');
     await containers.setPyxisArguments(['use_squashfuse=1']);
     try {
       assert.match(await run(), /^background /);
       assert.equal(await bypasses(), { UNPACKING: 1 });
-      await cluster.waitForSyslog(new RegExp(`: warm .*image=${path} result=created`), 60_000);
+      await cluster.waitForSyslog(new RegExp(`: warm .*image=${path} result=created`));
       assert.is(await run(), 'background overlay\n');
       await cluster.waitForSyslog(new RegExp(`: prolog .*image=${path} result=reused`));
       assert.equal(await bypasses(), { UNPACKING: 1 });
