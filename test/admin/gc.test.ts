@@ -56,6 +56,7 @@ async function crowdedNode(settings: NodeOptions['settings'], basePath?: string)
   node.plant(bob, { hash: hash(10), usedSecondsAgo: 5500, files: 40, metadata: null });
   node.plant(alice, { hash: hash(11), usedSecondsAgo: 5 });
   await node.prolog({ id: 7, user: alice, image: node.image() });
+  await node.settle();
   const partial = join(node.userPath(alice), `.pyxis_cache_u${alice.uid}_${hash(12)}.7-ab.partial`);
   mkdirSync(partial);
   command('chown', `${alice.uid}:${alice.gid}`, partial);

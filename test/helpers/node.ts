@@ -319,12 +319,12 @@ export class TestNode implements AsyncDisposable {
     return existsSync(path) ? readFileSync(path, 'utf8') : undefined;
   }
 
-  /** Resolves when no collector runs in the background any more. */
+  /** Resolves when nothing that was started in the background runs any more: a collector, or what marks an entry settled. */
   async settle(): Promise<void> {
-    // While one program of the chain to the collector executes the next, its command line is empty for a moment.
+    // While one program of such a chain executes the next, its command line is empty for a moment.
     let looksWithout = 0;
-    await until('the background collectors have ended', () => {
-      looksWithout = backgroundCollectors().length === 0 ? looksWithout + 1 : 0;
+    await until('what runs in the background has ended', () => {
+      looksWithout = inBackground().length === 0 ? looksWithout + 1 : 0;
       return looksWithout === 5;
     });
   }
@@ -332,11 +332,8 @@ export class TestNode implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const child of this.#running) child.kill('SIGKILL');
     for (const { pid } of holders()) kill(pid);
-    for (const pid of backgroundCollectors()) kill(pid);
-    await until(
-      'nothing of the node runs',
-      () => holders().length === 0 && backgroundCollectors().length === 0,
-    );
+    for (const pid of inBackground()) kill(pid);
+    await until('nothing of the node runs', () => holders().length === 0 && inBackground().length === 0);
     command('rm', '--recursive', '--force', '--one-file-system', this.root, this.statePath);
   }
 }
@@ -419,9 +416,13 @@ export function holders(jobId?: number): Process[] {
   );
 }
 
-function backgroundCollectors(): number[] {
+/** A collector, or what marks an entry settled (startSettling). */
+function inBackground(): number[] {
   return processes()
-    .filter(({ commandLine }) => commandLine.endsWith('gc --background'))
+    .filter(
+      ({ commandLine }) =>
+        commandLine.endsWith('gc --background') || commandLine.includes('sync --file-system -- '),
+    )
     .map(({ pid }) => pid);
 }
 

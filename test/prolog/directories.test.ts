@@ -170,6 +170,7 @@ base('on a disk in /etc/fstab is used if the disk is mounted, and refused if not
     umount('/etc/fstab');
   }
   await until('nothing holds the disk', () => holders().length === 0);
+  await node.settle();
   umount(node.basePath);
 });
 
