@@ -245,7 +245,7 @@ function makeDeb(directory: string, work: string, { version, atSeconds }: Releas
     ],
     postinst: [scriptFor('after-install', '[ "$1" = configure ]'), 0o755],
     prerm: [scriptFor('before-removal', '[ "$1" = remove ]'), 0o755],
-    postrm: [scriptFor('after-removal', '[ "$1" = remove ]'), 0o755],
+    postrm: [scriptFor('after-removal', '[ "$1" = remove ] || [ "$1" = purge ]'), 0o755],
   };
   for (const [name, [text, mode]] of Object.entries(files)) writeFileSync(join(debian, name), text, { mode });
   // Of the directories, whose times dpkg-deb takes as they are.

@@ -19,7 +19,7 @@ import {
   appendFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { build, executable } from '../../build/build.ts';
 import { makeOtherFiles, packFiles } from '../../build/package.ts';
 import { packagedFiles, packagedLinks } from '../../build/package-files.ts';
@@ -149,6 +149,8 @@ interface Manager {
   readonly install: readonly string[];
   readonly upgrade: readonly string[];
   readonly remove: readonly string[];
+  /** Where the manager can forget a package that it has removed. */
+  readonly purge?: readonly string[];
   /** What is left of the configuration after a removal. */
   readonly leftConfiguration: string;
 }
@@ -159,6 +161,7 @@ const managers: readonly Manager[] = [
     install: ['dpkg', '--force-depends', '--install'],
     upgrade: ['dpkg', '--force-depends', '--force-confold', '--install'],
     remove: ['dpkg', '--remove', 'container-cache'],
+    purge: ['dpkg', '--purge', 'container-cache'],
     leftConfiguration: configuration,
   },
   {
@@ -170,7 +173,7 @@ const managers: readonly Manager[] = [
   },
 ];
 
-for (const { kind, install, upgrade, remove, leftConfiguration } of managers) {
+for (const { kind, install, upgrade, remove, purge, leftConfiguration } of managers) {
   test(`${kind}: installed, upgraded under a job, and removed`, (state) => {
     const machine = new Machine(kind.slice(1));
     const [first, second] = versions.map((version) =>
@@ -231,6 +234,16 @@ for (const { kind, install, upgrade, remove, leftConfiguration } of managers) {
       /^pyxis_cache_/.test(name),
     );
     assert.is(left.length, 1);
+
+    const counters = machine.path('/var/lib/container-cache/events');
+    assert.ok(existsSync(counters));
+    if (purge === undefined) return;
+    assert.not.match(machine.must(purge[0]!, ...purge.slice(1)), /left as they were/);
+    assert.equal(
+      [existsSync(dirname(counters)), existsSync(machine.path(leftConfiguration))],
+      [false, false],
+    );
+    assert.ok(existsSync(machine.path(`/srv/data/${alice.uid}/${left[0]!}`)));
   });
 }
 
