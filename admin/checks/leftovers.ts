@@ -14,7 +14,7 @@ import {
 } from '../../lib/core/layout.ts';
 import { forecastCollection, type FoundEntry } from '../../lib/store/collector.ts';
 import { listJobFiles } from '../../lib/store/job-files.ts';
-import { listLeases } from '../../lib/store/lease.ts';
+import { isHolderAlive, listLeases } from '../../lib/store/lease.ts';
 import { findStub } from '../../lib/store/stub.ts';
 import { findUserDirectory, openBase } from '../../lib/store/user-directory.ts';
 import { withUserIds } from '../../lib/system/as-user.ts';
@@ -23,7 +23,7 @@ import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries } from '../../lib/system/mounts.ts';
-import { processStartTicks, processUid } from '../../lib/system/processes.ts';
+import { processUid } from '../../lib/system/processes.ts';
 import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../../lib/system/slurm-jobs.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
 import { answers, type Check, type CheckContext } from './context.ts';
@@ -210,7 +210,7 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
 function jobFindings(jobs: Jobs): Finding[] {
   const findings: Finding[] = [];
   for (const { jobId, holder } of jobs.leases) {
-    if (processStartTicks(holder.pid) !== holder.startTicks)
+    if (!isHolderAlive(jobId, holder))
       findings.push(
         report.warn(`the lease of job ${jobId} has no holder any more and protects nothing`, collect),
       );

@@ -207,7 +207,8 @@ function isHolderOf(jobId: number, pid: number, owner: number): boolean {
   return processUid(pid) === owner && processVariable(pid, holderVariable) === String(jobId);
 }
 
-function isAlive(jobId: number, holder: Holder): boolean {
+/** The owner comes first, see processUid(): its number may be a user's process by now. */
+export function isHolderAlive(jobId: number, holder: Holder): boolean {
   return isHolderOf(jobId, holder.pid, rootId) && processStartTicks(holder.pid) === holder.startTicks;
 }
 
@@ -216,7 +217,7 @@ function isAlive(jobId: number, holder: Holder): boolean {
  * whoever comes next does not find the entry still held.
  */
 function stopHolder(jobId: number, holder: Holder): boolean {
-  if (!isAlive(jobId, holder)) return false;
+  if (!isHolderAlive(jobId, holder)) return false;
   const isSignalled = unlessErrno(['ESRCH'], () => process.kill(holder.pid, 'SIGKILL')) ?? false;
   waitUntil(() => processUid(holder.pid) !== rootId || processStartTicks(holder.pid) !== holder.startTicks);
   return isSignalled;
@@ -243,16 +244,16 @@ export function listLeases(runtimePath: string): LeaseRecord[] {
 
 /** Those that hold their entries; a record without its holder protects nothing. */
 export function listHeldLeases(runtimePath: string): LeaseRecord[] {
-  return listLeases(runtimePath).filter(({ jobId, holder }) => isAlive(jobId, holder));
+  return listLeases(runtimePath).filter(({ jobId, holder }) => isHolderAlive(jobId, holder));
 }
 
 /** Removes the records whose holder is gone. @returns the job IDs */
 export function sweepLeases(runtimePath: string): number[] {
-  const dead = listLeases(runtimePath).filter((record) => !isAlive(record.jobId, record.holder));
+  const dead = listLeases(runtimePath).filter((record) => !isHolderAlive(record.jobId, record.holder));
   for (const record of dead) {
     // A Prolog of a requeued job may just have written a new record in its place.
     const now = readLease(runtimePath, record.jobId);
-    if (now !== undefined && !isAlive(now.jobId, now.holder))
+    if (now !== undefined && !isHolderAlive(now.jobId, now.holder))
       rmSync(leasePath(runtimePath, now.jobId), { force: true });
   }
   return dead.map((record) => record.jobId);
