@@ -62,7 +62,7 @@ test('it keeps what it has while it is stopped', async () => {
 
 test('held, it accepts connections and does not answer', async () => {
   await using registry = await startDockerRegistry();
-  registry.hold();
+  await registry.hold();
   const url = `http://${registry.address}/v2/`;
   await assert.rejects(fetch(url, { signal: AbortSignal.timeout(200) }), DOMException, /timeout/);
   registry.release();

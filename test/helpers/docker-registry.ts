@@ -19,6 +19,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 
 import { makeImage, type Tree } from './image.ts';
+import { stopProcess } from './node.ts';
 import { command } from './private-machine.ts';
 import { unlessRoot } from './suite.ts';
 
@@ -203,9 +204,9 @@ export class DockerRegistry implements AsyncDisposable {
     await ended;
   }
 
-  /** From now on connections are made and nothing is answered, until release(). */
-  hold(): void {
-    this.#process?.kill('SIGSTOP');
+  /** From then on connections are made and nothing is answered, until release(). */
+  async hold(): Promise<void> {
+    if (this.#process !== undefined) await stopProcess(this.#process.pid!);
   }
 
   release(): void {

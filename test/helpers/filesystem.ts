@@ -6,7 +6,7 @@ import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
-import { until } from './node.ts';
+import { stopProcess, until } from './node.ts';
 import {
   command,
   machineRoot,
@@ -92,8 +92,8 @@ export const unlessFuse = unlessPrivateMachine ?? (existsSync('/dev/fuse') ? und
 export interface Squashfuse extends AsyncDisposable {
   /** Its mount point, for everybody. */
   readonly path: string;
-  /** From now on its server does not answer. */
-  readonly stop: () => void;
+  /** From then on its server does not answer. */
+  readonly stop: () => Promise<void>;
   readonly go: () => void;
 }
 
@@ -108,7 +108,7 @@ export async function mountSquashfuse(image: string): Promise<Squashfuse> {
   });
   return {
     path,
-    stop: () => server.kill('SIGSTOP'),
+    stop: () => stopProcess(server.pid!),
     go: () => server.kill('SIGCONT'),
     [Symbol.asyncDispose]: async () => {
       server.kill('SIGKILL');

@@ -338,6 +338,15 @@ export class TestNode implements AsyncDisposable {
   }
 }
 
+/** Resolves when no thread of the process runs any more: the others go on until one of them has taken the signal. */
+export async function stopProcess(pid: number): Promise<void> {
+  process.kill(pid, 'SIGSTOP');
+  const tasks = `/proc/${pid}/task`;
+  await until(`process ${pid} has stopped`, () =>
+    readdirSync(tasks).every((id) => /^State:\s+T/m.test(readFileSync(`${tasks}/${id}/status`, 'utf8'))),
+  );
+}
+
 /** SIGKILL to a process, or to a group by its negative ID; one that has ended is none the worse. */
 export function kill(pid: number): void {
   try {

@@ -85,7 +85,7 @@ test.unless(
     await until('it has stopped', () =>
       /^State:\tT/m.test(readFileSync(`/proc/${process_.pid!}/status`, 'utf8')),
     );
-    fuse.stop();
+    await fuse.stop();
     process.kill(process_.pid!, 'SIGCONT');
     // It takes a moment to get there.
     await until('nobody can look at it', () => {
