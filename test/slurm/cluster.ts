@@ -398,17 +398,6 @@ class RunningCluster implements Cluster {
       () => 'it still exists',
     );
     await this.#startSlurmd(environment);
-    // Ask slurmd itself: slurmctld may not have noticed yet that it was gone.
-    await pollFor(
-      'slurmd to answer again',
-      START_TIMEOUT_MS,
-      async () => {
-        await this.#mustRun('slurmd');
-        return this.run('root', ['scontrol', 'show', 'slurmd', NODE_NAME]);
-      },
-      (result) => result.exitCode === 0 && fs.existsSync(this.hostPath(PID_FILES.slurmd)),
-      (result) => result.stdout + result.stderr,
-    );
     await this.#waitForNode('answering', START_TIMEOUT_MS, isAnswering);
   }
 
@@ -441,9 +430,20 @@ class RunningCluster implements Cluster {
     succeeded(argv, await running.result);
   }
 
-  #startSlurmd(environment: Readonly<Record<string, string>> = {}): Promise<void> {
+  async #startSlurmd(environment: Readonly<Record<string, string>> = {}): Promise<void> {
     const searchPath = [...(this.#options.slurmdPath ?? []), SYSTEM_PATH].join(':');
-    return this.#startDaemon(['slurmd', '-f', SLURM_CONF], { PATH: searchPath, ...environment });
+    await this.#startDaemon(['slurmd', '-f', SLURM_CONF], { PATH: searchPath, ...environment });
+    // Ask slurmd itself: to slurmctld a node that it has not heard of is idle, and one that is gone answers until it is missed.
+    await pollFor(
+      'slurmd to answer',
+      START_TIMEOUT_MS,
+      async () => {
+        await this.#mustRun('slurmd');
+        return this.run('root', ['scontrol', 'show', 'slurmd', NODE_NAME]);
+      },
+      (result) => result.exitCode === 0 && fs.existsSync(this.hostPath(PID_FILES.slurmd)),
+      (result) => result.stdout + result.stderr,
+    );
   }
 
   #waitForRecords(jobId: string, states: readonly string[], timeoutMs: number): Promise<SlurmRecord[]> {

@@ -3,6 +3,7 @@
  * slurm.conf, the SPANK plugin, homes.
  */
 import { randomBytes, randomInt } from 'node:crypto';
+import * as dgram from 'node:dgram';
 import * as fsp from 'node:fs/promises';
 import * as net from 'node:net';
 import * as path from 'node:path';
@@ -83,7 +84,7 @@ export async function writeEtc(paths: ClusterPaths, users: readonly ClusterUser[
 }
 
 export async function writeSlurmConfiguration(paths: ClusterPaths, settings: SlurmSettings): Promise<void> {
-  const [slurmctldPort, slurmdPort] = [await findFreePort(), await findFreePort()];
+  const [slurmctldPort, slurmdPort] = [await reservePort(), await reservePort()];
   const files = {
     'slurm.conf': slurmConf({
       slurmctldPort,
@@ -140,15 +141,27 @@ async function runTool(argv: readonly string[]): Promise<void> {
   succeeded(argv, await startCommand(argv, { env: { PATH: SYSTEM_PATH } }).result);
 }
 
-/** A port nobody listens on. Two clusters may still pick the same one, but hardly ever do. */
-async function findFreePort(): Promise<number> {
+/**
+ * A TCP port that nobody listens on, and that no cluster of another process is given as long as this one lives: the UDP port of the
+ * same number, which Slurm has no use for, is the lock.
+ */
+async function reservePort(): Promise<number> {
   for (;;) {
     const port = randomInt(PORT_RANGE.first, PORT_RANGE.end);
-    const server = net.createServer();
-    const isFree = await new Promise<boolean>((resolve) => {
-      server.once('error', () => resolve(false));
-      server.listen(port, '0.0.0.0', () => server.close(() => resolve(true)));
+    const lock = dgram.createSocket('udp4').unref();
+    const isReserved = await new Promise<boolean>((resolve) => {
+      lock.once('error', () => resolve(false));
+      lock.bind({ port, exclusive: true }, () => resolve(true));
     });
-    if (isFree) return port;
+    if (isReserved && (await isUnused(port))) return port;
+    lock.close();
   }
+}
+
+function isUnused(port: number): Promise<boolean> {
+  const server = net.createServer();
+  return new Promise((resolve) => {
+    server.once('error', () => resolve(false));
+    server.listen(port, '0.0.0.0', () => server.close(() => resolve(true)));
+  });
 }
