@@ -423,7 +423,11 @@ lifetime('runs beside another one', async () => {
 lifetime('does not start with a node that only seems to be idle', async () => {
   // Asked in slurmd's place, slurmctld answers itself.
   const slurmConf = { SlurmctldPort: '19999', SlurmdPort: '19999' };
-  await assert.rejects(() => startCluster({ pyxis: false, slurmConf }), ClusterError, /start slurmd: it ended/);
+  await assert.rejects(
+    () => startCluster({ pyxis: false, slurmConf }),
+    ClusterError,
+    /start slurmd: it ended/,
+  );
 });
 
 lifetime('says what its daemons said when it cannot start, and leaves nothing', async () => {
