@@ -207,7 +207,7 @@ function isHolderOf(jobId: number, pid: number, owner: number): boolean {
   return processUid(pid) === owner && processVariable(pid, holderVariable) === String(jobId);
 }
 
-/** The owner comes first, see processUid(): its number may be a user's process by now. */
+/** Whether it still runs: its number may be another process's by now, also a user's. */
 export function isHolderAlive(jobId: number, holder: Holder): boolean {
   return isHolderOf(jobId, holder.pid, rootId) && processStartTicks(holder.pid) === holder.startTicks;
 }

@@ -7,11 +7,9 @@ import { spawnSync } from 'node:child_process';
 import {
   closeSync,
   copyFileSync,
-  existsSync,
   mkdirSync,
   mkdtempSync,
   openSync,
-  readFileSync,
   readlinkSync,
   rmSync,
   symlinkSync,
@@ -21,12 +19,10 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { build, bundleProgram, distDirectory, executable, makeExecutable } from '../../build/build.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { assert, suite, unlessRoot } from '../helpers/suite.ts';
+import { assert, suite, unlessRoot, unlessStrace } from '../helpers/suite.ts';
 
 /** Any user without rights; it need not exist. */
 const NOBODY = ['setpriv', '--reuid', '65534', '--regid', '65534', '--clear-groups', '--no-new-privs'];
-
-const unlessStrace = existsSync('/usr/bin/strace') ? undefined : 'needs strace';
 
 let directory: string;
 let probe: string;
@@ -205,17 +201,11 @@ dist("a job's NODE_OPTIONS do not reach it", () => {
 });
 
 dist.unless(unlessStrace, 'has one worker thread, and none that waits for a debugger', () => {
-  const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
-  try {
-    const trace = join(elsewhere, 'trace');
-    run(['strace', '-f', '-qq', '-e', 'trace=clone,clone3,prctl', '-o', trace, executable, '--version']);
-    const calls = readFileSync(trace, 'utf8');
-    assert.is(calls.match(/CLONE_THREAD/g)?.length, 2, calls);
-    // The other is the one of V8's delayed tasks.
-    assert.is(calls.match(/PR_SET_NAME, "V8Worker"/g)?.length, 1, calls);
-  } finally {
-    rmSync(elsewhere, { recursive: true });
-  }
+  const trace = ['strace', '-f', '-qq', '-e', 'trace=clone,clone3,prctl', '-o', '|cat'];
+  const calls = run([...trace, executable, '--version']);
+  assert.is(calls.match(/CLONE_THREAD/g)?.length, 2, calls);
+  // The other is the one of V8's delayed tasks.
+  assert.is(calls.match(/PR_SET_NAME, "V8Worker"/g)?.length, 1, calls);
 });
 
 dist('the Prolog and the Epilog carry nothing of the admin command', async () => {

@@ -33,6 +33,7 @@ import {
 } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
 import { bootId } from '../../lib/system/boot.ts';
+import { unlessErrno } from '../../lib/system/errno.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { makeImage, type Tree } from './image.ts';
 import { command, machineRoot, type TestUser } from './private-machine.ts';
@@ -338,13 +339,21 @@ export class TestNode implements AsyncDisposable {
   }
 }
 
-/** Resolves when no thread of the process runs any more: the others go on until one of them has taken the signal. */
 export async function stopProcess(pid: number): Promise<void> {
   process.kill(pid, 'SIGSTOP');
-  const tasks = `/proc/${pid}/task`;
+  await untilStopped(pid);
+}
+
+/** Resolves when no thread of the process runs any more: the others go on until one of them has taken the signal. */
+export async function untilStopped(pid: number): Promise<void> {
   await until(`process ${pid} has stopped`, () =>
-    readdirSync(tasks).every((id) => /^State:\s+T/m.test(readFileSync(`${tasks}/${id}/status`, 'utf8'))),
+    readdirSync(`/proc/${pid}/task`).every((id) => /^State:\s+T/m.test(threadStatus(pid, id))),
   );
+}
+
+/** Of a thread that has ended since it was listed: nothing, so that one looks again. */
+function threadStatus(pid: number, id: string): string {
+  return unlessErrno(['ENOENT', 'ESRCH'], () => readFileSync(`/proc/${pid}/task/${id}/status`, 'utf8')) ?? '';
 }
 
 /** SIGKILL to a process, or to a group by its negative ID; one that has ended is none the worse. */

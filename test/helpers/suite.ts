@@ -6,6 +6,7 @@
  * a throwing hook fails the suite by name, a suite that is not run fails the process, `throws` and
  * `rejects` check class and message, and a skip carries its reason, which build/test.ts prints.
  */
+import { existsSync } from 'node:fs';
 import { suite as uvuSuite, type Callback } from 'uvu';
 import { describeError } from './assert.ts';
 import { SKIP_MARK } from './skip-mark.ts';
@@ -113,3 +114,4 @@ export function suite<State extends object = Record<string, never>>(
 
 /** For SuiteOptions.skip and Suite.unless. */
 export const unlessRoot = process.getuid?.() === 0 ? undefined : 'needs root';
+export const unlessStrace = existsSync('/usr/bin/strace') ? undefined : 'needs strace';

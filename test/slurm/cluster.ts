@@ -433,7 +433,7 @@ class RunningCluster implements Cluster {
   async #startSlurmd(environment: Readonly<Record<string, string>> = {}): Promise<void> {
     const searchPath = [...(this.#options.slurmdPath ?? []), SYSTEM_PATH].join(':');
     await this.#startDaemon(['slurmd', '-f', SLURM_CONF], { PATH: searchPath, ...environment });
-    // Ask slurmd itself: to slurmctld a node that it has not heard of is idle, and one that is gone answers until it is missed.
+    // Ask slurmd itself: slurmctld may take another's answer at its port for its own, and may not have noticed yet that it was gone.
     await pollFor(
       'slurmd to answer',
       START_TIMEOUT_MS,

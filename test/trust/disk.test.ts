@@ -46,12 +46,11 @@ import {
   umount,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { assert, suite } from '../helpers/suite.ts';
+import { assert, suite, unlessStrace } from '../helpers/suite.ts';
 
 enterPrivateMachine();
 
 const strace = '/usr/bin/strace';
-const unlessStrace = unlessPrivateMachine ?? (existsSync(strace) ? undefined : 'needs strace');
 const mebibyte = 1024 * 1024;
 
 /** Without an enroot nothing of the machine's has a part in it. */
@@ -113,7 +112,7 @@ const allWays = process.env['CONTAINER_CACHE_TEST_ALL_ERRORS'] !== undefined;
 const everyCall = allWays ? 1 : 5;
 const errors = ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS'] as const;
 
-const calls = suite('a disk that fails at one call', { skip: unlessStrace });
+const calls = suite('a disk that fails at one call', { skip: unlessPrivateMachine ?? unlessStrace });
 
 calls(
   'of a Prolog that makes an entry, at each in turn: the job runs, and the next has its entry',

@@ -4,13 +4,13 @@
  */
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
 import { leasePath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
 import { acquire } from '../helpers/acquire.ts';
 import { mountSquashfuse, unlessSquashfuse } from '../helpers/filesystem.ts';
-import { isAlive, setUsed, TestNode, until } from '../helpers/node.ts';
+import { isAlive, setUsed, TestNode, until, untilStopped } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -82,9 +82,7 @@ test.unless(
     await using fuse = await mountSquashfuse(node.image({ file: 'x' }));
     const process_ = start(alice, process.execPath, ['-e', stuckInExec, join(fuse.path, 'file')], 7);
     await said(process_);
-    await until('it has stopped', () =>
-      /^State:\tT/m.test(readFileSync(`/proc/${process_.pid!}/status`, 'utf8')),
-    );
+    await untilStopped(process_.pid!);
     await fuse.stop();
     process.kill(process_.pid!, 'SIGCONT');
     // It takes a moment to get there.
@@ -95,14 +93,14 @@ test.unless(
     });
     // Its number may be one that a lease's holder had.
     const holder = { pid: process_.pid!, startTicks: '1' };
-    const record = { jobId: 9, uid: bob.uid, holder, sinceMs: 1, entries: [] };
-    mkdirSync(dirname(leasePath(node.runtimePath, 9)), { recursive: true });
-    writeFileSync(leasePath(node.runtimePath, 9), formatLeaseRecord(record));
+    const leaseOfIt = formatLeaseRecord({ jobId: 9, uid: bob.uid, holder, sinceMs: 1, entries: [] });
+    writeFileSync(leasePath(node.runtimePath, 9), leaseOfIt);
     const prolog = await node.prolog({ id: 2, user: bob, image });
     const gc = await node.gc('--force');
     const ofBob = await node.epilog({ id: 2, user: bob });
     const own = await node.epilog({ id: 7, user: alice });
-    writeFileSync(leasePath(node.runtimePath, 9), formatLeaseRecord(record));
+    // One of them has removed it.
+    writeFileSync(leasePath(node.runtimePath, 9), leaseOfIt);
     const check = await node.admin('check', '--json').result;
     // As soon as the server answers, everybody can look again; so does the end of this test.
     fuse.go();

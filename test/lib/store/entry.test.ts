@@ -1,19 +1,19 @@
 /** Publishing an entry: what the kernel sees, in which order (I1, I2), and what is put aside first. */
 // test: timeout 300 s
 import { spawn } from 'node:child_process';
-import { existsSync, lstatSync, readFileSync } from 'node:fs';
+import { lstatSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { holds, isAlive, lockFileOf, openFiles, TestNode, until } from '../../helpers/node.ts';
 import { alice, command, enterPrivateMachine, unlessPrivateMachine } from '../../helpers/private-machine.ts';
-import { assert, suite } from '../../helpers/suite.ts';
+import { assert, suite, unlessStrace } from '../../helpers/suite.ts';
 
 enterPrivateMachine();
 
-const unlessStrace = unlessPrivateMachine ?? (existsSync('/usr/bin/strace') ? undefined : 'needs strace');
+const unlessTraced = unlessPrivateMachine ?? unlessStrace;
 
 const test = suite('an entry', { skip: unlessPrivateMachine });
 
-test.unless(unlessStrace, 'has its lock file, flocked shared, before it has its name', async () => {
+test.unless(unlessTraced, 'has its lock file, flocked shared, before it has its name', async () => {
   await using node = await TestNode.start();
   const trace = join(node.root, 'trace');
   const calls = 'trace=openat,flock,rename,renameat,renameat2,unlink,unlinkat';
@@ -84,7 +84,7 @@ test('that has lost its lock file while a process has it mounted is left alone',
 });
 
 test.unless(
-  unlessStrace,
+  unlessTraced,
   'that is evicted between the open of its lock file and the flock is not taken',
   async () => {
     await using node = await TestNode.start({ settings: { gc_min_age: 0 } });
