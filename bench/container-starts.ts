@@ -7,9 +7,10 @@
 import { statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describeError } from '../lib/core/faults.ts';
+import { directoryName } from '../lib/core/layout.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import {
-  namesIn,
+  entryNamesIn,
   probeTree,
   programsUnderTest,
   startContainerCluster,
@@ -170,7 +171,7 @@ async function proveRoot({ cluster }: ContainerCluster, imagePath: string): Prom
     `--container-image=${imagePath}`,
     ...['grep', '-E', '^([^ ]+ ){4}/ ', '/proc/self/mountinfo'],
   ]);
-  if (!/ overlay .*lowerdir=\S*\/pyxis_cache_/.test(stdout))
+  if (!/ overlay .*lowerdir=\S*\/\.pyxis_cache_/.test(stdout))
     throw new Error(`The container does not start from an entry: its root is ${stdout}`);
   await cluster.waitForNodeIdle();
 }
@@ -187,11 +188,11 @@ async function measureReading(pair: Pair): Promise<Finding[]> {
   const samples = new Samples<'overlay' | 'direct' | 'squashfuse'>();
   const inside = `sh -c 's=$(date +%s%N); ${readThrough('/')} && e=$(date +%s%N) && echo $(((e - s) / 1000))'`;
   await timeInside(cached, timed(srun(imagePath, 'true')));
-  const entry = namesIn(cached.userPath).find((name) => name.startsWith('pyxis_cache_'));
+  const entry = entryNamesIn(cached.userPath)[0];
   if (entry === undefined) throw new Error(`There is no entry in ${cached.userPath}`);
   const run = {
     overlay: () => timeInside(cached, srun(imagePath, inside)),
-    direct: () => timeInside(cached, timed(readThrough(join(cached.userPath, entry)))),
+    direct: () => timeInside(cached, timed(readThrough(join(cached.userPath, directoryName(entry))))),
     squashfuse: () => timeInside(stock, srun(imagePath, inside)),
   };
   await run.direct();

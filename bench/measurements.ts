@@ -10,7 +10,15 @@ import process from 'node:process';
 import { setTimeout as delay } from 'node:timers/promises';
 import { formatEntryMetadata, parseEntryMetadata } from '../lib/core/entry-metadata.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
-import { createLockName, entryName, entryPath, lockPath, trashPath, userPath } from '../lib/core/layout.ts';
+import {
+  createLockName,
+  directoryName,
+  entryName,
+  entryPath,
+  lockPath,
+  trashPath,
+  userPath,
+} from '../lib/core/layout.ts';
 import { holdEntry } from '../lib/store/held-entry.ts';
 import { writeJobFiles } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
@@ -95,7 +103,7 @@ async function measureCold(bench: Workbench): Promise<Finding[]> {
       samples.add('cold', durationMs);
       for (let count = 0; count < warmPerCold; count++)
         samples.add('warm', bench.prologAndEpilog(node, job.image, 'reused').durationMs);
-      removeAndSettle(...lease.entries.map((name) => join(bench.userPath(node), name)));
+      removeAndSettle(...lease.entries.map((name) => join(bench.userPath(node), directoryName(name))));
     },
     bare: () => {
       const durationMs = timeProgram(
@@ -267,7 +275,7 @@ function makeVictim(bench: Workbench, node: Node): string {
   const [name] = bench.prologAndEpilog(node, link, 'created').lease.entries;
   fs.rmSync(link);
   if (name === undefined) throw new Error('A lease without an entry');
-  const path = join(bench.userPath(node), name);
+  const path = join(bench.userPath(node), directoryName(name));
   // What the log says it freed is the filesystem's number, in which other programs have a share.
   const inodes = parseEntryMetadata(fs.readFileSync(lockPath(path), 'utf8'))?.inodes ?? 0;
   if (inodes < leastVictimInodes) throw new Error(`${path} has ${inodes} inodes, want ${leastVictimInodes}`);

@@ -11,11 +11,12 @@ import { join } from 'node:path';
 import type { Defer } from '../bench/clean-up.ts';
 import { renderTable } from '../lib/core/readable.ts';
 import { distDirectory } from '../build/build.ts';
-import { isEntryNameOf } from '../lib/core/layout.ts';
+import { directoryName, isEntryNameOf } from '../lib/core/layout.ts';
 import { makeImage, treeOfFiles } from '../test/helpers/image.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import {
   changesOf,
+  entryNamesIn,
   listEntries,
   namesIn,
   probeTree,
@@ -208,8 +209,9 @@ class Acts {
 
   async showEnd(): Promise<void> {
     heading('After the jobs');
-    const entries = namesIn(this.#cached.userPath).filter((name) => !name.startsWith('.'));
-    facts(entries.map((name, index) => [index === 0 ? 'entries' : '', join(this.#cached.userPath, name)]));
+    const { userPath } = this.#cached;
+    const entries = entryNamesIn(userPath).map(directoryName);
+    facts(entries.map((name, index) => [index === 0 ? 'entries' : '', join(userPath, name)]));
     const remains = await remainsOf(this.#cached);
     check('no stub, lease, process or job file is left', remains.length === 0, remains.join('; '));
   }

@@ -16,7 +16,7 @@ import { parseImage } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
 import {
   entryName,
-  isEntryNameOf,
+  parseEntryDirectoryName,
   jobImagesName,
   jobPath,
   partialName,
@@ -210,7 +210,7 @@ const discardLimitMs = 60_000;
 /** Deleted at once, since enroot needs the room; what cannot be deleted has a name that the Epilog sweeps. */
 function discard(userDirectoryPath: string, name: string, jobId: number, uid: number): void {
   let path = `${userDirectoryPath}/${name}`;
-  if (isEntryNameOf(uid, name)) {
+  if (parseEntryDirectoryName(uid, name) !== undefined) {
     const aside = `${userDirectoryPath}/${partialName(name, jobId, uniqueHex())}`;
     unlessErrno(isGone, () => {
       renameSync(path, aside);

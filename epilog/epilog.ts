@@ -12,7 +12,7 @@ import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/f
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import type { StartEvent } from '../lib/core/events.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
-import { entryPath, parsePartialName, parseStubName, userPath } from '../lib/core/layout.ts';
+import { entryPath, parsePartialName, parseStubDirectoryName, userPath } from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
@@ -218,7 +218,8 @@ function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]
   return {
     partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
     stubs: names.filter(
-      (name) => parseStubName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined,
+      (name) =>
+        parseStubDirectoryName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined,
     ),
   };
 }

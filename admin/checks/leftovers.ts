@@ -9,7 +9,7 @@ import {
   holderVariable,
   parseIdName,
   parsePartialName,
-  parseStubName,
+  parseStubDirectoryName,
   trashName,
 } from '../../lib/core/layout.ts';
 import { forecastCollection, type FoundEntry } from '../../lib/store/collector.ts';
@@ -198,7 +198,7 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
   const isMounted = findMountedEntries(base.path);
   for (const { directory, uid, names } of userNames(base)) {
     for (const name of names) {
-      const jobId = parseStubName(name)?.jobId;
+      const jobId = parseStubDirectoryName(name)?.jobId;
       if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(uid, name)) continue;
       if (asOwner(directory, () => findStub(directory, name) !== undefined))
         stubs.push(`${directory.path}/${name}`);

@@ -5,19 +5,23 @@
  *   /raid/data/pyxis-container-cache-gc.lock                        collectorLockPath
  *   /raid/data/.trash/                                              trashPath
  *   /raid/data/1000/                                                userPath
- *   /raid/data/1000/pyxis_cache_u1000_00deadbeef001122/             entryPath
- *   /raid/data/1000/pyxis_cache_u1000_00deadbeef001122/.pyxis_cache_lock     lockPath
+ *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/            entryPath
+ *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/.pyxis_cache_lock    lockPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.create.lock          createLockPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
  *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
  *   /run/container-cache/leases/42                                  leasePath
- *   /raid/data/1000/pyxis_42.0/.container-cache/entry               stubMarkPath
+ *   /raid/data/1000/.pyxis_42.0/.container-cache/entry              stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
  *   /run/container-cache/node                                       nodeFactsPath
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
  *   /var/lib/container-cache/events/2026-11-24                      eventsPath
  *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
+ *
+ * An entry is called `pyxis_cache_u1000_00deadbeef001122` and a container `pyxis_42.0` in logs, leases, pins, commands and calls. The
+ * directories of both have a dot before the name: `enroot list` shows every other directory of a data path as a container that
+ * can be removed, and scripts that clean up look for `pyxis_*`.
  */
 
 export const lockFileName = '.pyxis_cache_lock';
@@ -31,8 +35,10 @@ export const userPath = (basePath: string, uid: number): string => `${basePath}/
 
 /** @param hash 16 lower-case hex digits */
 export const entryName = (uid: number, hash: string): string => `pyxis_cache_u${uid}_${hash}`;
+/** @param name of an entry, or of a container that a stub stands for */
+export const directoryName = (name: string): string => `.${name}`;
 export const entryPath = (basePath: string, uid: number, name: string): string =>
-  `${userPath(basePath, uid)}/${name}`;
+  `${userPath(basePath, uid)}/${directoryName(name)}`;
 export const lockPath = (entry: string): string => `${entry}/${lockFileName}`;
 
 export const createLockName = (entry: string): string => `.${entry}.create.lock`;
@@ -62,14 +68,17 @@ export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/no
 /** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 
-/** What makes a directory `pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
+/** What makes a directory `.pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
 export const stubMarkPath = (stub: string): string => `${stub}/.container-cache/entry`;
 
-/** pyxis' names of a step's own container; the second, where container_scope=job, carries the job ID twice. */
-const stubPattern = /^pyxis_([1-9]\d{0,9})(?:_\1)?\.\d{1,10}$/;
+/**
+ * pyxis' names of a step's own container, with a dot; the second form, where container_scope=job, carries the job ID twice. Version 0.1
+ * made stubs without the dot.
+ */
+const stubPattern = /^\.?pyxis_([1-9]\d{0,9})(?:_\1)?\.\d{1,10}$/;
 
-/** The job of a temporary container, by the name pyxis gives it. A user can give a container such a name, too. */
-export function parseStubName(name: string): { readonly jobId: number } | undefined {
+/** The job of a step's own container, by the name of its directory. A user can give a directory such a name, too. */
+export function parseStubDirectoryName(name: string): { readonly jobId: number } | undefined {
   const jobId = stubPattern.exec(name)?.[1];
   return jobId === undefined ? undefined : { jobId: Number(jobId) };
 }
@@ -85,9 +94,18 @@ const idPattern = /^(0|[1-9]\d{0,9})$/;
 export const isEntryName = (value: unknown): value is string =>
   typeof value === 'string' && entryNamePattern.test(value);
 
-/** A name found on disk counts as an entry only in the directory of the user it names. */
 export function isEntryNameOf(uid: number, name: string): boolean {
   return entryNamePattern.exec(name)?.[1] === String(uid);
+}
+
+/**
+ * A directory counts as an entry only in the directory of the user it names.
+ *
+ * @returns the entry's name
+ */
+export function parseEntryDirectoryName(uid: number, directory: string): string | undefined {
+  const name = directory.slice(1);
+  return directory.startsWith('.') && isEntryNameOf(uid, name) ? name : undefined;
 }
 
 export function parseCreateLockName(name: string): { readonly entry: string } | undefined {

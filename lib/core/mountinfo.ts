@@ -86,7 +86,7 @@ export function hasMounts(path: string, mounts: readonly Mount[]): boolean {
  *
  * @param basePath the base as its users name it, which is how an overlay's options show it
  * @param base the same as the kernel names it
- * @returns names like `1000/pyxis_cache_u1000_00deadbeef001122`: user directory and what lies in it
+ * @returns names like `1000/.pyxis_cache_u1000_00deadbeef001122`: user directory and what lies in it
  */
 export function namesInUse(mounts: readonly Mount[], basePath: string, base: Location): Set<string> {
   const names = new Set<string>();

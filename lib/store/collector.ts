@@ -43,15 +43,17 @@ import {
   collectorLockName,
   createLockName,
   digestsName,
+  directoryName,
   entryPath,
   isEntryNameOf,
   isStepEventsName,
   leasesPath,
   lockPath,
   parseCreateLockName,
+  parseEntryDirectoryName,
   parseIdName,
   parsePartialName,
-  parseStubName,
+  parseStubDirectoryName,
 } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
@@ -306,11 +308,12 @@ function listEntries({ base, pinned }: ForecastRequest): FoundEntry[] {
   const mounts = readMounts();
   const entries: FoundEntry[] = [];
   for (const { user, directory } of userDirectories(base, mounts)) {
-    for (const name of namesIn(user, directory, mounts)) {
-      if (!isEntryNameOf(user.uid, name)) continue;
+    for (const found of namesIn(user, directory, mounts)) {
+      const name = parseEntryDirectoryName(user.uid, found);
+      if (name === undefined) continue;
       const facts = withUserIds(user, () => lookAtEntry(user, directory, name));
       if (facts !== undefined)
-        entries.push({ ...facts, mounted: isMounted(user.uid, name), pinned: pinned.has(name) });
+        entries.push({ ...facts, mounted: isMounted(user.uid, found), pinned: pinned.has(name) });
     }
   }
   return entries;
@@ -321,10 +324,11 @@ function lookAtEntry(
   directory: Directory,
   name: string,
 ): Omit<FoundEntry, 'mounted' | 'pinned'> | undefined {
-  const stats = unlessErrno(isGone, () => lstatSync(inDirectory(directory, name)));
+  const path = inDirectory(directory, directoryName(name));
+  const stats = unlessErrno(isGone, () => lstatSync(path));
   // A directory of another owner was put there by somebody else, and a symlink or a file is no rootfs.
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return undefined;
-  const lock = openEntryLock(directory, name);
+  const lock = openEntryLock(path);
   let metadata: EntryMetadata | undefined;
   let leased = false;
   if (lock !== undefined) {
@@ -351,9 +355,9 @@ function lookAtEntry(
 }
 
 /** @returns undefined if the entry has no lock file that is a regular file */
-function openEntryLock(directory: Directory, name: string): number | undefined {
+function openEntryLock(path: string): number | undefined {
   try {
-    return openRegularFile(lockPath(inDirectory(directory, name)));
+    return openRegularFile(lockPath(path));
   } catch {
     return undefined;
   }
@@ -408,12 +412,12 @@ function moveEntryAway(
 ): Moved {
   const { userDirectory } = directories;
   const { name } = entry;
-  const path = inDirectory(userDirectory, name);
+  const path = inDirectory(userDirectory, directoryName(name));
   // An entry without a lock file can be no job's; the create lock keeps a Prolog from putting it aside at the same time.
   const lock = withUserIds(
     user,
     () =>
-      openEntryLock(userDirectory, name) ??
+      openEntryLock(path) ??
       openRegularFile(inDirectory(userDirectory, createLockName(name)), constants.O_CREAT),
   );
   try {
@@ -425,7 +429,7 @@ function moveEntryAway(
     // EACCES: a closed entry, whose lock file nobody can reach.
     if (!withUserIds(user, () => lockPaths.some((one) => leadsTo(one, lock, ['EACCES']))))
       return { kept: 'replaced' };
-    const mounted = findMountedEntries(basePath)(user.uid, name);
+    const mounted = findMountedEntries(basePath)(user.uid, directoryName(name));
     const reason = keepReason(
       { ...entry, leased: false, mounted, usedAtMs: now.mtimeMs },
       policy,
@@ -433,7 +437,7 @@ function moveEntryAway(
     );
     if (reason !== undefined) return { kept: reason };
     if (now.mtimeMs !== entry.usedAtMs) return { kept: 'used' };
-    return { trashed: moveToTrash(directories, name) };
+    return { trashed: moveToTrash(directories, directoryName(name)) };
   } finally {
     closeSync(lock);
   }
@@ -458,6 +462,8 @@ function sweep(request: CollectRequest, trash: Directory): void {
       partialsOf.set(entry, partials);
     }
     sweepStubs(request, { userDirectory: directory, trash }, user, names);
+    for (const name of names.filter((one) => isEntryNameOf(user.uid, one)))
+      sweepFormerEntry(request, { userDirectory: directory, trash }, user, name);
     if (names.includes(digestsName))
       withUserIds(user, () => {
         sweepDigests(directory);
@@ -467,7 +473,13 @@ function sweep(request: CollectRequest, trash: Directory): void {
     });
     for (const [entry, partials] of partialsOf) {
       try {
-        sweepCreator({ userDirectory: directory, trash }, user, entry, partials, present.has(entry));
+        sweepCreator(
+          { userDirectory: directory, trash },
+          user,
+          entry,
+          partials,
+          present.has(directoryName(entry)),
+        );
       } catch (error) {
         log('warning', 'gc-kept', { uid: user.uid, entry, reason: describeError(error) });
       }
@@ -529,9 +541,30 @@ function sweepStubs(
 }
 
 function isOldStub(userDirectory: Directory, name: string): boolean {
-  if (parseStubName(name) === undefined) return false;
+  if (parseStubDirectoryName(name) === undefined) return false;
   const stats = findStub(userDirectory, name);
   return stats !== undefined && Date.now() - stats.mtimeMs > youngestStubMs;
+}
+
+/** An entry that version 0.1 made, whose directory has no dot: no job can find it any more. What is still in use stays. */
+function sweepFormerEntry(
+  { base, log }: CollectRequest,
+  directories: { userDirectory: Directory; trash: Directory },
+  user: UserIds,
+  name: string,
+): void {
+  const path = inDirectory(directories.userDirectory, name);
+  const stats = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
+  if (stats?.isDirectory() !== true || stats.uid !== user.uid) return;
+  const lock = withUserIds(user, () => openEntryLock(path));
+  try {
+    if (lock !== undefined && !tryFlock(lock, 'exclusive')) return;
+    if (findMountedEntries(base.path)(user.uid, name)) return;
+    unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
+    log('info', 'gc-former', { uid: user.uid, entry: name, reason: 'an earlier version made it' });
+  } finally {
+    if (lock !== undefined) closeSync(lock);
+  }
 }
 
 /** Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial is dead. */

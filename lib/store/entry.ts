@@ -24,7 +24,7 @@ import {
 import { dirname } from 'node:path';
 import { faultCode, isFaultOfNode, JobFault } from '../core/faults.ts';
 import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
-import { createLockName, lockPath, partialName } from '../core/layout.ts';
+import { createLockName, directoryName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
@@ -56,7 +56,7 @@ export interface EntryCreator {
   readonly fill: (partialPath: string, rootfsPath: string, limitMs: number) => Promise<SpaceNeed>;
   /** Gets rid of a name in the user directory, at once; may leave the deletion to others. */
   readonly discard: (name: string) => void;
-  /** Whether some process has the entry mounted. */
+  /** Whether some process has a directory of the user directory mounted. */
   readonly isMounted: (name: string) => boolean;
 }
 
@@ -90,7 +90,7 @@ export async function findEntry(
 ): Promise<Acquired | 'creating' | undefined> {
   const { user, userPath, name } = request;
   try {
-    const entry = await holdEntry(user, `${userPath}/${name}`, name, readMounts());
+    const entry = await holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts());
     if (entry !== undefined) return { entry, result: 'reused', unpackMs: undefined };
     const fd = withUserIds(user, () => openCreateLock(`${userPath}/${createLockName(name)}`));
     try {
@@ -105,7 +105,7 @@ export async function findEntry(
 
 /** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
 function faultOf({ userPath, name }: Pick<AcquireRequest, 'userPath' | 'name'>, cause: unknown): unknown {
-  const path = `${userPath}/${name}`;
+  const path = `${userPath}/${directoryName(name)}`;
   const code = faultCode(cause);
   if (cause instanceof JobFault) return cause;
   if (code === 'NO_SPACE') return new JobFault(code, `Cannot create entry "${path}": no space`, { cause });
@@ -121,7 +121,7 @@ function faultOf({ userPath, name }: Pick<AcquireRequest, 'userPath' | 'name'>, 
 
 async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   const { user, userPath, name, limitMs } = request;
-  const path = `${userPath}/${name}`;
+  const path = `${userPath}/${directoryName(name)}`;
   const startedAtMs = performance.now();
   const remainingMs = (): number => Math.max(0, limitMs - (performance.now() - startedAtMs));
   const mounts = readMounts();
@@ -194,7 +194,7 @@ function openCreateLock(path: string): number {
 function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: string): void {
   const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
   if (!exists) return;
-  if (creator.isMounted(request.name)) {
+  if (creator.isMounted(directoryName(request.name))) {
     throw new JobFault(
       'ENTRY_DAMAGED',
       `Cannot use entry "${path}": it has no lock file, and a process has it mounted`,
@@ -207,7 +207,7 @@ function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: s
         'ENTRY_DAMAGED',
         `Cannot use entry "${path}": its lock file was changed, and it is in use`,
       );
-    creator.discard(request.name);
+    creator.discard(directoryName(request.name));
   } finally {
     if (lock !== undefined) closeSync(lock);
   }

@@ -14,12 +14,12 @@ export function readMounts(): Mount[] {
 const mostMountinfoBytes = 64 * 1024 * 1024;
 
 /**
- * Which of a user's entries are mounted in any process's view.
+ * Which directories of a user directory are mounted in any process's view: entries and stubs.
  *
  * Only processes of that user and of root count: in a user namespace anybody can make an overlay whose options show
  * any path, and must not keep another's entry by it.
  *
- * @returns a function of uid and entry name
+ * @returns a function of uid and directory name
  */
 export function findMountedEntries(basePath: string): (uid: number, name: string) => boolean {
   const base = locationOf(basePath, readMounts());

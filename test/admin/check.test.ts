@@ -722,7 +722,7 @@ leftovers('an unpack without its creator is told, one under way is not', async (
 
 leftovers('a stub is told when nothing of its job is on the node', async () => {
   await using right = await RightNode.start(['clock', 'leftovers', 'node']);
-  const stub = join(right.node.makeUserDirectory(alice), 'pyxis_42.0');
+  const stub = join(right.node.makeUserDirectory(alice), '.pyxis_42.0');
   mkdirSync(join(stub, '.container-cache'), { recursive: true });
   writeFileSync(stubMarkPath(stub), '');
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, stub);

@@ -2,10 +2,10 @@
 // test: timeout 300 s
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
-import { holders, TestNode, type NodeOptions } from '../helpers/node.ts';
+import { holders, TestNode, type NodeOptions, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -62,7 +62,7 @@ async function crowdedNode(settings: NodeOptions['settings'], basePath?: string)
   command('chown', `${alice.uid}:${alice.gid}`, partial);
   mkdirSync(join(node.basePath, '.trash/left.abc'), { recursive: true });
   writeFileSync(join(node.userPath(bob), 'file'), '');
-  symlinkSync('/etc', join(node.userPath(bob), `pyxis_cache_u${bob.uid}_${hash(13)}`));
+  symlinkSync('/etc', join(node.userPath(bob), `.pyxis_cache_u${bob.uid}_${hash(13)}`));
   return node;
 }
 
@@ -169,7 +169,7 @@ usage('prints one line per eviction and a summary, or with --json one document',
   assert.match(
     eviction!,
     new RegExp(
-      `^gc-evicted uid=${alice.uid} entry=${basename(entry)} image=/images/${hash(1)}.sqsh unused_seconds=1\\d\\d freed_bytes=\\d+ freed_inodes=\\d+$`,
+      `^gc-evicted uid=${alice.uid} entry=${nameOf(entry)} image=/images/${hash(1)}.sqsh unused_seconds=1\\d\\d freed_bytes=\\d+ freed_inodes=\\d+$`,
     ),
   );
   assert.match(
@@ -267,10 +267,7 @@ overdue('go when slurmctld no longer knows the job; what it knows stays', async 
   assert.equal([holders(7).length, holders(8).length], [0, 1]);
   const told = lines.find(({ word }) => word === 'lease-overdue');
   assert.equal([told?.fields['job'], told?.fields['entries']], ['7', entry]);
-  assert.equal(
-    node.entries(alice).map((path) => basename(path)),
-    node.lease(8)!.entries,
-  );
+  assert.equal(node.entries(alice).map(nameOf), node.lease(8)!.entries);
   await node.epilog({ id: 8, user: alice });
 });
 

@@ -12,10 +12,10 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { formatEvent, type StartEvent } from '../../lib/core/events.ts';
 import { startAcquire } from '../helpers/acquire.ts';
-import { TestNode } from '../helpers/node.ts';
+import { TestNode, nameOf } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
@@ -201,7 +201,7 @@ test('evictions are counted by what they were for', async () => {
   });
   for (const hash of ['1', '2', '3'])
     node.plant(alice, { hash: hash.padStart(16, '0'), usedSecondsAgo: 1000 * Number(hash), bytes: 8192 });
-  await print(node, 'rm', basename(node.entries(alice)[0]!));
+  await print(node, 'rm', nameOf(node.entries(alice)[0]!));
   await node.gc('--force');
   assert.equal((await stats(node)).evictions, { watermark: 2, room: 0, rm: 1 });
   const text = await print(node, 'metrics');

@@ -1,10 +1,10 @@
 /** `container-cache status`, `explain` and `rm`: what they show, what they refuse, their exit codes. */
 // test: timeout 300 s
 import { existsSync, rmSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
-import { TestNode } from '../helpers/node.ts';
+import { TestNode, nameOf } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
@@ -39,7 +39,7 @@ async function nodeWithEntries(basePath?: string): Promise<{ node: TestNode; use
   node.plant(bob, { hash: hash(2), usedSecondsAgo: 3000, bytes: mebibyte });
   node.plant(alice, { hash: hash(3), usedSecondsAgo: 2000, bytes: 2 * mebibyte });
   await node.prolog({ id: 7, user: alice, image: node.image() });
-  const used = node.entries(alice).map((path) => basename(path));
+  const used = node.entries(alice).map(nameOf);
   return { node, used: used.find((name) => !/_0{15}[13]$/.test(name))! };
 }
 

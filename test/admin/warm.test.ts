@@ -10,9 +10,9 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { treeOfFiles } from '../helpers/image.ts';
-import { TestNode, until } from '../helpers/node.ts';
+import { TestNode, until, nameOf } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
@@ -30,7 +30,7 @@ async function succeed(node: TestNode, ...parameters: string[]): Promise<string>
   return stdout;
 }
 
-const entriesOf = (node: TestNode): string[] => node.entries(alice).map((path) => basename(path));
+const entriesOf = (node: TestNode): string[] => node.entries(alice).map(nameOf);
 
 warm('makes the entry that the next job finds, of the user and unpacked as the user', async () => {
   await using node = await TestNode.start({ settings: never });
@@ -162,12 +162,12 @@ pins('keep an entry from every collection and from rm, until it is unpinned', as
 pins('no user can pin: what an entry says of itself, and what lies in the base, pins nothing', async () => {
   await using node = await TestNode.start({ settings: always });
   node.plant(bob, { hash: '1'.padStart(16, '0'), usedSecondsAgo: 1000, bytes: 8192 });
-  const name = basename(node.entries(bob)[0]!);
+  const name = nameOf(node.entries(bob)[0]!);
   await succeed(node, 'pin', name);
   const forged = node.plant(alice, { hash: '1'.padStart(16, '0'), usedSecondsAgo: 1000, bytes: 8192 });
   writeFileSync(
     join(node.userPath(alice), 'pins'),
-    JSON.stringify({ version: 1, pins: { [basename(forged)]: {} } }),
+    JSON.stringify({ version: 1, pins: { [nameOf(forged)]: {} } }),
   );
   await node.gc('--force');
   assert.equal([node.entries(alice).length, node.entries(bob).length], [0, 1]);
@@ -217,7 +217,7 @@ verify('an entry is the same as its image, as long as nobody changed it', async 
 
   writeFileSync(join(path, 'etc/closed'), 'other');
   rmSync(join(path, 'etc/link'));
-  const { exitCode, stdout } = await node.admin('verify', basename(path)).result;
+  const { exitCode, stdout } = await node.admin('verify', nameOf(path)).result;
   assert.is(exitCode, 1);
   assert.match(stdout, /^different .*: 2 lines of the image are not in it, 1 are only in it$/m);
   assert.match(stdout, /^ {4}- l \/etc\/link -> \.\.\/bin\/program$/m);

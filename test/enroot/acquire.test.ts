@@ -4,11 +4,11 @@
  */
 // test: timeout 300 s
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { createLockName, digestsName } from '../../lib/core/layout.ts';
 import { processCommandLine, processUid } from '../../lib/system/processes.ts';
 import { acquire, startAcquire } from '../helpers/acquire.ts';
-import { isAlive, TestNode, until } from '../helpers/node.ts';
+import { isAlive, TestNode, until, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -36,10 +36,7 @@ test('makes the entry that the job did not have, holds it as the user, and the E
   const image = node.image();
   const made = await acquire(node, [image]);
   assert.equal([made.exitCode, made.log?.fields['result']], [0, 'created']);
-  assert.equal(
-    [made.entry],
-    node.entries(alice).map((path) => basename(path)),
-  );
+  assert.equal([made.entry], node.entries(alice).map(nameOf));
   assert.is(statSync(node.entries(alice)[0]!).uid, alice.uid);
   assert.equal(
     [processUid(made.holder!), processCommandLine(made.holder!)],
@@ -219,10 +216,10 @@ hostile('a damaged entry is made anew, and nobody else’s is touched', async ()
   const image = node.image();
   const { entry } = await acquire(node, [image]);
   await node.epilog({ id: 7, user: alice });
-  rmSync(join(node.userPath(alice), entry!, '.pyxis_cache_lock'));
+  rmSync(join(node.entryPath(alice, entry!), '.pyxis_cache_lock'));
   const again = await acquire(node, [image]);
   assert.equal([again.log?.fields['result'], again.entry], ['created', entry]);
-  assert.ok(existsSync(join(node.userPath(alice), entry!, '.pyxis_cache_lock')));
+  assert.ok(existsSync(join(node.entryPath(alice, entry!), '.pyxis_cache_lock')));
   assert.equal(node.others(alice), [createLockName(entry!)]);
 });
 

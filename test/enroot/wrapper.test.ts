@@ -15,16 +15,18 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   statSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
+import { directoryName } from '../../lib/core/layout.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
-import { TestNode, type NodeOptions } from '../helpers/node.ts';
+import { TestNode, type NodeOptions, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -93,7 +95,7 @@ class WrapperNode implements AsyncDisposable {
     chmodSync(join(node.root, 'real'), 0o777);
     chownSync(join(this.pyxisPath, String(alice.uid)), alice.uid, alice.gid);
     this.imagePath = node.image();
-    this.entry = basename(node.plant(alice, { hash: '00deadbeef001122', usedSecondsAgo: 0 }));
+    this.entry = nameOf(node.plant(alice, { hash: '00deadbeef001122', usedSecondsAgo: 0 }));
     this.writeFacts();
     this.writeImages(
       `${this.imagePath}\t${this.entry}\t${stampOf(this.imagePath)}\n${uri}\t${this.entry}\t-\n`,
@@ -154,8 +156,12 @@ class WrapperNode implements AsyncDisposable {
     return { exitCode: status, output: stdout + stderr, calls: existsSync(calls) ? readCalls(calls) : [] };
   }
 
+  get entryPath(): string {
+    return this.node.entryPath(alice, this.entry);
+  }
+
   stub(name = container): string {
-    return join(this.userPath, name);
+    return join(this.userPath, directoryName(name));
   }
 
   createStub(name = container): void {
@@ -275,13 +281,13 @@ const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
   ['the job has no files', (node) => rmSync(join(node.node.runtimePath, 'jobs'), { recursive: true })],
   ['the job has another image', (node) => node.writeImages(`/other\t${node.entry}\t1 1.0\n`)],
   ['the Prolog could not serve it', (node) => node.writeImages(`${node.imagePath}\t-\t-\n`)],
-  ['the entry is gone', (node) => rmSync(join(node.userPath, node.entry), { recursive: true })],
-  ['the entry has no lock file', (node) => rmSync(join(node.userPath, node.entry, '.pyxis_cache_lock'))],
+  ['the entry is gone', (node) => rmSync(node.entryPath, { recursive: true })],
+  ['the entry has no lock file', (node) => rmSync(join(node.entryPath, '.pyxis_cache_lock'))],
   [
     'the entry is a symlink',
     (node) => {
-      rmSync(join(node.userPath, node.entry), { recursive: true });
-      symlinkSync('/etc', join(node.userPath, node.entry));
+      rmSync(node.entryPath, { recursive: true });
+      symlinkSync('/etc', node.entryPath);
     },
   ],
   [
@@ -342,7 +348,7 @@ pass("another user gets nothing of the job's, by whatever variable", async () =>
   const result = node.run(create, { user: bob, environment: { SLURM_JOB_UID: String(alice.uid) } });
   assert.equal(parametersOf(result), [create]);
   assert.equal(
-    readdirSync(node.userPath).filter((name) => name.startsWith('pyxis_42')),
+    readdirSync(node.userPath).filter((name) => name.includes('pyxis_42')),
     [],
   );
 });
@@ -353,7 +359,7 @@ const stubs = suite('wrapper: stubs', { skip: unlessPrivateMachine });
 
 stubs('create makes one in place of an unpack, private to its user, and prints nothing', async () => {
   await using node = await WrapperNode.start();
-  const entry = join(node.userPath, node.entry);
+  const entry = node.entryPath;
   mkdirSync(join(entry, 'etc'));
   writeFileSync(join(entry, 'etc/environment'), 'A=1\n');
   chmodSync(entry, 0o751);
@@ -378,14 +384,14 @@ stubs('with container_scope=job they are recognised, too', async () => {
 stubs('start has the entry mounted over the stub, and keeps its own parameters', async () => {
   await using node = await WrapperNode.start();
   node.createStub();
-  const start = ['start', '--conf', '/tmp/a b', container, 'sh', '-c', 'kill -STOP $$ ; exit 0'];
-  const result = node.run(start);
-  assert.equal(parametersOf(result), [start]);
+  const start = (name: string): string[] => ['start', '--conf', '/tmp/a b', name, 'sh', '-c', 'exit 0 # *'];
+  const result = node.run(start(container));
+  assert.equal(parametersOf(result), [start(directoryName(container))]);
   const { environment } = result.calls[0]!;
   const own = join(node.stub(), '.container-cache');
   assert.is(
     environment.get('CONTAINER_CACHE_FSTAB'),
-    `overlay / overlay lowerdir=${join(node.userPath, node.entry)},upperdir=${own}/upper,workdir=${own}/work,userxattr,nosuid,nodev 0 -1`,
+    `overlay / overlay lowerdir=${node.entryPath},upperdir=${own}/upper,workdir=${own}/work,userxattr,nosuid,nodev 0 -1`,
   );
   assert.is(environment.get('ENROOT_DATA_PATH'), node.userPath);
   assert.not(environment.has('ENROOT_ROOTFS_WRITABLE'));
@@ -406,7 +412,7 @@ stubs('a variable the user has set does not choose what is mounted', async () =>
 stubs('an entry that is gone when the container starts is unpacked by enroot itself', async () => {
   await using node = await WrapperNode.start();
   node.createStub();
-  rmSync(join(node.userPath, node.entry), { recursive: true });
+  rmSync(node.entryPath, { recursive: true });
   const result = node.run(['start', container, 'true']);
   assert.equal(parametersOf(result), [
     ['create', '--name', container, node.imagePath],
@@ -418,7 +424,9 @@ stubs('an entry that is gone when the container starts is unpacked by enroot its
 stubs("use_squashfuse=1: a path that has an entry starts from it, under the step's name", async () => {
   await using node = await WrapperNode.start();
   const result = node.run(['start', '--conf', '/c', node.imagePath, 'sh', '-c', node.imagePath]);
-  assert.equal(parametersOf(result), [['start', '--conf', '/c', container, 'sh', '-c', node.imagePath]]);
+  assert.equal(parametersOf(result), [
+    ['start', '--conf', '/c', directoryName(container), 'sh', '-c', node.imagePath],
+  ]);
   const other = ['start', '--conf', '/c', '/images/other.sqsh', 'sh'];
   assert.equal(parametersOf(node.run(other)), [other]);
 });
@@ -427,8 +435,25 @@ stubs('remove is done by the real enroot, in the directory where the stub is', a
   await using node = await WrapperNode.start();
   node.createStub();
   const result = node.run(['remove', '-f', container], { environment: { SLURM_JOB_ID: '' } });
-  assert.equal(parametersOf(result), [['remove', '-f', container]]);
+  assert.equal(parametersOf(result), [['remove', '-f', directoryName(container)]]);
   assert.is(result.calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
+});
+
+stubs('an upgrade from version 0.1 does not keep a running step from its end', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  // Without a dot each, as that version made them.
+  renameSync(node.stub(), join(node.userPath, container));
+  renameSync(node.entryPath, join(node.userPath, node.entry));
+  const start = node.run(['start', container, 'true']);
+  assert.equal(parametersOf(start), [['start', container, 'true']]);
+  assert.match(
+    start.calls[0]!.environment.get('CONTAINER_CACHE_FSTAB')!,
+    new RegExp(`lowerdir=${node.userPath}/${node.entry},upperdir=${node.userPath}/${container}/`),
+  );
+  const { calls } = node.run(['remove', '-f', container]);
+  assert.equal(calls[0]!.parameters, ['remove', '-f', container]);
+  assert.is(calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
 });
 
 for (const [what, leave] of [
@@ -586,15 +611,15 @@ const shared = suite('wrapper: isolation=shared', { skip: unlessPrivateMachine }
 
 shared('a read-only container shares the entry, with an /etc of its own', async () => {
   await using node = await WrapperNode.start();
-  mkdirSync(join(node.userPath, node.entry, 'etc'));
-  writeFileSync(join(node.userPath, node.entry, 'etc/passwd'), 'x\n');
+  mkdirSync(join(node.entryPath, 'etc'));
+  writeFileSync(join(node.entryPath, 'etc/passwd'), 'x\n');
   node.writeFacts({ isolation: 'shared' });
   node.createStub();
   const { calls } = node.run(['start', container]);
   const { environment } = calls[0]!;
   const own = join(node.stub(), '.container-cache');
   assert.equal(environment.get('CONTAINER_CACHE_FSTAB')!.split('\n'), [
-    `${join(node.userPath, node.entry)} /.container-cache/rootfs none x-create=dir,bind,nosuid,nodev 0 -1`,
+    `${node.entryPath} /.container-cache/rootfs none x-create=dir,bind,nosuid,nodev 0 -1`,
     `${own}/etc /.container-cache/rootfs/etc none bind,nosuid,nodev 0 -1`,
     `${own}/rootfs / none rbind,nosuid,nodev 0 -1`,
   ]);

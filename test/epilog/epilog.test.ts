@@ -384,17 +384,17 @@ sweep('a stub whose making was killed goes like one that was finished', async ()
   const steps = ['', '.container-cache', '.container-cache/entry', '.container-cache/upper'];
   const containers = ['etc', '.container-cache/upper'];
   for (const [index, step] of steps.entries()) {
-    const stub = join(user, `pyxis_7.${index}`);
+    const stub = join(user, `.pyxis_7.${index}`);
     mkdirSync(join(stub, index > 0 ? '.container-cache' : ''), { recursive: true });
     if (index > 1) writeFileSync(join(stub, '.container-cache/entry'), '');
     if (index > 2) mkdirSync(join(stub, step));
   }
   for (const [index, path] of containers.entries())
-    mkdirSync(join(user, `pyxis_7.${10 + index}`, path), { recursive: true });
+    mkdirSync(join(user, `.pyxis_7.${10 + index}`, path), { recursive: true });
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, user);
   const { exitCode, line } = await node.epilog({ id: 7, user: alice });
   assert.equal([exitCode, line['stubs']], [0, '4']);
-  assert.equal(node.others(alice), ['pyxis_7.10', 'pyxis_7.11']);
+  assert.equal(node.others(alice), ['.pyxis_7.10', '.pyxis_7.11']);
   await node.settle();
 });
 

@@ -19,17 +19,18 @@ import {
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { build, distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import {
   entryName,
+  entryPath,
   holderVariable,
-  isEntryNameOf,
   isStepEventsName,
   lockFileName,
+  parseEntryDirectoryName,
 } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
 import { bootId } from '../../lib/system/boot.ts';
@@ -245,16 +246,22 @@ export class TestNode implements AsyncDisposable {
     return join(this.basePath, String(user.uid));
   }
 
-  /** Paths of the user's entries: whatever has an entry's name. */
+  entryPath(user: TestUser, name: string): string {
+    return entryPath(this.basePath, user.uid, name);
+  }
+
+  /** Paths of the user's entries: whatever is called like one. */
   entries(user: TestUser): string[] {
     return this.#names(user)
-      .filter((name) => isEntryNameOf(user.uid, name))
+      .filter((name) => parseEntryDirectoryName(user.uid, name) !== undefined)
       .map((name) => join(this.userPath(user), name));
   }
 
   /** Names in the user directory that are no entry's, nor notes of steps. */
   others(user: TestUser): string[] {
-    return this.#names(user).filter((name) => !isEntryNameOf(user.uid, name) && !isStepEventsName(name));
+    return this.#names(user).filter(
+      (name) => parseEntryDirectoryName(user.uid, name) === undefined && !isStepEventsName(name),
+    );
   }
 
   /** What steps of the user have noted for their Epilog. */
@@ -276,7 +283,7 @@ export class TestNode implements AsyncDisposable {
    * @returns its path
    */
   plant(user: TestUser, entry: PlantedEntry): string {
-    const path = join(this.userPath(user), entryName(user.uid, entry.hash));
+    const path = entryPath(this.basePath, user.uid, entryName(user.uid, entry.hash));
     this.makeUserDirectory(user);
     mkdirSync(path);
     for (let index = 0; index < (entry.files ?? 1); index++)
@@ -463,6 +470,9 @@ export function openFiles(pid: number): OpenFile[] {
     }
   });
 }
+
+/** The name of an entry, or of a stub's container, by its path. */
+export const nameOf = (path: string): string => basename(path).slice(1);
 
 export const lockFileOf = (entry: string): string => join(entry, lockFileName);
 

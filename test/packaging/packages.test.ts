@@ -226,12 +226,12 @@ for (const { kind, install, upgrade, remove, purge, leftConfiguration } of manag
     writeFileSync(machine.path('/etc/slurm/slurm.conf'), 'Prolog=/usr/libexec/container-cache/prolog\n');
     const saidAtLast = machine.must(remove[0]!, ...remove.slice(1));
     assert.match(saidAtLast, /slurm\.conf still names its Prolog or Epilog/);
-    assert.match(saidAtLast, /rm -rf \/srv\/data\/\*\/pyxis_cache_\*/);
+    assert.match(saidAtLast, /rm -rf \/srv\/data\/\*\/\.pyxis_\*/);
     assert.not.ok(existsSync(machine.path('/usr/libexec/container-cache')));
     assert.not.ok(existsSync(machine.path('/usr/sbin/container-cache')));
     assert.ok(existsSync(machine.path(leftConfiguration)));
     const left = readdirSync(machine.path(`/srv/data/${alice.uid}`)).filter((name) =>
-      /^pyxis_cache_/.test(name),
+      /^\.pyxis_cache_u\d+_[0-9a-f]{16}$/.test(name),
     );
     assert.is(left.length, 1);
 

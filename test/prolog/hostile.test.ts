@@ -23,7 +23,7 @@ import { basename, join } from 'node:path';
 import { createLockName } from '../../lib/core/layout.ts';
 import { tryFlock, type FlockMode } from '../../lib/system/flock.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { holders, lockFileOf, TestNode, type ProgramResult } from '../helpers/node.ts';
+import { holders, lockFileOf, TestNode, type ProgramResult, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -72,7 +72,7 @@ async function withEntry(): Promise<{ node: TestNode; image: string; entry: stri
   await node.prolog({ id: 1, user: alice, image });
   await node.epilog({ id: 1, user: alice });
   const [entry = ''] = node.entries(alice);
-  const createLock = join(node.userPath(alice), createLockName(basename(entry)));
+  const createLock = join(node.userPath(alice), createLockName(nameOf(entry)));
   return { node, image, entry, createLock };
 }
 
@@ -309,8 +309,8 @@ for (const phase of ['before', 'after'] as const) {
       'cannot be renamed into place, as something has the name',
       (partial: string, node: TestNode) => {
         const entry = /pyxis_cache_u\d+_[0-9a-f]{16}/.exec(partial)![0];
-        mkdirSync(join(node.userPath(alice), entry, 'x'), { recursive: true });
-        command('chown', '--recursive', `${alice.uid}:${alice.gid}`, join(node.userPath(alice), entry));
+        mkdirSync(join(node.entryPath(alice, entry), 'x'), { recursive: true });
+        command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.entryPath(alice, entry));
       },
     ],
     [

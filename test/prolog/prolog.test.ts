@@ -40,7 +40,7 @@ entries('the first job with an image creates the entry, the second reuses it', a
   const [entry] = node.entries(alice);
   assert.is(first.exitCode, 0);
   assert.is(first.line['result'], 'created');
-  assert.is(join(node.userPath(alice), first.line['entry']!), entry);
+  assert.is(node.entryPath(alice, first.line['entry']!), entry);
   assert.is(readFileSync(join(entry!, 'etc/os-release'), 'utf8'), 'ID=test\n');
   const unpackedInode = lstatSync(entry!).ino;
 
@@ -108,7 +108,7 @@ async function resultAfter(change: (image: string, node: TestNode) => string): P
   const changed = change(image, node);
   const { line } = await node.prolog({ id: 2, user: alice, image: changed });
   assert.is(node.entries(alice).length, line['result'] === 'created' ? 2 : 1);
-  assert.ok(holds(node.lease(2)!.holder.pid, join(node.userPath(alice), line['entry']!)));
+  assert.ok(holds(node.lease(2)!.holder.pid, node.entryPath(alice, line['entry']!)));
   return line['result'];
 }
 

@@ -43,7 +43,7 @@ async function startNode(
 }
 
 const markOf = (node: TestNode, entry: string | undefined): string =>
-  readFileSync(join(node.userPath(alice), entry!, 'etc/mark'), 'utf8');
+  readFileSync(join(node.entryPath(alice, entry!), 'etc/mark'), 'utf8');
 
 const identity = suite('registry images: identity', { skip: unlessPrivateMachine });
 

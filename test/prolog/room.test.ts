@@ -2,12 +2,11 @@
 // test: timeout 300 s
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { basename } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4, type FilesystemSize } from '../helpers/filesystem.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
 import { treeOfFiles } from '../helpers/image.ts';
-import { holders, openFiles, setUsed, TestNode, type NodeOptions } from '../helpers/node.ts';
+import { holders, openFiles, setUsed, TestNode, type NodeOptions, nameOf } from '../helpers/node.ts';
 import { alice, bob, command, enterPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
@@ -58,7 +57,7 @@ room('that an image lacks in inodes is made by evicting, and the Prolog waits fo
     );
     assert.equal(
       lines.filter(({ word }) => word === 'gc-evicted').map(({ fields }) => fields['entry']),
-      [basename(oldest!), basename(old!)],
+      [nameOf(oldest!), nameOf(old!)],
     );
     assert.ok(readUsage(node.basePath).freeInodes < totalInodes);
     assert.equal(node.trash(), []);

@@ -3,7 +3,7 @@
 
 import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createLockName } from '../../lib/core/layout.ts';
+import { createLockName, directoryName } from '../../lib/core/layout.ts';
 import {
   credentials,
   startDockerRegistry,
@@ -14,6 +14,7 @@ import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable, type JobResult } from './cluster.ts';
 import {
   changesOf,
+  entryNamesIn,
   listEntries,
   makeProbeImage,
   namesIn,
@@ -90,8 +91,7 @@ function readIfThere(file: string): string {
   return existsSync(file) ? readFileSync(file, 'utf8') : '';
 }
 
-const entriesOf = ({ userPath }: ContainerCluster): string[] =>
-  namesIn(userPath).filter((name) => name.startsWith('pyxis_cache_'));
+const entriesOf = ({ userPath }: ContainerCluster): string[] => entryNamesIn(userPath);
 
 /**
  * Lets who unpacks this image next wait until release(): its entry is made, so that its name is known, and removed, and its create
@@ -107,7 +107,7 @@ async function blockCreation(
   await cluster.waitForNodeIdle();
   const entry = entriesOf(containers).find((name) => !before.includes(name));
   assert.ok(entry);
-  rmSync(join(userPath, entry), { recursive: true });
+  rmSync(join(userPath, directoryName(entry)), { recursive: true });
   const lock = join(userPath, createLockName(entry));
   const blocker = cluster.start(USER, ['flock', lock, 'sh', '-c', 'echo locked; exec sleep 60']);
   await until(() => blocker.output().stdout.includes('locked'), `the lock ${lock}`);
@@ -230,9 +230,8 @@ starts("what an earlier run of the job left behind is in nobody's way", async (s
   const containers = requireContainers(state);
   const path = image(containers, 'leftovers');
   const { userPath, enrootDataPath } = containers;
-  const leave = [userPath, enrootDataPath].map(
-    (directory) =>
-      `mkdir -p ${directory}/pyxis_$SLURM_JOB_ID.0/etc && echo half >${directory}/pyxis_$SLURM_JOB_ID.0/etc/image`,
+  const leave = [`${userPath}/.pyxis_$SLURM_JOB_ID.0`, `${enrootDataPath}/pyxis_$SLURM_JOB_ID.0`].map(
+    (leftover) => `mkdir -p ${leftover}/etc && echo half >${leftover}/etc/image`,
   );
   const output = await runJob(containers, `${leave.join('\n')}\nsrun --container-image=${path} ${TELL}`);
   assert.is(output, 'leftovers overlay\n');
@@ -252,7 +251,7 @@ starts('a requeued job starts again, whatever its first run left', async (state)
   await cluster.exec(['scontrol', 'requeuehold', jobId]);
   await cluster.waitForJobState(jobId, ['PENDING', 'REQUEUE_HOLD', 'SPECIAL_EXIT']);
   await cluster.waitForNodeIdle();
-  const leftover = join(userPath, `pyxis_${jobId}.4294967291`);
+  const leftover = join(userPath, directoryName(`pyxis_${jobId}.4294967291`));
   assert.not(existsSync(leftover));
   mkdirSync(join(leftover, 'etc'), { recursive: true });
   await cluster.exec(['chown', '-R', USER, leftover]);
@@ -387,7 +386,9 @@ starts(
         assert.is(await runJob(containers, step), 'shared read-only\n', option);
       }
       assert.equal(
-        entriesOf(containers).filter((name) => existsSync(join(containers.userPath, name, 'written'))),
+        entriesOf(containers).filter((name) =>
+          existsSync(join(containers.userPath, directoryName(name), 'written')),
+        ),
         [],
       );
       const leave = `mkdir -p ${containers.enrootDataPath}/pyxis_$SLURM_JOB_ID.0/etc`;

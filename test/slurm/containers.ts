@@ -11,6 +11,7 @@ import * as path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { build, distDirectory } from '../../build/build.ts';
+import { directoryName, parseEntryDirectoryName } from '../../lib/core/layout.ts';
 import type { ImageConfiguration } from '../helpers/docker-registry.ts';
 import { makeImage, type Tree } from '../helpers/image.ts';
 import { startCluster, type Cluster, type ClusterOptions, type ClusterPaths } from './cluster.ts';
@@ -274,9 +275,7 @@ export function makeProbeImage(file: string, version: string): string {
 /** Every file of the cache's entries, each as one line with all that could change: `<entry>/<path>` to the line. */
 export function listEntries({ userPath }: ContainerCluster): Map<string, string> {
   const lines = new Map<string, string>();
-  for (const name of namesIn(userPath).filter((entry) => entry.startsWith('pyxis_cache_'))) {
-    addTree(lines, userPath, name);
-  }
+  for (const name of entryNamesIn(userPath)) addTree(lines, userPath, directoryName(name));
   return lines;
 }
 
@@ -326,7 +325,7 @@ export async function remainsOf({
   const inCluster = (directory: string): string[] =>
     namesIn(cluster.hostPath(directory)).map((name) => `${directory}/${name}`);
   const isExpected = (name: string): boolean =>
-    /^pyxis_cache_u\d+_[0-9a-f]{16}$|\.create\.lock$|^\.digests$/.test(name);
+    /^\.pyxis_cache_u\d+_[0-9a-f]{16}$|\.create\.lock$|^\.digests$/.test(name);
   return [
     ...(drained ? [`node drained: ${reason ?? ''}`] : []),
     ...inCluster(`${RUNTIME_PATH}/leases`),
@@ -352,6 +351,10 @@ async function lingeringProcesses(cluster: Cluster): Promise<string[]> {
     await sleep(50);
   }
 }
+
+/** The names of entries in a user directory. */
+export const entryNamesIn = (userPath: string): string[] =>
+  namesIn(userPath).flatMap((name) => parseEntryDirectoryName(Number(path.basename(userPath)), name) ?? []);
 
 export function namesIn(directory: string): string[] {
   return fs.existsSync(directory) ? fs.readdirSync(directory) : [];

@@ -12,9 +12,11 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { build, distDirectory } from '../../build/build.ts';
+import { directoryName } from '../../lib/core/layout.ts';
 import { makeImage, treeOfFiles } from '../helpers/image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable, startCluster, type Cluster, type ClusterPaths } from './cluster.ts';
+import { entryNamesIn } from './containers.ts';
 
 const taskReport = 'echo "data=$ENROOT_DATA_PATH writable=$ENROOT_ROOTFS_WRITABLE"';
 
@@ -111,11 +113,11 @@ async function blockCreation(
   seconds: number,
 ): Promise<{ readonly released: Promise<unknown> }> {
   const directory = `${cluster.root}/data/${uidOf(cluster, 'usera')}`;
-  const before = new Set(readdirSync(directory));
+  const before = new Set(entryNamesIn(directory));
   await runJob(cluster, 'usera', path);
-  const entry = readdirSync(directory).find((name) => name.startsWith('pyxis_cache_') && !before.has(name));
+  const entry = entryNamesIn(directory).find((name) => !before.has(name));
   assert.ok(entry);
-  rmSync(`${directory}/${entry}`, { recursive: true });
+  rmSync(`${directory}/${directoryName(entry)}`, { recursive: true });
   const hold = ['sh', '-c', 'echo locked; sleep "$1"', 'sh', String(seconds)];
   const blocker = cluster.start('usera', ['flock', `${directory}/.${entry}.create.lock`, ...hold]);
   while (!blocker.output().stdout.includes('locked')) await new Promise((resolve) => setTimeout(resolve, 20));
@@ -139,10 +141,9 @@ test('the first job creates the entry and the second reuses it, and both see it 
     await cluster.waitForNodeIdle();
     assert.is((await prologResults(cluster, path)).at(-1), result);
   }
-  const [entry] = readdirSync(`${cluster.root}/data/${uid}`).filter((name) =>
-    name.startsWith('pyxis_cache_'),
-  );
-  assert.is(readdirSync(`${cluster.root}/data/${uid}/${entry ?? ''}/d0`).length, 50);
+  const directory = `${cluster.root}/data/${uid}`;
+  const [entry = ''] = entryNamesIn(directory);
+  assert.is(readdirSync(`${directory}/${directoryName(entry)}/d0`).length, 50);
   await assertClean(cluster);
 });
 

@@ -23,6 +23,7 @@ import { parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import {
   createLockName,
   digestsName,
+  directoryName,
   lockFileName,
   partialName,
   trashName,
@@ -42,6 +43,7 @@ import {
   processes,
   TestNode,
   type ProgramResult,
+  nameOf,
 } from '../helpers/node.ts';
 import { alice, bob, command, mount, umount } from '../helpers/private-machine.ts';
 import { StandInRegistry } from '../helpers/registry.ts';
@@ -120,7 +122,7 @@ export const scenarios: Readonly<Record<string, Scenario>> = {
   'prolog-room': {
     what: 'a Prolog that evicts entries to make room',
     inodes: 100,
-    meets: /^rename .*\/pyxis_cache_u\d+_0000000000000000$/,
+    meets: /^rename .*\/\.pyxis_cache_u\d+_0000000000000000$/,
     prepare: async (bench) => {
       await bench.meetUser();
       await bench.served({ id: otherId, user: bob, image: bench.image });
@@ -321,10 +323,10 @@ export class CrashBench implements AsyncDisposable {
       ['created', 'reused', 'waited'].includes(line['result'] ?? ''),
       `the Prolog of job ${job.id}: ${JSON.stringify(line)}`,
     );
-    const entry = join(this.node.userPath(job.user), line['entry']!);
+    const entry = this.node.entryPath(job.user, line['entry']!);
     const lease = this.node.lease(job.id);
     assert.ok(lease !== undefined && isAlive(lease.holder.pid), `job ${job.id} has a lease with a holder`);
-    assert.equal(lease.entries, [basename(entry)]);
+    assert.equal(lease.entries, [nameOf(entry)]);
     assert.ok(holds(lease.holder.pid, entry), `the holder of job ${job.id} holds its entry`);
     assert.equal(
       holders(job.id)
@@ -332,7 +334,7 @@ export class CrashBench implements AsyncDisposable {
         .filter((pid) => pid === lease.holder.pid),
       [lease.holder.pid],
     );
-    assert.is(this.node.jobFile(job.id, 'images')?.split('\t')[1], basename(entry));
+    assert.is(this.node.jobFile(job.id, 'images')?.split('\t')[1], nameOf(entry));
     this.#assertWhole(entry);
     return entry;
   }
@@ -340,7 +342,7 @@ export class CrashBench implements AsyncDisposable {
   async acquired(): Promise<void> {
     const { exitCode, entry, holder, log } = await acquire(this.node, [this.image], { jobId: victimId });
     assert.is(exitCode, 0, JSON.stringify(log));
-    const path = join(this.node.userPath(alice), entry!);
+    const path = this.node.entryPath(alice, entry!);
     assert.ok(holder !== undefined && holds(holder, path), 'the step holds its entry');
     this.#assertWhole(path);
   }
@@ -352,14 +354,14 @@ export class CrashBench implements AsyncDisposable {
 
   plant(user: typeof alice, entry: Parameters<TestNode['plant']>[1]): void {
     const path = this.node.plant(user, entry);
-    this.#trees.set(basename(path), describeTree(path));
+    this.#trees.set(nameOf(path), describeTree(path));
   }
 
   /** What a job leaves that was killed in its step. */
   leave(): void {
     const home = this.node.userPath(alice);
     const partial = join(home, partialName(`pyxis_cache_u${alice.uid}_00deadbeef001122`, victimId, 'abcd'));
-    const stub = join(home, `pyxis_${victimId}.0`);
+    const stub = join(home, directoryName(`pyxis_${victimId}.0`));
     mkdirSync(join(partial, 'rootfs/etc'), { recursive: true });
     writeFileSync(join(partial, 'rootfs/etc/half'), 'x');
     mkdirSync(join(stub, '.container-cache/upper/etc'), { recursive: true });
@@ -475,7 +477,7 @@ export class CrashBench implements AsyncDisposable {
 
   /** Half an entry is worse than none. */
   #assertWhole(entry: string): void {
-    const name = basename(entry);
+    const name = nameOf(entry);
     const metadata = parseEntryMetadata(readFileSync(lockFileOf(entry), 'utf8'));
     const wanted = this.#trees.get(name) ?? this.#trees.get(metadata?.image ?? '');
     assert.ok(metadata !== undefined && wanted !== undefined, `${name} says what it is`);
@@ -525,7 +527,7 @@ export class CrashBench implements AsyncDisposable {
     assert.equal(without(namesIn(node.basePath), known), []);
     assert.equal(node.trash(), []);
     for (const user of [alice, bob]) {
-      const locks = node.entries(user).map((entry) => createLockName(basename(entry)));
+      const locks = node.entries(user).map((entry) => createLockName(nameOf(entry)));
       assert.equal(without(node.others(user), [...locks, digestsName]), []);
       assert.equal(
         namesIn(join(node.userPath(user), digestsName)).filter((name) => !/^[0-9a-f]{16}$/.test(name)),

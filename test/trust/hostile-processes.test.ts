@@ -5,12 +5,12 @@
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { leasePath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
 import { acquire } from '../helpers/acquire.ts';
 import { mountSquashfuse, unlessSquashfuse } from '../helpers/filesystem.ts';
-import { isAlive, setUsed, TestNode, until, untilStopped } from '../helpers/node.ts';
+import { isAlive, setUsed, TestNode, until, untilStopped, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -264,10 +264,7 @@ test("another's job ID in acquire gives an own entry and an own holder, which th
   await node.prolog({ id: 8, user: bob });
   const environment = { SLURM_JOB_UID: String(alice.uid), CONTAINER_CACHE_LEASE: '7' };
   const { entry, holder } = await acquire(node, [image], { user: bob, jobId: 7, environment });
-  assert.equal(
-    [entry],
-    node.entries(bob).map((path) => basename(path)),
-  );
+  assert.equal([entry], node.entries(bob).map(nameOf));
   const { exitCode, line } = await node.epilog({ id: 7, user: alice });
   assert.equal([exitCode, line['holders'], line['steps'], isAlive(holder!)], [0, '1', undefined, true]);
 });

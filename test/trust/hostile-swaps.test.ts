@@ -17,10 +17,10 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { createLockName, partialName } from '../../lib/core/layout.ts';
 import { startAcquire } from '../helpers/acquire.ts';
-import { holders, setUsed, TestNode, until } from '../helpers/node.ts';
+import { holders, setUsed, TestNode, until, nameOf } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -148,14 +148,14 @@ function setScene({ node, entry }: Scene, withEntry: boolean): void {
   node.makeUserDirectory(alice);
   if (withEntry) node.plant(alice, { hash: entry.slice(-16), usedSecondsAgo: 1000 });
   const partial = join(node.userPath(alice), partialName(entry, 2, 'abcd'));
-  const stub = join(node.userPath(alice), 'pyxis_2.0/.container-cache');
+  const stub = join(node.userPath(alice), '.pyxis_2.0/.container-cache');
   mkdirSync(join(partial, 'rootfs'), { recursive: true });
   mkdirSync(stub, { recursive: true });
   writeFileSync(join(stub, 'entry'), '');
   writeFileSync(join(node.userPath(alice), createLockName(entry)), '');
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.userPath(alice));
   command('chmod', '0700', node.userPath(alice));
-  if (withEntry) setUsed(join(node.userPath(alice), entry), 1000);
+  if (withEntry) setUsed(node.entryPath(alice, entry), 1000);
 }
 
 const listing = (path: string): string => command('find', path, '-printf', '%p %i %u:%g %m %s %T@ %C@ %l\n');
@@ -264,7 +264,7 @@ for (const [what, { withEntry, run }] of Object.entries(programs)) {
     node.configure({ ...settings, ...installWrapper(node, standIn).settings });
     const image = node.image();
     await node.prolog({ id: 1, user: alice, image });
-    const entry = basename(node.entries(alice)[0]!);
+    const entry = nameOf(node.entries(alice)[0]!);
     await node.epilog({ id: 1, user: alice });
     // The Epilog looks at all processes, and its calls are counted.
     await node.settle();

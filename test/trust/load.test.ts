@@ -1,10 +1,10 @@
 /** Many at once, and a node that has seen many users: what must go as for one. */
 // test: timeout 600 s
 import { chmodSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { inodesUsedPercent } from '../../lib/core/gc-plan.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
-import { holders, holds, TestNode } from '../helpers/node.ts';
+import { holders, holds, TestNode, nameOf } from '../helpers/node.ts';
 import {
   addUsers,
   alice,
@@ -87,9 +87,7 @@ test('1,000 entries of 200 users go in the order of their use, whoever has them,
       const hash = index.toString(16).padStart(16, '0');
       return { usedSecondsAgo, path: node.plant(users[index % users.length]!, { hash, usedSecondsAgo }) };
     });
-    const order = planted
-      .sort((a, b) => b.usedSecondsAgo - a.usedSecondsAgo)
-      .map(({ path }) => basename(path));
+    const order = planted.sort((a, b) => b.usedSecondsAgo - a.usedSecondsAgo).map(({ path }) => nameOf(path));
     assert.ok(inodesUsedPercent(readUsage(base)) >= 65);
 
     const plan = await node.gc('--dry-run');
@@ -104,7 +102,7 @@ test('1,000 entries of 200 users go in the order of their use, whoever has them,
     assert.equal([exitCode, line['result']], [0, 'created']);
     await node.settle();
     assert.ok(inodesUsedPercent(readUsage(base)) < 60, `${inodesUsedPercent(readUsage(base))} %`);
-    const isThere = new Set(users.flatMap((user) => node.entries(user)).map((path) => basename(path)));
+    const isThere = new Set(users.flatMap((user) => node.entries(user)).map(nameOf));
     assert.ok(isThere.has(line['entry']!));
     const gone = order.filter((name) => !isThere.has(name));
     assert.equal(gone, order.slice(0, gone.length));
@@ -115,7 +113,7 @@ test('1,000 entries of 200 users go in the order of their use, whoever has them,
     // A job reuses what the collector has left, however many others there are.
     assert.is((await node.prolog({ ...job, id: 2 })).line['result'], 'reused');
     for (const id of [1, 2]) assert.is((await node.epilog({ ...job, id })).exitCode, 0);
-    assert.ok(existsSync(join(node.userPath(job.user), line['entry']!)));
+    assert.ok(existsSync(node.entryPath(job.user, line['entry']!)));
   } finally {
     umount(base);
   }

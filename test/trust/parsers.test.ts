@@ -16,7 +16,7 @@ import {
   parseCreateLockName,
   parseIdName,
   parsePartialName,
-  parseStubName,
+  parseStubDirectoryName,
 } from '../../lib/core/layout.ts';
 import { formatLeaseRecord, parseLeaseRecord } from '../../lib/core/lease-record.ts';
 import { parseImageLine, parseTreeLine } from '../../lib/core/listing.ts';
@@ -318,7 +318,7 @@ const parsers: readonly Parser[] = [
       entry,
       `.${entry}.create.lock`,
       `.${entry}.42-9f3c.partial`,
-      'pyxis_42.0',
+      '.pyxis_42.0',
       'pyxis_42_42.0',
       '1000',
     ],
@@ -326,7 +326,7 @@ const parsers: readonly Parser[] = [
     read: (text) => {
       const partial = parsePartialName(text);
       const isOurs =
-        [parseCreateLockName(text), partial, parseStubName(text), parseIdName(text)].some(
+        [parseCreateLockName(text), partial, parseStubDirectoryName(text), parseIdName(text)].some(
           (found) => found !== undefined,
         ) || isEntryNameOf(1000, text);
       // It is put below a directory as it is.
@@ -334,8 +334,8 @@ const parsers: readonly Parser[] = [
       if (isOurs) assert.not.match(text, /^\.{1,2}$/);
       if (partial !== undefined)
         assert.ok(text.includes(`.${partial.jobId}-`) && text.includes(partial.entry));
-      const stub = parseStubName(text);
-      if (stub !== undefined) assert.match(text, new RegExp(`^pyxis_${stub.jobId}[._]`));
+      const stub = parseStubDirectoryName(text);
+      if (stub !== undefined) assert.match(text, new RegExp(`^\\.?pyxis_${stub.jobId}[._]`));
     },
   },
   {

@@ -30,11 +30,17 @@ import {
   readlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, join } from 'node:path';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
-import { createLockName, holderVariable, lockFileName, parseStubName } from '../../lib/core/layout.ts';
+import {
+  createLockName,
+  directoryName,
+  holderVariable,
+  lockFileName,
+  parseStubDirectoryName,
+} from '../../lib/core/layout.ts';
 import { readLease } from '../../lib/store/lease.ts';
 import { bootId } from '../../lib/system/boot.ts';
 import { processUid } from '../../lib/system/processes.ts';
@@ -50,6 +56,7 @@ import {
   until,
   type ProgramResult,
   type RunningProgram,
+  nameOf,
 } from '../helpers/node.ts';
 import type { Tree } from '../helpers/image.ts';
 import { Random } from '../helpers/property.ts';
@@ -150,7 +157,7 @@ for word in "$@"; do
       exec 9>>"${directory}/$name"
       chmod 0666 "${directory}/$name" 2>/dev/null
       flock --nonblock 9 || echo "twice $name" >>${directory}/log
-      [ ! -e "$home/$name/${lockFileName}" ] || echo "needless $name" >>${directory}/log
+      [ ! -e "$home/.$name/${lockFileName}" ] || echo "needless $name" >>${directory}/log
       ;;
   esac
 done
@@ -378,7 +385,7 @@ class Stress {
     }
     this.report[kind]++;
     const record = readLease(this.#node.runtimePath, job.id);
-    const entry = join(this.#node.userPath(job.user), line['entry'] ?? '');
+    const entry = this.#node.entryPath(job.user, line['entry'] ?? '');
     if (record === undefined || !existsSync(lockFileOf(entry))) {
       this.#violation(
         where,
@@ -519,7 +526,7 @@ class Stress {
       where,
       `I16: create: exit code ${created.exitCode}: ${created.output}`,
     );
-    const stub = join(this.#node.userPath(user), name);
+    const stub = join(this.#node.userPath(user), directoryName(name));
     const [entryName, holder] = readMark(stub);
     const isOwn = lease !== undefined && step.image === plan.image;
     if (entryName === undefined) {
@@ -527,9 +534,9 @@ class Stress {
       this.#expect(!isOwn, where, `the container of a leased image is no stub: ${created.output}`);
     } else {
       this.report.stubs++;
-      if (isOwn) this.#expect(entryName === basename(lease.entry), where, `the stub is of ${entryName}`);
+      if (isOwn) this.#expect(entryName === nameOf(lease.entry), where, `the stub is of ${entryName}`);
     }
-    const entry = entryName === undefined ? undefined : join(this.#node.userPath(user), entryName);
+    const entry = entryName === undefined ? undefined : this.#node.entryPath(user, entryName);
     const isHeldByStep = holder !== undefined && holder !== '-' && entry !== undefined;
     const held = isHeldByStep ? this.#holdStep(plan.id, user, entry, Number(holder), where) : undefined;
     if (step.killHolder && held !== undefined) this.#killHolder(held);
@@ -598,13 +605,7 @@ class Stress {
     const kind = fields?.['result'];
     if (kind === 'created' || kind === 'reused' || kind === 'waited') this.report[kind]++;
     if (holder === '-') return;
-    const held = this.#holdStep(
-      plan.id,
-      user,
-      join(this.#node.userPath(user), entryName),
-      Number(holder),
-      where,
-    );
+    const held = this.#holdStep(plan.id, user, this.#node.entryPath(user, entryName), Number(holder), where);
     if (held === undefined) return;
     this.#checkComplete(held.entry, image, where);
     if (step.killHolder) this.#killHolder(held);
@@ -661,7 +662,7 @@ class Stress {
     );
     const names = this.#node
       .others(job.user)
-      .filter((name) => parseStubName(name)?.jobId === job.id || name.includes(`.${job.id}-`));
+      .filter((name) => parseStubDirectoryName(name)?.jobId === job.id || name.includes(`.${job.id}-`));
     this.#expect(names.length === 0, where, `I17: after the Epilog there is ${names.join()}`);
   }
 
@@ -690,7 +691,7 @@ class Stress {
         );
       if (this.#options.disk === 'starving')
         this.#expect(entries.length === 0, where, `I10: stay for no reason: ${entries.join()}`);
-      const locks = new Set(entries.map((entry) => createLockName(basename(entry))));
+      const locks = new Set(entries.map((entry) => createLockName(nameOf(entry))));
       const others = this.#node.others(user).filter((name) => !locks.has(name));
       this.#expect(others.length === 0, where, `I13: is left: ${others.join()}`);
     }

@@ -2,6 +2,7 @@
 import {
   collectorLockPath,
   createLockName,
+  directoryName,
   digestPath,
   entryName,
   entryPath,
@@ -13,9 +14,10 @@ import {
   leasesPath,
   lockPath,
   parseCreateLockName,
+  parseEntryDirectoryName,
   parseIdName,
   parsePartialName,
-  parseStubName,
+  parseStubDirectoryName,
   partialName,
   nodeFactsPath,
   stubMarkPath,
@@ -36,8 +38,8 @@ paths('are where the header of layout.ts draws them', () => {
   assert.is(trashPath(base), '/raid/data/.trash');
   assert.is(userPath(base, 1000), '/raid/data/1000');
   assert.is(entryName(1000, hash), name);
-  assert.is(entryPath(base, 1000, name), `/raid/data/1000/${name}`);
-  assert.is(lockPath(entryPath(base, 1000, name)), `/raid/data/1000/${name}/.pyxis_cache_lock`);
+  assert.is(entryPath(base, 1000, name), `/raid/data/1000/.${name}`);
+  assert.is(lockPath(entryPath(base, 1000, name)), `/raid/data/1000/.${name}/.pyxis_cache_lock`);
   assert.is(createLockName(name), `.${name}.create.lock`);
   assert.is(partialName(name, 42, '9f3c'), `.${name}.42-9f3c.partial`);
   assert.is(digestPath(base, 1000, hash), `/raid/data/1000/.digests/${hash}`);
@@ -46,14 +48,21 @@ paths('are where the header of layout.ts draws them', () => {
   assert.is(jobsPath('/run/container-cache'), '/run/container-cache/jobs');
   assert.is(jobPath('/run/container-cache', 42), '/run/container-cache/jobs/42');
   assert.is(nodeFactsPath('/run/container-cache'), '/run/container-cache/node');
-  assert.is(stubMarkPath(`${base}/1000/pyxis_42.0`), '/raid/data/1000/pyxis_42.0/.container-cache/entry');
+  assert.is(
+    stubMarkPath(`${base}/1000/${directoryName('pyxis_42.0')}`),
+    '/raid/data/1000/.pyxis_42.0/.container-cache/entry',
+  );
   assert.is(holderTitle(42), 'container-cache-lease 42');
 });
 
-paths('what is under way is hidden from enroot, which lists with `ls -1`; what is published is not', () => {
-  assert.ok(createLockName(name).startsWith('.'));
-  assert.ok(partialName(name, 42, 'a').startsWith('.'));
-  assert.not.ok(name.startsWith('.'));
+paths('all of ours is hidden from enroot, which lists with `ls -1` and `*/`', () => {
+  for (const ours of [
+    createLockName(name),
+    partialName(name, 42, 'a'),
+    directoryName(name),
+    directoryName('pyxis_42.0'),
+  ])
+    assert.ok(ours.startsWith('.'), ours);
 });
 
 paths.run();
@@ -67,6 +76,7 @@ names('parse back to what they were made of', () => {
     const entry = entryName(uid, random.text('0123456789abcdef', 16, 16));
     const nonce = random.text('0123456789abcdef', 1, 40);
     assert.ok(isEntryNameOf(uid, entry));
+    assert.is(parseEntryDirectoryName(uid, directoryName(entry)), entry);
     assert.equal(parseCreateLockName(createLockName(entry)), { entry });
     assert.equal(parsePartialName(partialName(entry, jobId, nonce)), { entry, jobId });
     assert.is(parseIdName(String(uid)), uid);
@@ -74,11 +84,20 @@ names('parse back to what they were made of', () => {
 });
 
 names('of one kind are never of another', () => {
-  const all = [name, createLockName(name), partialName(name, 42, 'a'), '1000'];
+  const all = [
+    name,
+    directoryName(name),
+    createLockName(name),
+    partialName(name, 42, 'a'),
+    '.pyxis_7.0',
+    '1000',
+  ];
   const kinds = [
     (text: string) => isEntryNameOf(1000, text),
+    (text: string) => parseEntryDirectoryName(1000, text) !== undefined,
     (text: string) => parseCreateLockName(text) !== undefined,
     (text: string) => parsePartialName(text) !== undefined,
+    (text: string) => parseStubDirectoryName(text) !== undefined,
     (text: string) => parseIdName(text) !== undefined,
   ];
   assert.equal(
@@ -89,7 +108,10 @@ names('of one kind are never of another', () => {
 
 names('an entry counts only in the directory of the user it names', () => {
   assert.ok(isEntryNameOf(1000, name));
-  for (const uid of [0, 100, 1001, 10_000, -1000, Number.NaN]) assert.not.ok(isEntryNameOf(uid, name));
+  for (const uid of [0, 100, 1001, 10_000, -1000, Number.NaN]) {
+    assert.not.ok(isEntryNameOf(uid, name));
+    assert.is(parseEntryDirectoryName(uid, directoryName(name)), undefined);
+  }
 });
 
 names('an entry is named exactly so', () => {
@@ -115,6 +137,7 @@ names('an entry is named exactly so', () => {
     `${name}\0`,
   ]) {
     assert.not.ok(isEntryNameOf(1000, wrong), JSON.stringify(wrong));
+    assert.is(parseEntryDirectoryName(1000, directoryName(wrong)), undefined, JSON.stringify(wrong));
     assert.is(parseCreateLockName(`.${wrong}.create.lock`), undefined, JSON.stringify(wrong));
     assert.is(parsePartialName(`.${wrong}.42-9f.partial`), undefined, JSON.stringify(wrong));
   }
@@ -184,9 +207,11 @@ names('an id is decimal, without sign, blank or leading zero', () => {
 });
 
 names("a step's container tells its job, in both scopes of pyxis; a named one does not", () => {
-  assert.equal(parseStubName('pyxis_42.0'), { jobId: 42 });
-  assert.equal(parseStubName('pyxis_42.4294967291'), { jobId: 42 });
-  assert.equal(parseStubName('pyxis_42_42.1'), { jobId: 42 });
+  for (const dot of ['.', '']) {
+    assert.equal(parseStubDirectoryName(`${dot}pyxis_42.0`), { jobId: 42 });
+    assert.equal(parseStubDirectoryName(`${dot}pyxis_42.4294967291`), { jobId: 42 });
+    assert.equal(parseStubDirectoryName(`${dot}pyxis_42_42.1`), { jobId: 42 });
+  }
   for (const wrong of [
     'pyxis_42',
     'pyxis_42.',
@@ -196,7 +221,7 @@ names("a step's container tells its job, in both scopes of pyxis; a named one do
     'pyxis_mine',
     name,
   ])
-    assert.is(parseStubName(wrong), undefined, wrong);
+    for (const dot of ['.', '', '..']) assert.is(parseStubDirectoryName(`${dot}${wrong}`), undefined, wrong);
 });
 
 names('whatever a user calls a file, it is ours by its exact name or not at all', () => {

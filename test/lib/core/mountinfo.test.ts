@@ -11,8 +11,8 @@ import {
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
-const entryA = 'pyxis_cache_u1000_aaaaaaaaaaaaaaaa';
-const entryB = 'pyxis_cache_u1000_bbbbbbbbbbbbbbbb';
+const entryA = '.pyxis_cache_u1000_aaaaaaaaaaaaaaaa';
+const entryB = '.pyxis_cache_u1000_bbbbbbbbbbbbbbbb';
 
 /** A node: root, a data disk, and what is usual besides. */
 const node = `\
@@ -205,9 +205,9 @@ inUse('a layer with a blank or a comma before it does not hide the next', () => 
 });
 
 inUse('an upper layer is a stub in use', () => {
-  const stub = '/raid/data/1000/pyxis_42.0';
+  const stub = '/raid/data/1000/.pyxis_42.0';
   assert.equal(namesOf(overlay(`rw,lowerdir=/usr,upperdir=${stub}/upper,workdir=${stub}/work`)), [
-    '1000/pyxis_42.0',
+    '1000/.pyxis_42.0',
   ]);
 });
 

@@ -12,18 +12,33 @@ import {
   openSync,
   readdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { blocksUsedPercent, inodesUsedPercent } from '../../../lib/core/gc-plan.ts';
-import { createLockName, lockFileName, partialName } from '../../../lib/core/layout.ts';
+import {
+  createLockName,
+  directoryName,
+  entryName,
+  lockFileName,
+  partialName,
+} from '../../../lib/core/layout.ts';
 import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { tryFlock } from '../../../lib/system/flock.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
-import { isAlive, lockFileOf, setUsed, TestNode, until, type ProgramResult } from '../../helpers/node.ts';
+import {
+  isAlive,
+  lockFileOf,
+  nameOf,
+  setUsed,
+  TestNode,
+  until,
+  type ProgramResult,
+} from '../../helpers/node.ts';
 import { HeldProgram } from '../../helpers/held-program.ts';
 import {
   alice,
@@ -45,8 +60,6 @@ const everything = { container_cache_gc_high: 1, container_cache_gc_low: 0, gc_m
 
 const evicted = ({ lines }: ProgramResult): string[] =>
   lines.filter(({ word }) => word === 'gc-evicted').map(({ fields }) => fields['entry']!);
-
-const nameOf = (path: string): string => path.slice(path.lastIndexOf('/') + 1);
 
 const goal = suite('collector: from the high watermark to below the low one', { skip: unlessExt4() });
 
@@ -341,27 +354,29 @@ kept('what is no entry of ours, in the base and in a user directory', async () =
   writeFileSync(join(precious, lockFileName), '');
   chownSync(precious, alice.uid, alice.gid);
 
-  const entryName = (number: number): string => `pyxis_cache_u${alice.uid}_${hash(number)}`;
+  const directoryOf = (number: number): string => directoryName(entryName(alice.uid, hash(number)));
   // A container of pyxis', a file of the user, names that are almost ours.
   for (const name of [
     'pyxis_mine',
     'pyxis_cache_u59002_0000000000000001',
-    `pyxis_cache_u59001_${hash(1)}x`,
+    '.pyxis_cache_u59002_0000000000000001',
+    `.pyxis_cache_u59001_${hash(1)}x`,
+    `..pyxis_cache_u59001_${hash(1)}`,
     'ubuntu',
   ])
     mkdirSync(join(user, name));
-  writeFileSync(join(user, entryName(2)), 'a file');
-  symlinkSync(precious, join(user, entryName(3)));
-  lchownSync(join(user, entryName(3)), alice.uid, alice.gid);
-  mkdirSync(join(user, entryName(4)));
-  chownSync(join(user, entryName(4)), bob.uid, bob.gid);
-  mkdirSync(join(user, entryName(5)), { mode: 0o700 });
+  writeFileSync(join(user, directoryOf(2)), 'a file');
+  symlinkSync(precious, join(user, directoryOf(3)));
+  lchownSync(join(user, directoryOf(3)), alice.uid, alice.gid);
+  mkdirSync(join(user, directoryOf(4)));
+  chownSync(join(user, directoryOf(4)), bob.uid, bob.gid);
+  mkdirSync(join(user, directoryOf(5)), { mode: 0o700 });
   // In the base: root's directory, a file, and a symlink named like a user's, and numbers that are no uid.
   mkdirSync(join(node.basePath, '59003'));
-  mkdirSync(join(node.basePath, '59003', `pyxis_cache_u59003_${hash(1)}`));
-  chownSync(join(node.basePath, '59003', `pyxis_cache_u59003_${hash(1)}`), 59003, 59003);
+  mkdirSync(join(node.basePath, '59003', `.pyxis_cache_u59003_${hash(1)}`));
+  chownSync(join(node.basePath, '59003', `.pyxis_cache_u59003_${hash(1)}`), 59003, 59003);
   writeFileSync(join(node.basePath, '59004'), '');
-  mkdirSync(join(precious, `pyxis_cache_u59005_${hash(1)}`));
+  mkdirSync(join(precious, `.pyxis_cache_u59005_${hash(1)}`));
   command('chown', '--recursive', '59005', precious);
   symlinkSync(precious, join(node.basePath, '59005'));
   for (const name of ['lost+found', '059001', '59001.old', '99999999999'])
@@ -485,7 +500,10 @@ gone("a dead creator's partial directory and create lock; a living one's stay", 
   try {
     assert.ok(tryFlock(creator, 'exclusive'));
     assert.is((await node.gc('--force')).exitCode, 1);
-    assert.equal(readdirSync(user).sort(), [nameOf(living.partial), nameOf(living.lock)].sort());
+    assert.equal(
+      readdirSync(user).sort(),
+      [living.partial, living.lock].map((path) => basename(path)).sort(),
+    );
   } finally {
     closeSync(creator);
   }
@@ -509,13 +527,13 @@ gone(
       if (isOld) utimesSync(mark, anHourAgo, anHourAgo);
       return path;
     };
-    const old = leave('pyxis_42.0', { isOld: true, isStub: true });
-    const ofJobScope = leave('pyxis_42_42.1', { isOld: true, isStub: true });
-    const mounted = leave('pyxis_43.0', { isOld: true, isStub: true });
-    const young = leave('pyxis_44.0', { isOld: false, isStub: true });
-    const container = leave('pyxis_45.0', { isOld: true, isStub: false });
-    const named = leave('pyxis_mine', { isOld: true, isStub: true });
-    symlinkSync(node.root, join(user, 'pyxis_46.0'));
+    const old = leave('.pyxis_42.0', { isOld: true, isStub: true });
+    const ofJobScope = leave('.pyxis_42_42.1', { isOld: true, isStub: true });
+    const mounted = leave('.pyxis_43.0', { isOld: true, isStub: true });
+    const young = leave('.pyxis_44.0', { isOld: false, isStub: true });
+    const container = leave('.pyxis_45.0', { isOld: true, isStub: false });
+    const named = leave('.pyxis_mine', { isOld: true, isStub: true });
+    symlinkSync(node.root, join(user, '.pyxis_46.0'));
     const step = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
     await node.gc('--force');
     const all = [old, ofJobScope, mounted, young, container, named, node.root];
@@ -528,6 +546,39 @@ gone(
     assert.not(existsSync(mounted));
   },
 );
+
+gone('entries and stubs of version 0.1, without a dot, but not those that are in use', async () => {
+  await using node = await TestNode.start({
+    settings: { container_cache_gc_high: 99, container_cache_gc_low: 98 },
+  });
+  const plant = (number: number): string => {
+    const path = node.plant(alice, { hash: hash(number), usedSecondsAgo: 0 });
+    const former = join(dirname(path), nameOf(path));
+    renameSync(path, former);
+    return former;
+  };
+  const [idle, locked, mounted, lockless] = [1, 2, 3, 4].map(plant) as [string, string, string, string];
+  rmSync(lockFileOf(lockless));
+  const current = node.plant(alice, { hash: hash(5), usedSecondsAgo: 0 });
+  const ofBob = join(node.userPath(alice), entryName(bob.uid, hash(6)));
+  mkdirSync(ofBob);
+  const lease = openSync(lockFileOf(locked), 'r');
+  const step = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
+  try {
+    assert.ok(tryFlock(lease, 'shared'));
+    assert.is((await node.gc()).exitCode, 0);
+    const all = [idle, locked, mounted, lockless, current, ofBob];
+    assert.equal(
+      all.map((path) => existsSync(path)),
+      [false, true, true, false, true, true],
+    );
+  } finally {
+    closeSync(lease);
+    await end(step);
+  }
+  await node.gc();
+  assert.equal([existsSync(locked), existsSync(mounted), node.trash()], [false, false, []]);
+});
 
 gone('a create lock that cannot be opened stops neither the sweep nor the collection', async () => {
   await using node = await TestNode.start({ settings: everything });

@@ -5,7 +5,7 @@ import { chownSync, mkdirSync, mkdtempSync, readFileSync, readlinkSync, rmSync }
 import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { entryName } from '../../../lib/core/layout.ts';
+import { directoryName, entryName } from '../../../lib/core/layout.ts';
 import { asUser } from '../../../lib/system/as-user.ts';
 import { unlessErrno } from '../../../lib/system/errno.ts';
 import { findMountedEntries, readMounts } from '../../../lib/system/mounts.ts';
@@ -25,9 +25,9 @@ import { assert, suite } from '../../helpers/suite.ts';
 
 enterPrivateMachine();
 
-const used = entryName(alice.uid, 'aaaaaaaaaaaaaaaa');
-const unused = entryName(alice.uid, 'bbbbbbbbbbbbbbbb');
-const ofBob = entryName(bob.uid, 'cccccccccccccccc');
+const used = directoryName(entryName(alice.uid, 'aaaaaaaaaaaaaaaa'));
+const unused = directoryName(entryName(alice.uid, 'bbbbbbbbbbbbbbbb'));
+const ofBob = directoryName(entryName(bob.uid, 'cccccccccccccccc'));
 
 let root: string;
 let base: string;
@@ -178,7 +178,7 @@ test.unless(
   unlessUserNamespaces,
   'sees an overlay with an upper directory, as a writable container has it',
   async () => {
-    const stub = `${base}/${alice.uid}/pyxis_42.0`;
+    const stub = `${base}/${alice.uid}/.pyxis_42.0`;
     await view(
       alice,
       `mkdir -p ${stub}/upper ${stub}/work ${stub}/root
