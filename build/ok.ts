@@ -44,11 +44,26 @@ function lintCommands(): Command[] {
   ];
 }
 
+/** What it found out is kept for the next run, which then looks at what has changed since. */
+function typesCommand(): Command {
+  const kept = join(projectRoot, 'node_modules/.cache/container-cache/types.tsbuildinfo');
+  return tool(
+    'typescript/bin/tsc',
+    '--project',
+    '.',
+    '--pretty',
+    'false',
+    '--incremental',
+    '--tsBuildInfoFile',
+    kept,
+  );
+}
+
 /** By name, in the order of their lines. */
 const CHECKS: Readonly<Record<string, () => Promise<Outcome>>> = {
   format: () => runCommands(formatCommands('check')),
   lint: () => runCommands(lintCommands()),
-  types: () => runCommands([tool('typescript/bin/tsc', '--project', '.', '--pretty', 'false')]),
+  types: () => runCommands([typesCommand()]),
   layers: () => runOneTestFile('test/layers.test.ts'),
   tests: runOrReuseTests,
   bundle: () => runCommands([{ file: process.execPath, parameters: ['build/build.ts'] }]),
