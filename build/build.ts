@@ -1,7 +1,7 @@
 /**
  * `npm run build`: makes dist/.
  *
- *   container-cache                one executable: the pinned runtime, our bundle, fs-ext's addon
+ *   container-cache                one executable: the pinned runtime, our bundle, fs-ext's addon and our own
  *   prolog, epilog                 further names of it; the name it is called by picks the program
  *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab, slurmd-container-cache.conf    copies
  *
@@ -27,7 +27,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
-import { ADDON_ASSET } from '../lib/system/native-addon.ts';
+import { addonFiles } from '../lib/system/native-addon.ts';
 import { flockWithin } from '../lib/system/flock.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
 
@@ -59,7 +59,10 @@ const INPUT_FILES = [
   'package-lock.json',
   'slurm.conf.snippet',
 ];
-const ADDON = 'node_modules/fs-ext/build/Release/fs_ext.node';
+/** Compiled by build/run. By the asset's name, relative to the project. */
+const ADDONS = Object.fromEntries(
+  Object.entries(addonFiles).map(([asset, file]) => [asset, `node_modules/${file}`]),
+);
 /** What dist/ was made from: its presence also says that it was made to the end. */
 const STAMP = join(distDirectory, '.inputs');
 const LOCK_TIMEOUT_MS = 10 * 60_000;
@@ -98,7 +101,7 @@ function digestOfInputs(): string {
   const files = sourceFiles().filter(
     (file) => INPUT_FILES.includes(file) || INPUT_DIRECTORIES.some((top) => file.startsWith(`${top}/`)),
   );
-  return `${process.version} ${process.arch} ${digestOfFiles([...files, ADDON])}\n`;
+  return `${process.version} ${process.arch} ${digestOfFiles([...files, ...Object.values(ADDONS)])}\n`;
 }
 
 function isUpToDate(inputs: string): boolean {
@@ -140,7 +143,7 @@ async function makeDist(): Promise<void> {
 }
 
 /**
- * Makes one executable of `entry` and all it imports, with the addon and the admin command as assets.
+ * Makes one executable of `entry` and all it imports, with the addons and the admin command as assets.
  *
  * @param output absolute path; its directory receives the bundles, too.
  * @param version what it says of itself; otherwise that of package.json
@@ -158,7 +161,10 @@ export async function makeExecutable(entry: string, output: string, version?: st
     disableExperimentalSEAWarning: true,
     useSnapshot: false,
     useCodeCache: true,
-    assets: { [ADMIN_ASSET]: admin, [ADDON_ASSET]: join(projectRoot, ADDON) },
+    assets: {
+      [ADMIN_ASSET]: admin,
+      ...Object.fromEntries(Object.entries(ADDONS).map(([asset, file]) => [asset, join(projectRoot, file)])),
+    },
     execArgv: RUNTIME_OPTIONS,
     // NODE_OPTIONS of a job is meant for the job's own Node.
     execArgvExtension: 'none',

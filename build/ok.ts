@@ -6,7 +6,7 @@
  */
 import { spawn } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
-import { delimiter, join } from 'node:path';
+import { delimiter, dirname, join } from 'node:path';
 import { printCounts, type Counts } from './counts.ts';
 import { projectRoot, shellScripts } from './source-files.ts';
 import { earlierResult, runAllTests, runTestFiles } from './test.ts';
@@ -37,10 +37,16 @@ export function formatCommands(mode: 'check' | 'write'): Command[] {
   ];
 }
 
+const nodeHeaders = join(dirname(process.execPath), '../include/node');
+
 function lintCommands(): Command[] {
   return [
     tool('eslint/bin/eslint.js', '--max-warnings', '0', '.'),
     { file: 'shellcheck', parameters: ['--external-sources', ...shellScripts()] },
+    {
+      file: 'cc',
+      parameters: ['@build/c-flags', '-fsyntax-only', `-I${nodeHeaders}`, 'lib/system/beneath.c'],
+    },
   ];
 }
 

@@ -80,27 +80,23 @@ export async function runEpilog(environment: Environment = process.env): Promise
   const { errors } = report;
   const released = [report.holdersStopped, report.stepsStopped, report.stubsRemoved, report.partialsRemoved];
   const didSomething = report.entries.length > 0 || released.some((count) => count > 0);
-  const isNodeFault = errors.some(isFaultOfNode);
-  log.write(
-    isNodeFault ? 'error' : errors.length > 0 ? 'warning' : didSomething ? 'info' : 'debug',
-    'epilog',
-    {
-      job: job?.jobId,
-      uid: job?.uid,
-      result: errors.length > 0 ? 'failed' : didSomething ? 'released' : 'none',
-      entries: report.entries.length > 0 ? report.entries.join(',') : undefined,
-      holders: report.holdersStopped,
-      steps: report.stepsStopped > 0 ? report.stepsStopped : undefined,
-      stubs: report.stubsRemoved > 0 ? report.stubsRemoved : undefined,
-      partials: report.partialsRemoved > 0 ? report.partialsRemoved : undefined,
-      used_percent: report.usedPercent === undefined ? undefined : Math.round(report.usedPercent),
-      unpacking: report.imagesStarted > 0 ? report.imagesStarted : undefined,
-      gc: report.collectorStarted ? 'started' : undefined,
-      code: errors.length > 0 ? faultCode(errors[0]) : undefined,
-      reason: errors.length > 0 ? errors.map(describeError).join('; ') : undefined,
-      total_ms: Math.round(performance.now()),
-    },
-  );
+  const isError = errors.some((error) => isFaultOfNode(error) || faultCode(error) === 'BUG');
+  log.write(isError ? 'error' : errors.length > 0 ? 'warning' : didSomething ? 'info' : 'debug', 'epilog', {
+    job: job?.jobId,
+    uid: job?.uid,
+    result: errors.length > 0 ? 'failed' : didSomething ? 'released' : 'none',
+    entries: report.entries.length > 0 ? report.entries.join(',') : undefined,
+    holders: report.holdersStopped,
+    steps: report.stepsStopped > 0 ? report.stepsStopped : undefined,
+    stubs: report.stubsRemoved > 0 ? report.stubsRemoved : undefined,
+    partials: report.partialsRemoved > 0 ? report.partialsRemoved : undefined,
+    used_percent: report.usedPercent === undefined ? undefined : Math.round(report.usedPercent),
+    unpacking: report.imagesStarted > 0 ? report.imagesStarted : undefined,
+    gc: report.collectorStarted ? 'started' : undefined,
+    code: errors.length > 0 ? faultCode(errors[0]) : undefined,
+    reason: errors.length > 0 ? errors.map(describeError).join('; ') : undefined,
+    total_ms: Math.round(performance.now()),
+  });
   const logged = log.flush();
   if (parsed.settings !== undefined)
     recordEvents(

@@ -305,5 +305,5 @@ function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void 
 function logLevel(hasContainer: boolean, warning: string | undefined, error: unknown): LogLevel {
   if (error === undefined) return warning !== undefined ? 'warning' : hasContainer ? 'info' : 'debug';
   if (isBypass(error)) return 'info';
-  return isFaultOfNode(error) ? 'error' : 'warning';
+  return isFaultOfNode(error) || faultCode(error) === 'BUG' ? 'error' : 'warning';
 }

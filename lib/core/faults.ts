@@ -3,6 +3,7 @@
  * would drain a node for one user's mistake or malice: whatever a user can bring about is a job's fault, also what a user can use
  * up for everybody (a disk, processes, memory). Anything else that is thrown is a bug of ours.
  */
+import { errnoName } from './errno-names.ts';
 
 /** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
 export const bypassCodes = [
@@ -46,6 +47,20 @@ export class NodeFault extends Error {
   }
 }
 
+/**
+ * Something failed below a user's directory (lib/system/beneath.ts), where only the user can have brought it about: it is theirs with
+ * whichever error number. A base that is at fault itself is found out where no user is in the way (lib/store/base-fault.ts).
+ */
+export class BeneathError extends Error {
+  override readonly name = 'BeneathError';
+  /** "ENOENT" and the like; undefined if something was not what it should be. */
+  readonly code: string | undefined;
+  constructor(message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = systemErrorOf(options?.cause);
+  }
+}
+
 /** The codes under which a failure is logged and counted; `BUG` is anything we did not expect. */
 export const faultCodes = [...jobFaultCodes, ...nodeFaultCodes, 'BUG'] as const;
 export type FaultCode = (typeof faultCodes)[number];
@@ -56,13 +71,20 @@ export const isBypassCode = (code: FaultCode): boolean => bypassCodes.some((bypa
 
 export function faultCode(error: unknown): FaultCode {
   if (error instanceof JobFault) return error.code;
-  return usedUpCode(error) ?? (error instanceof NodeFault ? error.code : 'BUG');
+  return (
+    usedUpCode(error) ?? (error instanceof NodeFault ? error.code : isOfUser(error) ? 'ENTRY_DAMAGED' : 'BUG')
+  );
 }
 
-/** Whether a failure may drain the node. */
+/** Whether a failure may drain the node: a list of what does. Whatever else fails, a user may be the cause. */
 export function isFaultOfNode(error: unknown): boolean {
-  return !(error instanceof JobFault) && usedUpCode(error) === undefined;
+  return error instanceof NodeFault && usedUpCode(error) === undefined;
 }
+
+/** Whether it is but that something is used up, by whomever. */
+export const isUsedUp = (error: unknown): boolean => usedUpCode(error) !== undefined;
+
+const isOfUser = (error: unknown): boolean => chainOf(error).some((one) => one instanceof BeneathError);
 
 /** Error numbers of what is used up, be it by one user: the disk, /run by an import of pyxis, all processes by a fork bomb. */
 const usedUp: ReadonlyMap<string, JobFaultCode> = new Map([
@@ -79,16 +101,11 @@ function usedUpCode(error: unknown): JobFaultCode | undefined {
   return errno === undefined ? undefined : usedUp.get(errno);
 }
 
-/** Node has no name for a used-up quota: `Unknown system error -122`. */
-const quotaErrno = -122;
-
 /** @returns "ENOENT" and the like; undefined for what is no failed system call */
 export function systemErrorOf(error: unknown): string | undefined {
   if (!(error instanceof Error)) return undefined;
-  if ('errno' in error && error.errno === quotaErrno) return 'EDQUOT';
-  return 'code' in error && typeof error.code === 'string' && /^E[A-Z0-9]+$/.test(error.code)
-    ? error.code
-    : undefined;
+  if ('code' in error && typeof error.code === 'string' && /^E[A-Z0-9]+$/.test(error.code)) return error.code;
+  return 'errno' in error && typeof error.errno === 'number' ? errnoName(error.errno) : undefined;
 }
 
 /** An error and its causes, outermost first. A cause may point back at itself; five levels are more than we ever nest. */

@@ -4,7 +4,7 @@
  */
 import { closeSync, writeSync } from 'node:fs';
 import { diskRemedy } from '../core/filesystem.ts';
-import { isFaultOfNode, NodeFault } from '../core/faults.ts';
+import { isUsedUp, NodeFault } from '../core/faults.ts';
 import { openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf } from '../system/errno.ts';
 import { tryFlock } from '../system/flock.ts';
@@ -16,20 +16,20 @@ export function findBaseFault(base: Directory): NodeFault | undefined {
   try {
     writeSomething(here);
   } catch (cause) {
-    if (isFaultOfNode(cause) && !cannotTell.includes(errnoOf(cause) ?? ''))
+    if (!isUsedUp(cause) && !cannotTell.includes(errnoOf(cause) ?? ''))
       return new NodeFault('DISK_FAILED', `Cannot write to "${base.path}"`, { cause });
   }
   try {
     flockSomething(`${here}/.`);
   } catch (cause) {
-    if (isFaultOfNode(cause))
+    if (!isUsedUp(cause))
       return new NodeFault('BASE_UNFIT', `flock does not work on "${base.path}"; ${diskRemedy}`, { cause });
   }
   return undefined;
 }
 
 /** Of a filesystem that knows no files without a name (open(2), O_TMPFILE). */
-const cannotTell = ['EOPNOTSUPP', 'EISDIR'];
+const cannotTell = ['ENOTSUP', 'EISDIR'];
 
 function writeSomething(directory: string): void {
   const fd = openUnnamedFile(directory, 0o600);

@@ -22,7 +22,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { dirname } from 'node:path';
-import { faultCode, isFaultOfNode, JobFault } from '../core/faults.ts';
+import { faultCode, isUsedUp, JobFault } from '../core/faults.ts';
 import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
 import { createLockName, directoryName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
@@ -182,7 +182,7 @@ function openCreateLock(path: string): number {
   try {
     return openRegularFile(path, constants.O_CREAT);
   } catch (cause) {
-    if (!isFaultOfNode(cause)) throw cause;
+    if (isUsedUp(cause)) throw cause;
     throw new JobFault('ENTRY_DAMAGED', `Cannot open create lock "${path}"`, { cause });
   }
 }

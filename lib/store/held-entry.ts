@@ -11,7 +11,7 @@
  */
 import { closeSync, fstatSync, futimesSync, lstatSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { isFaultOfNode, JobFault } from '../core/faults.ts';
+import { isUsedUp, JobFault } from '../core/faults.ts';
 import { isSettled, longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
@@ -103,7 +103,7 @@ function openLockFile(entry: string): number {
   try {
     return openRegularFile(lockPath(entry));
   } catch (cause) {
-    if (isGone.some((number) => number === errnoOf(cause)) || !isFaultOfNode(cause)) throw cause;
+    if (isGone.some((number) => number === errnoOf(cause)) || isUsedUp(cause)) throw cause;
     throw new JobFault('ENTRY_DAMAGED', `Cannot open the lock file of entry "${entry}"`, { cause });
   }
 }

@@ -6,7 +6,9 @@
  * whatever the user could not do. The real uid stays 0, so the user cannot send us signals or trace us (credentials(7)).
  */
 import process from 'node:process';
+import { errnoName } from '../core/errno-names.ts';
 import { errnoOf } from './errno.ts';
+import { loadBeneath, type BeneathAddon } from './native-addon.ts';
 import type { Command } from './run.ts';
 
 export interface UserIds {
@@ -45,6 +47,12 @@ export function dropGroups(): void {
  */
 export function withUserIds<T>(user: UserIds, action: () => T extends Promise<unknown> ? never : T): T {
   if (userId() === user.uid) return action();
+  if (!isRoot())
+    throw Object.assign(new Error(`Cannot act as uid ${user.uid}: uid ${userId()} acts`), { code: 'EPERM' });
+  if (hasNoGroups) {
+    const addon = findAddon();
+    if (addon !== undefined) return withThreadIds(addon, user, action);
+  }
   const { seteuid, setegid, setgroups, getgroups, getegid } = process;
   if (!seteuid || !setegid || !setgroups || !getgroups || !getegid)
     throw new Error('Cannot switch users here');
@@ -61,6 +69,38 @@ export function withUserIds<T>(user: UserIds, action: () => T extends Promise<un
     setegid(gid);
     if (groups !== undefined) setgroups(groups);
   }
+}
+
+let addon: BeneathAddon | null | undefined;
+
+function findAddon(): BeneathAddon | undefined {
+  if (addon === undefined) {
+    try {
+      addon = loadBeneath();
+    } catch {
+      addon = null;
+    }
+  }
+  return addon ?? undefined;
+}
+
+/** Of our thread alone, which is the one that acts: to change all of them stops each. No thread must be started meanwhile: it would stay the user's. */
+function withThreadIds<T>(ids: BeneathAddon, user: UserIds, action: () => T): T {
+  const gid = process.getegid?.() ?? 0;
+  try {
+    setIds(ids, user.uid, user.gid);
+    return action();
+  } finally {
+    setIds(ids, 0, gid);
+  }
+}
+
+function setIds(ids: BeneathAddon, uid: number, gid: number): void {
+  const errno = ids.setIds(uid, gid);
+  if (errno !== 0 || userId() !== uid)
+    throw Object.assign(new Error(`Cannot act as uid ${uid}, gid ${gid}: ${errnoName(errno) ?? errno}`), {
+      code: errnoName(errno),
+    });
 }
 
 /** What a command of a user may still gain from the programs it executes. */

@@ -28,5 +28,5 @@ export const userMadeErrnos: readonly string[] = [
   ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
   ...['ENAMETOOLONG', 'ENXIO'],
   // Of a filesystem that the user mounted in the moment after we looked; a base that is at fault itself is found out before.
-  ...['EROFS', 'EIO', 'ENOTCONN', 'ENOSYS', 'EOPNOTSUPP', 'ENOLCK'],
+  ...['EROFS', 'EIO', 'ENOTCONN', 'ENOSYS', 'ENOTSUP', 'ENOLCK'],
 ];

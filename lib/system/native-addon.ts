@@ -1,14 +1,14 @@
 /**
- * The compiled part of fs-ext, loaded on first use.
+ * The addons, compiled from C and C++: fs-ext's (flock.ts) and our own (beneath.c). Each is loaded on first use.
  *
- * In development it lies in node_modules, compiled by build/run. In the one-file executable it
+ * In development they lie in node_modules, compiled by build/run. In the one-file executable each
  * travels as an asset, and the dynamic linker wants a file: so it is written to a file without a
  * name (O_TMPFILE, see open(2)) and loaded through its descriptor. Nothing is left on disk, nobody
  * can swap the file under its name, and nothing need be installed beside the executable.
  *
  * The linker refuses a filesystem mounted noexec, and a user can write to few places. Neither can
  * be told beforehand, so the candidates are tried in turn. If none serves, the caller must do
- * without (flock.ts falls back to flock(1)).
+ * without (flock.ts falls back to flock(1), beneath.ts to /proc/self/fd).
  */
 import { closeSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -23,38 +23,58 @@ export interface FsExtAddon {
   constants: Readonly<Record<'LOCK_SH' | 'LOCK_EX' | 'LOCK_NB' | 'LOCK_UN', number>>;
 }
 
-/** The asset's name in the executable: build/build.ts puts it there. */
-export const ADDON_ASSET = 'fs_ext.node';
+/** Our own addon. Each gives what the system call did, or a negative error number. */
+export interface BeneathAddon {
+  /** openat2(2) with O_PATH: beneath the directory, no symlink followed, no mount crossed. @returns a descriptor */
+  openPath(directory: number, path: string, flags: number): number;
+  /** The effective ids of the calling thread alone. */
+  setIds(uid: number, gid: number): number;
+}
 
-let loaded: FsExtAddon | undefined;
+/** Where each lies in node_modules, by the name of its asset in the executable. */
+export const addonFiles = {
+  'fs_ext.node': 'fs-ext/build/Release/fs_ext.node',
+  'beneath.node': '.container-cache/beneath.node',
+} as const;
+
+type AddonName = keyof typeof addonFiles;
+
+const loaded = new Map<AddonName, unknown>();
 
 /**
  * fs-ext's addon.
  *
  * @throws {AggregateError} if no directory will hold a loadable file; one error for each.
  */
-export function loadFsExt(): FsExtAddon {
-  loaded ??= isSea() ? loadFromAsset() : loadFromNodeModules();
-  return loaded;
+export const loadFsExt = (): FsExtAddon => load('fs_ext.node') as FsExtAddon;
+
+/**
+ * Our own addon.
+ *
+ * @throws {AggregateError} as loadFsExt()
+ */
+export const loadBeneath = (): BeneathAddon => load('beneath.node') as BeneathAddon;
+
+function load(name: AddonName): unknown {
+  if (!loaded.has(name)) loaded.set(name, isSea() ? loadFromAsset(name) : loadFromNodeModules(name));
+  return loaded.get(name);
 }
 
-function loadFromNodeModules(): FsExtAddon {
-  return createRequire(import.meta.url)('fs-ext/build/Release/fs_ext.node') as FsExtAddon;
+function loadFromNodeModules(name: AddonName): unknown {
+  return createRequire(import.meta.url)(`../../node_modules/${addonFiles[name]}`);
 }
 
-function loadFromAsset(): FsExtAddon {
-  const bytes = new Uint8Array(getRawAsset(ADDON_ASSET));
+function loadFromAsset(name: AddonName): unknown {
+  const bytes = new Uint8Array(getRawAsset(name));
   const failures: Error[] = [];
   for (const directory of candidateDirectories()) {
     try {
       return loadThrough(directory, bytes);
     } catch (cause) {
-      failures.push(
-        new Error(`Cannot load fs-ext's addon from a nameless file in "${directory}"`, { cause }),
-      );
+      failures.push(new Error(`Cannot load ${name} from a nameless file in "${directory}"`, { cause }));
     }
   }
-  throw new AggregateError(failures, `Cannot load fs-ext's addon: ${failures.length} directories tried`);
+  throw new AggregateError(failures, `Cannot load ${name}: ${failures.length} directories tried`);
 }
 
 /** Memory first: a nameless file on a disk filesystem costs a journal entry. */
@@ -73,14 +93,14 @@ function candidateDirectories(): string[] {
   return directories.filter((directory) => directory?.startsWith('/') === true) as string[];
 }
 
-function loadThrough(directory: string, bytes: Uint8Array): FsExtAddon {
+function loadThrough(directory: string, bytes: Uint8Array): unknown {
   const descriptor = openUnnamedFile(directory, 0o700);
   try {
     let written = 0;
     while (written < bytes.length) written += writeSync(descriptor, bytes, written);
     const module = { exports: {} };
     process.dlopen(module, `/proc/self/fd/${descriptor}`);
-    return module.exports as FsExtAddon;
+    return module.exports;
   } finally {
     // The mapping keeps the file.
     closeSync(descriptor);

@@ -3,7 +3,7 @@
  * anything. So a program that seems to be missing is tried once more as nobody.
  */
 import process from 'node:process';
-import { isFaultOfNode } from '../core/faults.ts';
+import { isUsedUp } from '../core/faults.ts';
 import { isRoot, nobody, type UserIds } from './as-user.ts';
 import { CommandFailed, run, type Command } from './run.ts';
 
@@ -23,7 +23,7 @@ export async function isMissing(command: (user: UserIds) => Command): Promise<bo
     return false;
   } catch (error) {
     if (!(error instanceof CommandFailed)) throw error;
-    return isNotExecuted(error) && isFaultOfNode(error) && !exhausted.test(error.stderrTail);
+    return isNotExecuted(error) && !isUsedUp(error) && !exhausted.test(error.stderrTail);
   }
 }
 

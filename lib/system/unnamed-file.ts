@@ -6,7 +6,7 @@ const tmpfileFlags = 0o20000000 | constants.O_DIRECTORY;
 
 /**
  * @param directory on whose filesystem it is
- * @throws EOPNOTSUPP or EISDIR where the filesystem cannot, EACCES, ENOSPC, …
+ * @throws ENOTSUP or EISDIR where the filesystem cannot, EACCES, ENOSPC, …
  */
 export function openUnnamedFile(directory: string, mode: number): number {
   // O_EXCL: nor can it be given a name later.

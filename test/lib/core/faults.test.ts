@@ -1,5 +1,14 @@
 /** faults.ts: whose problem a failure is, and how it is told in one line. */
-import { describeError, faultCode, isFaultOfNode, JobFault, NodeFault } from '../../../lib/core/faults.ts';
+import { errnoNames } from '../../../lib/core/errno-names.ts';
+import {
+  BeneathError,
+  describeError,
+  faultCode,
+  isFaultCode,
+  isFaultOfNode,
+  JobFault,
+  NodeFault,
+} from '../../../lib/core/faults.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const codes = suite('faultCode()');
@@ -39,8 +48,32 @@ codes("is the job's, and drains no node, for whatever a user can use up", () => 
   for (const errno of ['EROFS', 'EIO', 'ENOENT', 'EACCES']) {
     const cause = Object.assign(new Error('x'), { code: errno });
     assert.ok(isFaultOfNode(new NodeFault('USER_DIRECTORY', 'y', { cause })));
-    assert.ok(isFaultOfNode(cause));
+    // Whoever is at fault is found out where no user is in the way (base-fault.ts).
+    assert.not(isFaultOfNode(cause));
   }
+});
+
+codes("is the user's below their directory, with whichever error number", () => {
+  for (const code of [...errnoNames, undefined]) {
+    const cause = Object.assign(new Error('x'), { code });
+    for (const error of [
+      new BeneathError('y', { cause }),
+      new Error('z', { cause: new BeneathError('y', { cause }) }),
+    ]) {
+      assert.not(isFaultOfNode(error), code);
+      assert.ok(isFaultCode(faultCode(error)) && faultCode(error) !== 'BUG', code);
+    }
+  }
+});
+
+codes('a failure that we did not think of drains no node: a user may have found it', () => {
+  for (const thrown of [
+    new TypeError('x'),
+    new RangeError('y'),
+    Object.assign(new Error('z'), { code: 'EINVAL' }),
+    'w',
+  ])
+    assert.not(isFaultOfNode(thrown));
 });
 
 codes('a fault of the job is none of the node, and the other way round', () => {

@@ -15,7 +15,7 @@ import {
 import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { asUser, isRoot, withUserIds, type UserIds } from '../../../lib/system/as-user.ts';
+import { asUser, dropGroups, isRoot, withUserIds, type UserIds } from '../../../lib/system/as-user.ts';
 import { errnoOf } from '../../../lib/system/errno.ts';
 import { CommandFailed, run, type Command } from '../../../lib/system/run.ts';
 import {
@@ -61,147 +61,174 @@ const ids = (): unknown => [
   process.getgroups?.().sort((a, b) => a - b),
 ];
 
-/** Who this test is when it begins. */
-const ourIds = ids();
+/** Who this test is when a suite begins. */
+let ourIds: unknown;
 
-const within = inOpenRoot(suite('withUserIds()', { skip: unlessPrivateMachine }));
+for (const way of ['of all threads', 'of our thread alone'] as const) {
+  const within = inOpenRoot(suite(`withUserIds(), ${way}`, { skip: unlessPrivateMachine }));
 
-within('the kernel sees the user, with no other group and nothing that root may', () => {
-  const status = withUserIds(alice, () => readFileSync('/proc/thread-self/status', 'utf8'));
-  const field = (name: string): string[] =>
-    new RegExp(`^${name}:\\s*(.*?)\\s*$`, 'm').exec(status)?.[1]?.split(/\s+/) ?? [];
-  // Real, effective, saved, filesystem. The real one stays root's: the user cannot send us signals.
-  assert.equal(field('Uid'), ['0', String(alice.uid), '0', String(alice.uid)]);
-  assert.equal(field('Gid'), ['0', String(alice.gid), '0', String(alice.gid)]);
-  assert.match(status, /^Groups:[ \t]*$/m);
-  assert.match(field('CapEff')[0] ?? '', /^0+$/);
-});
-
-within('what is made is the user’s', () => {
-  withUserIds(alice, () => {
-    writeFileSync(at('file'), '');
-    mkdirSync(at('directory'));
-    symlinkSync('x', at('link'));
+  within.before(() => {
+    // From then on the addon does it.
+    if (way === 'of our thread alone') dropGroups();
+    ourIds = ids();
   });
-  for (const name of ['file', 'directory']) {
-    const { uid, gid } = statSync(at(name));
-    assert.equal([uid, gid], [alice.uid, alice.gid], name);
-  }
-});
 
-within('what is root’s alone can be neither read nor written', () => {
-  const secret = file('secret', { uid: 0, gid: 0 }, 0o600);
-  mkdirSync(at('closed'), { mode: 0o700 });
-  for (const action of [
-    () => readFileSync(secret),
-    () => readdirSync(at('closed')),
-    () => {
-      writeFileSync(secret, '');
-    },
-    () => {
-      writeFileSync(join(machineRoot, 'x'), '');
-    },
-    () => {
-      chownSync(secret, alice.uid, alice.gid);
-    },
-  ]) {
-    const error = assert.throws(() => withUserIds(alice, action), Error);
-    assert.ok(['EACCES', 'EPERM'].includes(errnoOf(error) ?? ''), String(error));
-  }
-  assert.is(readFileSync(secret, 'utf8'), 'secret');
-});
+  within('the kernel sees the user, with no other group and nothing that root may', () => {
+    const status = withUserIds(alice, () => readFileSync('/proc/thread-self/status', 'utf8'));
+    const field = (name: string): string[] =>
+      new RegExp(`^${name}:\\s*(.*?)\\s*$`, 'm').exec(status)?.[1]?.split(/\s+/) ?? [];
+    // Real, effective, saved, filesystem. The real one stays root's: the user cannot send us signals.
+    assert.equal(field('Uid'), ['0', String(alice.uid), '0', String(alice.uid)]);
+    assert.equal(field('Gid'), ['0', String(alice.gid), '0', String(alice.gid)]);
+    assert.match(status, /^Groups:[ \t]*$/m);
+    assert.match(field('CapEff')[0] ?? '', /^0+$/);
+  });
 
-within('what only the user may read can be read, and what is another’s cannot', () => {
-  file('alices', alice, 0o600);
-  file('bobs', bob, 0o600);
-  assert.is(
-    withUserIds(alice, () => readFileSync(at('alices'), 'utf8')),
-    'alices',
-  );
-  assert.is(
-    errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(at('bobs'))), Error)),
-    'EACCES',
-  );
-});
-
-within('no supplementary group counts, neither the user’s nor ours', () => {
-  const shared = file('shared', { uid: 0, gid: readersGid }, 0o640);
-  const groups = process.getgroups!();
-  process.setgroups!([readersGid]);
-  const before = ids();
-  try {
-    assert.is(errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(shared)), Error)), 'EACCES');
-    assert.equal(ids(), before);
-  } finally {
-    process.setgroups!(groups);
-  }
-});
-
-within.after.each(() => {
-  assert.equal(ids(), ourIds);
-});
-
-within('afterwards we are who we were', () => {
-  assert.is(
-    withUserIds(alice, () => 7),
-    7,
-  );
-  assert.equal(ids(), ourIds);
-  assert.is(readFileSync(file('secret', { uid: 0, gid: 0 }, 0o600), 'utf8'), 'secret');
-});
-
-within('after a throw too', () => {
-  assert.throws(
-    () =>
-      withUserIds(alice, () => {
-        throw new RangeError('x');
-      }),
-    RangeError,
-  );
-  assert.equal(ids(), ourIds);
-});
-
-within('acting as the same user within is no change, as another it is refused', () => {
-  withUserIds(alice, () => {
-    const inside = ids();
+  within('what is made is the user’s', () => {
     withUserIds(alice, () => {
-      assert.equal(ids(), inside);
+      writeFileSync(at('file'), '');
+      mkdirSync(at('directory'));
+      symlinkSync('x', at('link'));
     });
-    assert.equal(ids(), inside);
-    for (const other of [bob, { uid: 0, gid: 0 }]) {
-      let ran = false;
-      const error = assert.throws(() => withUserIds(other, () => (ran = true)), Error);
-      assert.is(errnoOf(error), 'EPERM');
-      assert.not.ok(ran);
-      assert.equal(ids(), inside);
+    for (const name of ['file', 'directory']) {
+      const { uid, gid } = statSync(at(name));
+      assert.equal([uid, gid], [alice.uid, alice.gid], name);
     }
   });
-  assert.equal(ids(), ourIds);
-});
 
-within('root acts as root with all it has', () => {
-  withUserIds({ uid: 0, gid: 0 }, () => {
+  within('what is root’s alone can be neither read nor written', () => {
+    const secret = file('secret', { uid: 0, gid: 0 }, 0o600);
+    mkdirSync(at('closed'), { mode: 0o700 });
+    for (const action of [
+      () => readFileSync(secret),
+      () => readdirSync(at('closed')),
+      () => {
+        writeFileSync(secret, '');
+      },
+      () => {
+        writeFileSync(join(machineRoot, 'x'), '');
+      },
+      () => {
+        chownSync(secret, alice.uid, alice.gid);
+      },
+    ]) {
+      const error = assert.throws(() => withUserIds(alice, action), Error);
+      assert.ok(['EACCES', 'EPERM'].includes(errnoOf(error) ?? ''), String(error));
+    }
+    assert.is(readFileSync(secret, 'utf8'), 'secret');
+  });
+
+  within('what only the user may read can be read, and what is another’s cannot', () => {
+    file('alices', alice, 0o600);
+    file('bobs', bob, 0o600);
+    assert.is(
+      withUserIds(alice, () => readFileSync(at('alices'), 'utf8')),
+      'alices',
+    );
+    assert.is(
+      errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(at('bobs'))), Error)),
+      'EACCES',
+    );
+  });
+
+  // Who has given up root's groups has none that could count.
+  within.unless(
+    way === 'of all threads' ? undefined : 'no groups',
+    'no supplementary group counts, neither the user’s nor ours',
+    () => {
+      const shared = file('shared', { uid: 0, gid: readersGid }, 0o640);
+      const groups = process.getgroups!();
+      process.setgroups!([readersGid]);
+      const before = ids();
+      try {
+        assert.is(
+          errnoOf(assert.throws(() => withUserIds(alice, () => readFileSync(shared)), Error)),
+          'EACCES',
+        );
+        assert.equal(ids(), before);
+      } finally {
+        process.setgroups!(groups);
+      }
+    },
+  );
+
+  within.after.each(() => {
     assert.equal(ids(), ourIds);
   });
-});
 
-within('isRoot() tells who acts', () => {
-  assert.ok(isRoot());
-  assert.not.ok(withUserIds(alice, isRoot));
-  assert.ok(isRoot());
-});
-
-within('a user cannot send us signals meanwhile', () => {
-  withUserIds(alice, () => {
-    const { status, stderr } = spawnSync('kill', ['-s', 'TERM', String(process.pid)], {
-      encoding: 'utf8',
-      uid: alice.uid,
-    });
-    assert.is.not(status, 0, stderr);
+  within('afterwards we are who we were', () => {
+    assert.is(
+      withUserIds(alice, () => 7),
+      7,
+    );
+    assert.equal(ids(), ourIds);
+    assert.is(readFileSync(file('secret', { uid: 0, gid: 0 }, 0o600), 'utf8'), 'secret');
   });
-});
 
-within.run();
+  within('after a throw too', () => {
+    assert.throws(
+      () =>
+        withUserIds(alice, () => {
+          throw new RangeError('x');
+        }),
+      RangeError,
+    );
+    assert.equal(ids(), ourIds);
+  });
+
+  within('acting as the same user within is no change, as another it is refused', () => {
+    withUserIds(alice, () => {
+      const inside = ids();
+      withUserIds(alice, () => {
+        assert.equal(ids(), inside);
+      });
+      assert.equal(ids(), inside);
+      for (const other of [bob, { uid: 0, gid: 0 }]) {
+        let ran = false;
+        const error = assert.throws(() => withUserIds(other, () => (ran = true)), Error);
+        assert.is(errnoOf(error), 'EPERM');
+        assert.not.ok(ran);
+        assert.equal(ids(), inside);
+      }
+    });
+    assert.equal(ids(), ourIds);
+  });
+
+  within('root acts as root with all it has', () => {
+    withUserIds({ uid: 0, gid: 0 }, () => {
+      assert.equal(ids(), ourIds);
+    });
+  });
+
+  within('the other threads are the user too, or stay root: as the way is', () => {
+    const statuses = withUserIds(alice, () =>
+      readdirSync('/proc/self/task').map((thread) =>
+        readFileSync(`/proc/self/task/${thread}/status`, 'latin1'),
+      ),
+    );
+    const acting = statuses.filter((status) => status.includes(`\nUid:\t0\t${alice.uid}\t0\t`)).length;
+    assert.ok(statuses.length > 1);
+    assert.is(acting, way === 'of all threads' ? statuses.length : 1);
+  });
+
+  within('isRoot() tells who acts', () => {
+    assert.ok(isRoot());
+    assert.not.ok(withUserIds(alice, isRoot));
+    assert.ok(isRoot());
+  });
+
+  within('a user cannot send us signals meanwhile', () => {
+    withUserIds(alice, () => {
+      const { status, stderr } = spawnSync('kill', ['-s', 'TERM', String(process.pid)], {
+        encoding: 'utf8',
+        uid: alice.uid,
+      });
+      assert.is.not(status, 0, stderr);
+    });
+  });
+
+  within.run();
+}
 
 const child = inOpenRoot(suite('asUser()', { skip: unlessPrivateMachine }));
 

@@ -1,0 +1,134 @@
+/*
+ * The system calls that beneath.ts and as-user.ts need and Node does not have, each as the kernel has it.
+ *
+ * A function returns what the system call did, or the negative error number: its caller makes an error of it. All else that they do
+ * Node can do with a descriptor, or with one name below /proc/self/fd/N.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <node_api.h>
+
+/* Older headers lack what follows; it is the same on every architecture. */
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
+
+/* open_how of openat2(2), and its RESOLVE_ flags. */
+struct how_to_open {
+  uint64_t flags;
+  uint64_t mode;
+  uint64_t resolve;
+};
+#define NO_OTHER_MOUNT 0x01
+#define NO_MAGIC_LINKS 0x02
+#define NO_SYMLINKS 0x04
+#define ONLY_BENEATH 0x08
+
+#define MOST_ARGUMENTS 3
+
+struct call {
+  napi_env env;
+  napi_value arguments[MOST_ARGUMENTS];
+  bool is_bad;
+};
+
+static struct call begin(napi_env env, napi_callback_info info) {
+  struct call call = {.env = env, .is_bad = false};
+  size_t count = MOST_ARGUMENTS;
+  call.is_bad = napi_get_cb_info(env, info, &count, call.arguments, NULL, NULL) != napi_ok;
+  return call;
+}
+
+static int64_t number_at(struct call *call, size_t index) {
+  int64_t value = -1;
+  if (napi_get_value_int64(call->env, call->arguments[index], &value) != napi_ok)
+    call->is_bad = true;
+  return value;
+}
+
+/* A descriptor, flags: what does not fit is refused, not cut. */
+static int int_at(struct call *call, size_t index) {
+  int64_t value = number_at(call, index);
+  if (value < 0 || value > INT_MAX)
+    call->is_bad = true;
+  return (int)value;
+}
+
+/* The largest of 32 bits means "leave as it is" to the kernel. */
+static uint32_t id_at(struct call *call, size_t index) {
+  int64_t value = number_at(call, index);
+  if (value < 0 || value >= UINT32_MAX)
+    call->is_bad = true;
+  return (uint32_t)value;
+}
+
+/* Each character is a byte (latin1), as names are. For the kernel a path would end at a zero byte. */
+static void path_at(struct call *call, size_t index, char path[PATH_MAX]) {
+  size_t length = 0;
+  path[0] = '\0';
+  if (napi_get_value_string_latin1(call->env, call->arguments[index], path, PATH_MAX, &length) != napi_ok ||
+      length == PATH_MAX - 1 || strlen(path) != length)
+    call->is_bad = true;
+}
+
+static napi_value answer(const struct call *call, long result) {
+  napi_value value = NULL;
+  napi_create_int64(call->env, result < 0 ? -(int64_t)errno : result, &value);
+  return value;
+}
+
+static napi_value refuse(const struct call *call) {
+  errno = EINVAL;
+  return answer(call, -1);
+}
+
+/* openPath(directory, path, flags): a descriptor that only stands for what is there (O_PATH); nothing is opened by it. */
+static napi_value open_path(napi_env env, napi_callback_info info) {
+  struct call call = begin(env, info);
+  int directory = int_at(&call, 0);
+  char path[PATH_MAX];
+  path_at(&call, 1, path);
+  int flags = int_at(&call, 2);
+  if (call.is_bad)
+    return refuse(&call);
+  const struct how_to_open how = {
+      .flags = (uint64_t)flags | O_PATH | O_NOFOLLOW | O_CLOEXEC,
+      .resolve = ONLY_BENEATH | NO_SYMLINKS | NO_MAGIC_LINKS | NO_OTHER_MOUNT,
+  };
+  return answer(&call, syscall(SYS_openat2, directory, path, &how, sizeof how));
+}
+
+/*
+ * setIds(uid, gid): the effective ids of the calling thread alone. seteuid(3) would stop all threads until each has done the same.
+ * Real and saved ids stay: users can neither signal nor trace us (credentials(7)).
+ */
+static napi_value set_ids(napi_env env, napi_callback_info info) {
+  struct call call = begin(env, info);
+  uint32_t uid = id_at(&call, 0);
+  uint32_t gid = id_at(&call, 1);
+  if (call.is_bad)
+    return refuse(&call);
+  /* Only root may change the group: uid comes last on the way to a user, and first on the way back. */
+  long result = uid == 0 ? syscall(SYS_setresuid, -1, uid, -1) : 0;
+  if (result == 0)
+    result = syscall(SYS_setresgid, -1, gid, -1);
+  if (result == 0 && uid != 0)
+    result = syscall(SYS_setresuid, -1, uid, -1);
+  return answer(&call, result);
+}
+
+NAPI_MODULE_INIT() {
+  const napi_property_descriptor functions[] = {
+      {.utf8name = "openPath", .method = open_path, .attributes = napi_enumerable},
+      {.utf8name = "setIds", .method = set_ids, .attributes = napi_enumerable},
+  };
+  napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);
+  return exports;
+}

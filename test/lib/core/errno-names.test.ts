@@ -1,0 +1,30 @@
+/** errno-names.ts: the table is complete, and of one mind with Node. */
+import { getSystemErrorMap } from 'node:util';
+import { errnoName, errnoNames } from '../../../lib/core/errno-names.ts';
+import { assert, suite } from '../../helpers/suite.ts';
+
+const test = suite('errnoName()');
+
+test('names each number as Node does, where Node has a name', () => {
+  // From -4000 on they are Node's own.
+  const ofNode = [...getSystemErrorMap()].filter(([errno]) => errno > -1000 && errno < 0);
+  assert.ok(ofNode.length > 60);
+  for (const [errno, [name]] of ofNode) assert.equal([errno, errnoName(errno)], [errno, name]);
+});
+
+test('names those that Node does not know', () => {
+  assert.is(errnoName(-122), 'EDQUOT');
+  assert.is(errnoName(117), 'EUCLEAN');
+  assert.is(errnoName(133), 'EHWPOISON');
+});
+
+test('has no name for what is no error number', () => {
+  for (const errno of [0, 41, 58, 134, -4095, NaN, 1.5]) assert.is(errnoName(errno), undefined);
+});
+
+test('lists each once', () => {
+  assert.is(errnoNames.length, 131);
+  assert.is(new Set(errnoNames).size, errnoNames.length);
+});
+
+test.run();
