@@ -1,16 +1,19 @@
 /**
- * One executable, several programs: the name it is called by picks one, as with busybox.
+ * One executable, several programs; lib/core/program.ts picks one.
  *
  * Slurm starts `prolog` and `epilog` for every job, so they must cost little: each program is loaded
  * only when it is the one called for. (build/build.ts keeps the admin command's code apart.)
  */
 import { basename } from 'node:path';
+import { chooseProgram } from './lib/core/program.ts';
 import { settleInheritance } from './lib/system/inherited.ts';
 
 async function runProgram(): Promise<void> {
   // In the executable, argv[1] is the name it was called by, also through a link.
-  const [, calledBy = '', ...parameters] = process.argv;
-  switch (basename(calledBy)) {
+  const [, calledBy = '', ...given] = process.argv;
+  const context = process.env['SLURM_SCRIPT_CONTEXT'];
+  const { program, parameters } = chooseProgram({ calledBy: basename(calledBy), parameters: given, context });
+  switch (program) {
     case 'prolog': {
       const { runProlog } = await import('./prolog/prolog.ts');
       return leave(await runProlog());
@@ -19,12 +22,14 @@ async function runProgram(): Promise<void> {
       const { runEpilog } = await import('./epilog/epilog.ts');
       return leave(await runEpilog());
     }
-    default: {
-      if (parameters[0] === 'acquire' && !parameters.includes('--help')) {
-        // Each container start waits for it: without yargs, which would take as long as all the rest.
-        const { runAcquire } = await import('./enroot/acquire.ts');
-        return leave(await runAcquire(parameters.slice(1), process.env));
-      }
+    case 'acquire': {
+      // Each container start waits for it: without yargs, which would take as long as all the rest.
+      const { runAcquire } = await import('./enroot/acquire.ts');
+      return leave(await runAcquire(parameters, process.env));
+    }
+    case 'idle':
+      return leave(0);
+    case 'admin': {
       const { runAdmin } = await import('./admin/cli.ts');
       process.exitCode = await runAdmin(parameters);
     }

@@ -2,7 +2,7 @@
  * `npm run build`: makes dist/.
  *
  *   container-cache                one executable: the pinned runtime, our bundle, fs-ext's addon and our own
- *   prolog, epilog                 further names of it; the name it is called by picks the program
+ *   prolog, epilog                 further names of it; lib/core/program.ts picks the program
  *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab, slurmd-container-cache.conf    copies
  *
  * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the

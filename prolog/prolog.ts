@@ -101,6 +101,9 @@ async function prepareJob(
 
 const isBypass = (error: unknown): boolean => error !== undefined && isBypassCode(faultCode(error));
 
+const unreachableCommand =
+  'users can execute no copy of container-cache: steps are not served; see container-cache check';
+
 /** For the enroot wrapper. Without it containers start as they would without us, and so does this job. */
 async function tellNode(
   settings: Settings,
@@ -111,12 +114,16 @@ async function tellNode(
   try {
     const facts = await ensureNodeFacts(settings, base, known);
     if (facts === undefined) return;
-    const isAsWanted = facts.isolation === 'overlay' || facts.isolation === settings.isolation;
+    const isIsolated = facts.isolation === 'overlay' || facts.isolation === settings.isolation;
+    const isAsWanted = isIsolated && facts.command !== undefined;
+    const reasons = [facts.reason, facts.command === undefined ? unreachableCommand : undefined].filter(
+      (reason) => reason !== undefined,
+    );
     log.write(isAsWanted ? 'info' : 'warning', 'node', {
       isolation: facts.isolation,
       enroot: facts.enrootPath,
       version: facts.enrootVersion,
-      reason: facts.reason,
+      reason: reasons.length > 0 ? reasons.join('; ') : undefined,
     });
   } catch (error) {
     log.write('warning', 'node', { result: 'failed', reason: describeError(error) });

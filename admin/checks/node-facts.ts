@@ -7,9 +7,9 @@ import type { NodeFacts } from '../../lib/core/node-facts.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
-import { isRegularFile } from '../../lib/system/programs.ts';
+import { haveSameContent, isRegularFile } from '../../lib/system/programs.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
-import { answers, ownershipRemedy, type Check } from './context.ts';
+import { answers, installDirectory, ownershipRemedy, type Check } from './context.ts';
 
 const report = reporter('node');
 const remake = 'the next job with a container makes it anew; or remove it';
@@ -59,7 +59,6 @@ function agreement(
     ['enroot_path', facts.enrootPath, settings.enrootPath ?? facts.enrootPath],
     ['image_freshness', facts.imageFreshness, settings.imageFreshness],
     ['mounts_file', facts.mountsFile, `${settings.enrootSysconfPath}/mounts.d/${mountsFileName}`],
-    ['command', facts.command, executable ?? facts.command],
   ];
   const differing = expected.filter(([, found, wanted]) => found !== wanted);
   const [first] = differing;
@@ -74,6 +73,17 @@ function agreement(
     return report.bad(
       `${path} names ${facts.command}, which is not there`,
       `install it there, or remove the file: ${remake}`,
+    );
+  if (facts.command !== undefined && executable !== undefined && !haveSameContent(facts.command, executable))
+    return report.warn(
+      `${path}: jobs start ${facts.command}, which is another build than this command`,
+      `install one build everywhere, then remove the file: ${remake}`,
+    );
+  if (facts.command === undefined && executable !== undefined)
+    return report.bad(
+      `${path}: the Prolog found no executable that users can start: an srun inside a job is not served`,
+      `chmod o+rx the Prolog and the directories above it, or install ${installDirectory({ executable })}/container-cache; ` +
+        `then remove the file: ${remake}`,
     );
   return report.ok(`${path} agrees with the configuration`);
 }

@@ -105,13 +105,6 @@ async function lookAt(
     return bad(false, `${path} is no file: Slurm wants a program or a pattern`, `${key}=${path}/*`);
   const identity = identify(context.executable, path, program);
   if (identity.kind === 'foreign') return { value, isOurs: false };
-  if (identity.kind === 'misnamed') {
-    return bad(
-      true,
-      `${path} is container-cache by a name that does not start its ${program}, and its failure drains the node`,
-      `call the file, or the link, ${program}`,
-    );
-  }
   if (identity.kind === 'other-build') {
     return bad(
       true,
@@ -129,7 +122,8 @@ async function lookAt(
       ownershipRemedy(fault),
     );
   const by = identity.by === undefined ? '' : `, which runs ${identity.by}`;
-  return { value, isOurs: true, finding: report.ok(`${key}: ${path}${by}`) };
+  const copy = identity.isCopy ? ', a copy of this build: copy it again with each upgrade' : '';
+  return { value, isOurs: true, finding: report.ok(`${key}: ${path}${by}${copy}`) };
 }
 
 function flagFindings(conf: SlurmConf): Finding[] {

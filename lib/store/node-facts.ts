@@ -6,7 +6,6 @@
  * the job's user said could be the user's invention.
  */
 import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
-import { isSea } from 'node:sea';
 import process from 'node:process';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { nodeFactsPath } from '../core/layout.ts';
@@ -30,6 +29,7 @@ import { readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run.ts';
+import { findCommandForUsers } from '../system/self.ts';
 import { findEnroot } from './enroot.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
@@ -95,13 +95,11 @@ function fingerprintOf(settings: Settings, enrootPath: string | undefined): stri
     settings.isolation,
     settings.imageFreshness,
     settings.enrootSysconfPath,
-    command() ?? 'none',
+    process.execPath,
     enrootPath ?? 'none',
     stats === undefined ? 'none' : `${stats.ino}-${stats.size}-${stats.mtimeMs}`,
   ].join(':');
 }
-
-const command = (): string | undefined => (isSea() ? process.execPath : undefined);
 
 async function findFacts(
   settings: Settings,
@@ -117,7 +115,7 @@ async function findFacts(
     enrootPath,
     enrootVersion,
     imageFreshness: settings.imageFreshness,
-    command: command(),
+    command: findCommandForUsers(),
     mountsFile: `${settings.enrootSysconfPath}/mounts.d/${mountsFileName}`,
     ...(await decideIsolation(settings, base, enrootPath, enrootVersion)),
   };

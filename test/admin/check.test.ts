@@ -495,13 +495,32 @@ slurm('a pattern, a script and several Prologs may lead to ours', async () => {
   assertProblems(right.check(), ['warn', 'slurm', /^Prolog is set 2 times, and not last to ours/]);
 });
 
+slurm('copies and links of any name are ours', async () => {
+  await using right = await RightNode.start(['slurm']);
+  copyFileSync(executable, right.path('50-container-cache'));
+  symlinkSync(executable, right.path('99-cleanup'));
+  right.slurmConf({ Prolog: right.path('50-container-cache'), Epilog: right.path('99-cleanup') });
+  const result = right.check();
+  assertProblems(result);
+  const shown = textsOf(result, 'slurm');
+  const copy = `Prolog: ${right.path('50-container-cache')}, a copy of this build: copy it again with each upgrade`;
+  assert.ok(shown.includes(copy), shown.join('\n'));
+  assert.ok(shown.includes(`Epilog: ${right.path('99-cleanup')}`), shown.join('\n'));
+});
+
+slurm('a script is ours if it starts the program that Slurm wants', async () => {
+  await using right = await RightNode.start(['slurm']);
+  right.write('slurm/site-prolog', `#!/bin/sh\nexec ${executable} prolog\n`, 0o755);
+  right.write('slurm/site-epilog', `#!/bin/sh\n${executable} gc --background\n`, 0o755);
+  right.slurmConf({ Prolog: 'site-prolog', Epilog: 'site-epilog' });
+  assertProblems(right.check(), ['bad', 'slurm', /^Epilog: nothing of container-cache/]);
+});
+
 slurm('programs that would drain the node, or that somebody else could change', async () => {
   await using right = await RightNode.start(['slurm']);
-  symlinkSync(executable, right.path('50-container-cache'));
-  right.slurmConf({ Prolog: right.path('50-container-cache'), Epilog: '/no/such/epilog' });
+  right.slurmConf({ Epilog: '/no/such/epilog' });
   assertProblems(
     right.check(),
-    ['bad', 'slurm', /50-container-cache is container-cache by a name that does not start its prolog/],
     ['bad', 'slurm', /\/no\/such\/epilog is not there/],
     ['bad', 'slurm', /^Epilog: nothing of container-cache/],
   );
@@ -797,7 +816,11 @@ leftovers('node facts that do not agree, are damaged, or tell why nothing is ser
   tell({ basePath: '/old' });
   assertProblems(right.check(), ['warn', 'node', /says base_path=\/old, the configuration /]);
   tell({ command: '/old/container-cache' });
-  assertProblems(right.check(), ['warn', 'node', /says command=\/old/]);
+  assertProblems(right.check(), ['bad', 'node', /names \/old\/container-cache, which is not there/]);
+  tell({ command: '/bin/true' });
+  assertProblems(right.check(), ['warn', 'node', /jobs start \/bin\/true, which is another build/]);
+  tell({ command: undefined });
+  assertProblems(right.check(), ['bad', 'node', /found no executable that users can start/]);
   tell({ isolation: 'shared', reason: 'a user cannot mount an overlay: no' });
   assertProblems(right.check(), ['warn', 'node', /isolation=shared: a user cannot mount/]);
   tell({ isolation: 'off', reason: 'there is no enroot' });
