@@ -125,6 +125,16 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             describe: 'As a job names it: a path, or [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]',
           })
           .option('user', { type: 'string', requiresArg: true, describe: 'Whose entries, by name or uid' })
+          .option('group', {
+            type: 'number',
+            requiresArg: true,
+            describe: 'The primary group, a number; with it --user may be a uid that passwd does not know',
+          })
+          .option('user-name', {
+            type: 'string',
+            requiresArg: true,
+            describe: 'By what name to look for the groups of a user whom passwd does not know',
+          })
           .option('pin', { type: 'boolean', default: false, describe: 'Pin them as well' })
           .option('background', {
             type: 'boolean',
@@ -134,8 +144,8 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('json', json)
           .example('$0 warm /images/pytorch.sqsh --user alice', 'What her next job would wait for')
           .example('$0 warm', 'From cron: keep the images of the configuration on the node'),
-      async ({ image, user, pin, background, json: asJson }) => {
-        exitCode = await runWarm({ images: image, user, pin, background, json: asJson });
+      async ({ image, user, group, userName, pin, background, json: asJson }) => {
+        exitCode = await runWarm({ images: image, user, group, userName, pin, background, json: asJson });
       },
     )
     .command(

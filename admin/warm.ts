@@ -9,7 +9,8 @@ import { warmEntry, type Warmed } from '../lib/store/warm.ts';
 import { startInBackground } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { openLog } from '../lib/system/syslog.ts';
-import { findAccount, type Account } from '../lib/system/user-names.ts';
+import { findAccount } from '../lib/system/user-names.ts';
+import type { UserIds } from '../lib/system/as-user.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
 
@@ -17,12 +18,14 @@ export interface WarmOptions {
   /** None: the pins of the configuration. */
   readonly images: readonly string[];
   readonly user: string | undefined;
+  readonly group: number | undefined;
+  readonly userName: string | undefined;
   readonly pin: boolean;
   readonly background: boolean;
   readonly json: boolean;
 }
 
-interface Task {
+interface Task extends Pick<WarmOptions, 'group' | 'userName'> {
   readonly user: string;
   readonly image: string;
 }
@@ -34,21 +37,29 @@ interface Outcome extends Task {
 
 /** @returns the exit code: 1 if one of them cannot be had */
 export async function runWarm(options: WarmOptions): Promise<number> {
-  const { images, user, pin, background, json } = options;
+  const { images, user, group, userName, pin, background, json } = options;
   if (images.length > 0 && user === undefined)
     throw new UsageError('warm IMAGE… wants --user: entries are a user’s, unpacked with their rights');
   if (images.length === 0 && (user !== undefined || pin))
     throw new UsageError(
       'warm without an IMAGE unpacks the pins of the configuration: --user and --pin are theirs',
     );
+  if (group !== undefined && !isId(group)) throw new UsageError('--group wants a number');
   if (background) {
-    const flags = [...(user === undefined ? [] : ['--user', user]), ...(pin ? ['--pin'] : [])];
+    const flags = [
+      ...(user === undefined ? [] : ['--user', user]),
+      ...(group === undefined ? [] : ['--group', String(group)]),
+      ...(userName === undefined ? [] : ['--user-name', userName]),
+      ...(pin ? ['--pin'] : []),
+    ];
     startInBackground(['warm', ...flags, ...images], process.env['CONTAINER_CACHE_CONF'], process.cwd());
     return 0;
   }
   return withBase('unpack for users', async (settings, base) => {
     const isConfigured = images.length === 0;
-    const tasks = isConfigured ? settings.pins : images.map((image) => ({ image, user: user ?? '' }));
+    const tasks: readonly Task[] = isConfigured
+      ? settings.pins.map((pinned) => ({ ...pinned, group: undefined, userName: undefined }))
+      : images.map((image) => ({ image, user: user ?? '', group, userName }));
     const outcomes: Outcome[] = [];
     for (const task of tasks) {
       const outcome = await warm(task, settings, base, json);
@@ -65,7 +76,7 @@ export async function runWarm(options: WarmOptions): Promise<number> {
 
 async function warm(task: Task, settings: Settings, base: Directory, json: boolean): Promise<Outcome> {
   const log = openLog(settings);
-  const account = findAccount(task.user);
+  const account = findUser(task);
   const progress = new Progress(task, !json && process.stdout.isTTY);
   let outcome: Outcome;
   try {
@@ -91,7 +102,18 @@ async function warm(task: Task, settings: Settings, base: Directory, json: boole
   return outcome;
 }
 
-function logOutcome(log: ReturnType<typeof openLog>, account: Account | undefined, outcome: Outcome): void {
+/** What Slurm says of a user is enough, and says more of the job than passwd does. */
+function findUser({ user, group, userName }: Task): UserIds | undefined {
+  if (group === undefined) return findAccount(user);
+  const uid = /^\d{1,10}$/.test(user) ? Number(user) : findAccount(user)?.uid;
+  return uid === undefined || !isId(uid)
+    ? undefined
+    : { uid, gid: group, ...(userName === undefined ? {} : { userName }) };
+}
+
+const isId = (value: number): boolean => Number.isInteger(value) && value >= 0 && value <= 0xffff_fffe;
+
+function logOutcome(log: ReturnType<typeof openLog>, account: UserIds | undefined, outcome: Outcome): void {
   const { image, warmed, error } = outcome;
   const isWorthNoting = error !== undefined || warmed?.warning !== undefined;
   log.write(isWorthNoting ? 'warning' : 'info', 'warm', {

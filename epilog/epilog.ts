@@ -31,7 +31,7 @@ import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
-import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';
+import { startBackgroundCollector, startWarming } from '../lib/system/background.ts';
 import { readNames, type Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
@@ -204,7 +204,7 @@ function startUnpacking(job: Job, starts: readonly StartEvent[], configPath: str
     code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
   );
   const images = [...new Set(wanted)].slice(0, mostImages);
-  if (images.length > 0) startInBackground(['warm', '--user', String(job.uid), ...images], configPath, '/');
+  if (images.length > 0) startWarming(job, images, configPath);
   return images.length;
 }
 

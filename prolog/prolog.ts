@@ -38,7 +38,7 @@ import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts.ts';
 import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
-import { startInBackground } from '../lib/system/background.ts';
+import { startWarming } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -227,7 +227,7 @@ async function findOrStart(
   const found = await findEntry(request);
   if (found !== undefined && found !== 'creating') return found;
   const image = source.kind === 'path' ? source.path : source.uri;
-  if (found === undefined) startInBackground(['warm', '--user', String(job.uid), image], configPath, '/');
+  if (found === undefined) startWarming(job, [image], configPath);
   throw new JobFault('UNPACKING', `"${image}" is being unpacked in the background (create_mode=background)`);
 }
 

@@ -10,6 +10,7 @@
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.create.lock          createLockPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
  *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
+ *   /raid/data/1000/.home/                                          homelessPath
  *   /run/container-cache/leases/42                                  leasePath
  *   /raid/data/1000/.pyxis_42.0/.container-cache/entry              stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
@@ -48,6 +49,9 @@ export const partialName = (entry: string, jobId: number, nonce: string): string
 
 export const digestPath = (basePath: string, uid: number, referenceHash: string): string =>
   `${userPath(basePath, uid)}/${digestsName}/${referenceHash}`;
+
+/** The home directory that enroot gets where passwd knows none: enroot makes directories in it. */
+export const homelessPath = (userDirectoryPath: string): string => `${userDirectoryPath}/.home`;
 
 export const leasesPath = (runtimePath: string): string => `${runtimePath}/leases`;
 export const leasePath = (runtimePath: string, jobId: number): string =>

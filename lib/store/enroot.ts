@@ -3,11 +3,13 @@
  */
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { parseDigest } from '../core/image.ts';
+import { homelessPath } from '../core/layout.ts';
 import type { Environment } from '../core/job.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
+import type { UserIds } from '../system/as-user.ts';
 import { isExecutable } from '../system/files.ts';
-import { CommandFailed, endingWithUs, run, type Command } from '../system/run.ts';
+import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run.ts';
 import { isNotExecuted } from '../system/tool.ts';
+import { runForUser } from '../system/user-groups.ts';
 
 export interface Enroot {
   /** @returns undefined if this version has no `digest` (before 4.0) @throws CommandFailed */
@@ -51,51 +53,50 @@ export async function openEnroot(
   jobEnvironment?: Environment,
 ): Promise<Enroot> {
   const file = findEnroot(enrootPath);
-  const home = jobEnvironment?.['HOME'] ?? (await lookUpHome(user));
+  const knownHome = jobEnvironment?.['HOME'] ?? (await lookUpHome(user));
   const environment = {
     ...withoutSearchPath(jobEnvironment),
-    HOME: home,
+    HOME: knownHome ?? homelessPath(userPath),
     ENROOT_DATA_PATH: userPath,
     ENROOT_RUNTIME_PATH: userPath,
   };
 
   // timeout(1) makes a process group of enroot and all it starts, and signals the group when the time is up, or when we
   // die: enroot is a shell script with children of its own, which the death signal alone would miss.
-  const bounded = (
+  const runBounded = (
     args: readonly string[],
     timeoutMs: number,
     variables: Readonly<Record<string, string>>,
-  ): Command => {
+  ): Promise<CommandResult> => {
     const seconds = Math.ceil(timeoutMs / 1000);
-    return asUser(
-      user,
-      {
-        file: 'timeout',
-        args: [`--kill-after=${graceSeconds}s`, `${seconds}s`, file, ...args],
-        environment: { ...environment, ...variables },
-        timeoutMs: timeoutMs + 2 * graceSeconds * 1000,
-      },
-      { canGain: true, deathSignal: 'TERM' },
-    );
+    const command = {
+      file: 'timeout',
+      args: [`--kill-after=${graceSeconds}s`, `${seconds}s`, file, ...args],
+      environment: { ...environment, ...variables },
+      timeoutMs: timeoutMs + 2 * graceSeconds * 1000,
+    };
+    return runForUser(user, command, { canGain: true, deathSignal: 'TERM' });
   };
 
   return {
     digest: async (uri) => {
       try {
-        const { stdout } = await run(bounded(['digest', uri], digestTimeoutMs, {}));
+        const { stdout } = await runBounded(['digest', uri], digestTimeoutMs, {});
         return parseDigest(stdout.toString('latin1'));
       } catch (error) {
         // An unknown command and a registry that does not answer both exit with 1: the version tells them apart.
-        const { stdout } = await run(bounded(['version'], versionTimeoutMs, {}));
+        const { stdout } = await runBounded(['version'], versionTimeoutMs, {});
         if (Number.parseInt(stdout.toString('latin1'), 10) < firstMajorWithDigest) return undefined;
         throw error;
       }
     },
     importImage: async (uri, squashfsPath, temporaryPath, timeoutMs) => {
       try {
-        await run(
-          bounded(['import', '--output', squashfsPath, uri], timeoutMs, { ENROOT_TEMP_PATH: temporaryPath }),
-        );
+        await runBounded(['import', '--output', squashfsPath, uri], timeoutMs, {
+          ENROOT_TEMP_PATH: temporaryPath,
+          // Layers that nobody would ever delete.
+          ...(knownHome === undefined ? { HOME: temporaryPath } : {}),
+        });
       } catch (cause) {
         const isLate =
           cause instanceof CommandFailed && (cause.timedOut || cause.exitCode === timeoutExitCode);
@@ -114,16 +115,26 @@ function withoutSearchPath(environment: Environment = {}): Record<string, string
   );
 }
 
-/** The home directory has the credentials (`~/.config/enroot/.credentials`) and, by default, the layer cache. */
-async function lookUpHome(user: UserIds): Promise<string> {
-  const { stdout } = await run(
-    endingWithUs({ file: 'getent', args: ['passwd', String(user.uid)], timeoutMs: lookupTimeoutMs }),
-  ).catch((cause: unknown) => {
+/** What getent(1) exits with for a key that is not in the database. */
+const notFoundExitCode = 2;
+
+/**
+ * The home directory has the credentials (`~/.config/enroot/.credentials`) and, by default, the layer cache.
+ *
+ * @returns undefined: passwd does not know the user
+ */
+async function lookUpHome(user: UserIds): Promise<string | undefined> {
+  try {
+    const { stdout } = await run(
+      endingWithUs({ file: 'getent', args: ['passwd', String(user.uid)], timeoutMs: lookupTimeoutMs }),
+    );
+    return stdout.toString('utf8').split(':')[5] ?? '/';
+  } catch (cause) {
+    if (cause instanceof CommandFailed && cause.exitCode === notFoundExitCode) return undefined;
     const message = `Cannot look up the home directory of uid ${user.uid}`;
-    // A directory service that is slow, or does not know the user, is nothing that would have to drain a node.
+    // A directory service that is slow is nothing that would have to drain a node.
     if (cause instanceof CommandFailed && isNotExecuted(cause))
       throw new NodeFault('TOOL_MISSING', message, { cause });
     throw new JobFault('USER_UNKNOWN', message, { cause });
-  });
-  return stdout.toString('utf8').split(':')[5] ?? '/';
+  }
 }

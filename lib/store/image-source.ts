@@ -14,6 +14,7 @@ import {
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { isMissing, toolTimeoutMs } from '../system/tool.ts';
+import { runForUser } from '../system/user-groups.ts';
 
 export type ImageSource = SquashfsSource | RegistrySource;
 
@@ -64,7 +65,8 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
   let stdout: Buffer;
   try {
-    ({ stdout } = await runBriefly(asUser(user, { file: 'find', args, timeoutMs: probeTimeoutMs })));
+    const command = { file: 'find', args, timeoutMs: probeTimeoutMs };
+    ({ stdout } = await runForUser(user, command, { canGain: false }, runBriefly));
   } catch (cause) {
     throw await unreadable(path, cause);
   }
@@ -107,8 +109,6 @@ async function unreadable(path: string, cause: unknown): Promise<Error> {
     const findAs = (user: UserIds): Command =>
       asUser(user, { file: 'find', args: ['--version'], timeoutMs: toolTimeoutMs });
     if (await isMissing(findAs)) return new NodeFault('TOOL_MISSING', message, { cause });
-    if (/^setpriv: uid \d+ not found/.test(cause.stderrTail))
-      return new JobFault('USER_UNKNOWN', message, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });
 }

@@ -30,12 +30,16 @@ export class Reclaim {
       inodes++;
     };
     const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
-    const command = asUser(user, {
-      file: 'find',
-      args: [path, '-mount', ...print],
-      timeoutMs: measureLimitMs,
-      onStdout: splitLines(count, 'latin1').add,
-    });
+    const command = asUser(
+      user,
+      {
+        file: 'find',
+        args: [path, '-mount', ...print],
+        timeoutMs: measureLimitMs,
+        onStdout: splitLines(count, 'latin1').add,
+      },
+      { canGain: false, groups: 'none' },
+    );
     await run(command).catch((error: unknown) => {
       if (!(error instanceof CommandFailed)) throw error;
     });

@@ -182,12 +182,16 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
     inodes++;
   };
   await run(
-    asUser(user, {
-      file: 'find',
-      args,
-      timeoutMs,
-      onStdout: splitLines(count, 'latin1').add,
-    }),
+    asUser(
+      user,
+      {
+        file: 'find',
+        args,
+        timeoutMs,
+        onStdout: splitLines(count, 'latin1').add,
+      },
+      { canGain: false, groups: 'none' },
+    ),
   ).catch((cause: unknown) => {
     const isLate = cause instanceof CommandFailed && cause.timedOut;
     throw new JobFault(

@@ -14,6 +14,8 @@ import type { Command } from './run.ts';
 export interface UserIds {
   readonly uid: number;
   readonly gid: number;
+  /** As Slurm calls them. Only their groups are looked up by it, where the uid is not known here. */
+  readonly userName?: string;
 }
 
 /** The user of files that are nobody's, on every Linux distribution. Its processes can harm no job. */
@@ -109,12 +111,30 @@ export interface Privileges {
   readonly canGain: boolean;
   /** What the kernel sends it when we die. TERM is for a command that ends others in turn; clear: it goes on without us. */
   readonly deathSignal?: 'KILL' | 'TERM' | 'clear';
+  /** `none`: for what belongs to the user alone. Nobody is asked for groups then: the user need not be known here. */
+  readonly groups?: 'all' | 'none';
+}
+
+const rememberedGroups = new Map<number, readonly number[]>();
+
+/** Groups of a user whom the system's databases do not know, for all that follows (user-groups.ts). */
+export function rememberGroups(uid: number, groups: readonly number[]): void {
+  rememberedGroups.set(uid, groups);
+}
+
+function groupOptions({ uid }: UserIds, groups: Privileges['groups']): string {
+  if (uid === 0) return '--keep-groups';
+  if (groups === 'none' || uid === nobody.uid) return '--clear-groups';
+  const remembered = rememberedGroups.get(uid);
+  if (remembered === undefined) return '--init-groups';
+  return remembered.length === 0 ? '--clear-groups' : `--groups=${remembered.join(',')}`;
 }
 
 /**
- * The same command, run as the user with all of the user's groups, killed when we die.
+ * The same command, run as the user, killed when we die.
  *
- * Groups come from the system's databases (`--init-groups`), which can be slow or away: mind the command's time limit.
+ * Groups come from the system's databases (`--init-groups`), which can be slow or away: mind the command's time limit. Where they may
+ * not know the user, runForUser() (user-groups.ts) comes first.
  */
 export function asUser(
   user: UserIds,
@@ -124,7 +144,7 @@ export function asUser(
   const ids =
     userId() === user.uid
       ? []
-      : [`--reuid=${user.uid}`, `--regid=${user.gid}`, user.uid === 0 ? '--keep-groups' : '--init-groups'];
+      : [`--reuid=${user.uid}`, `--regid=${user.gid}`, groupOptions(user, privileges.groups)];
   const confinement =
     privileges.canGain || user.uid === 0
       ? []

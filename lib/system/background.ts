@@ -31,7 +31,7 @@ export function startSettling(user: UserIds, directory: string, fd: number, mode
       args: [...limit, 'find', directory, '-prune', ...sync, ...mark],
       timeoutMs: settleLimitSeconds * 1000,
     },
-    { canGain: false, deathSignal: 'clear' },
+    { canGain: false, deathSignal: 'clear', groups: 'none' },
   );
   const stdio = ['ignore', 'ignore', 'ignore', fd] as const;
   const child = spawn(file, args, { cwd: '/', detached: true, env: childEnvironment, stdio: [...stdio] });
@@ -93,6 +93,18 @@ export function startInBackground(
   directory: string,
 ): void {
   startQuietly(lowPriority, parameters, configPath, directory);
+}
+
+/**
+ * Unpacks images for a user, as startInBackground() does.
+ *
+ * @param images absolute paths or URIs
+ */
+export function startWarming(user: UserIds, images: readonly string[], configPath: string | undefined): void {
+  const { uid, gid, userName = '' } = user;
+  // All that Slurm says of the user: the node may know nothing.
+  const name = userName === '' ? [] : [`--user-name=${userName}`];
+  startInBackground(['warm', `--user=${uid}`, `--group=${gid}`, ...name, ...images], configPath, '/');
 }
 
 function startQuietly(

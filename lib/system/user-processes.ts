@@ -50,5 +50,11 @@ export function findVariables(user: UserIds, names: readonly string[], value?: n
 
 /** @returns what it printed within five seconds, whatever came of it */
 export function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
-  return answerOf(asUser(user, { file: program, args: parameters, timeoutMs: childLimitMs }));
+  return answerOf(
+    asUser(
+      user,
+      { file: program, args: parameters, timeoutMs: childLimitMs },
+      { canGain: false, groups: 'none' },
+    ),
+  );
 }

@@ -24,7 +24,7 @@ const test = suite('create_mode=background', { skip: unlessPrivateMachine });
 const warming = (): string[] =>
   processes()
     .map(({ commandLine }) => commandLine)
-    .filter((line) => / warm --user /.test(line));
+    .filter((line) => / warm --user=/.test(line));
 
 async function untilUnpacked(node: TestNode): Promise<void> {
   await until('the entry is there', () => node.entries(alice).length === 1);

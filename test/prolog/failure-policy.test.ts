@@ -145,13 +145,6 @@ jobs('a relative image without a working directory is left to pyxis', async () =
   }
 });
 
-jobs('of a user whom the node does not know is no fault of the node', async () => {
-  await using node = await TestNode.start({ settings: { on_failure: 'fail' } });
-  const stranger = { uid: 61234, gid: 61234, name: 'stranger' };
-  const { exitCode, line } = await node.prolog({ id: 7, user: stranger, image: node.image() });
-  assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'USER_UNKNOWN']);
-});
-
 jobs.run();
 
 const tools = suite('Prolog: a tool that does not work', { skip: unlessPrivateMachine });
