@@ -45,7 +45,7 @@ test('a file of any name is a Prolog, and an Epilog, for Slurm', async () => {
   symlinkSync(executable, join(directory, '99-link'));
   await using node = await TestNode.start();
   const image = node.image();
-  for (const [index, name] of readdirSync(directory).entries()) {
+  for (const [index, name] of readdirSync(directory).sort().entries()) {
     const job = { id: index + 1, user: alice, wrapper: as(join(directory, name)) };
     const prolog = await node.prolog({ ...job, image });
     assert.equal([prolog.exitCode, prolog.line['result']], [0, index === 0 ? 'created' : 'reused'], name);
