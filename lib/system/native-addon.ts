@@ -99,7 +99,8 @@ function loadThrough(directory: string, bytes: Uint8Array): unknown {
     let written = 0;
     while (written < bytes.length) written += writeSync(descriptor, bytes, written);
     const module = { exports: {} };
-    process.dlopen(module, `/proc/self/fd/${descriptor}`);
+    // The linker takes an addon whose path it has seen for the one it has loaded, and descriptors' numbers come back.
+    process.dlopen(module, `/proc/self/fd/${'./'.repeat(loaded.size)}${descriptor}`);
     return module.exports;
   } finally {
     // The mapping keeps the file.

@@ -123,8 +123,8 @@ test('their images come from registries, with a home directory that leaves nothi
   const reference = 'reg.example:5000/team/app:latest';
   registry.push(reference, 'a');
   await using node = await TestNode.start({ settings: { ...settings, enroot_path: registry.enrootPath } });
-  const { exitCode, line } = await node.prolog({ id: 1, user: stranger, image: reference });
-  assert.equal([exitCode, line['result']], [0, 'created']);
+  const { exitCode, line, stderr } = await node.prolog({ id: 1, user: stranger, image: reference });
+  assert.equal([exitCode, line['result']], [0, 'created'], stderr);
   for (const call of [...registry.calls('digest'), ...registry.calls('import')]) {
     assert.is(call.uid, stranger.uid);
     assert.ok(call.home.startsWith(`${node.userPath(stranger)}/`), call.home);
