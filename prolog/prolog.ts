@@ -60,7 +60,8 @@ export async function runProlog(environment: Environment = process.env): Promise
   let outcome: Outcome;
   try {
     job = readJob(environment);
-    const prepared = await prepareJob(job, requireSettings(parsed), environment['CONTAINER_CACHE_CONF'], log);
+    const preparing = prepareJob(job, requireSettings(parsed), environment['CONTAINER_CACHE_CONF'], log);
+    const prepared = await unlessOver(job.jobId, environment, preparing);
     outcome = { job, error: undefined, ...prepared };
   } catch (error) {
     outcome = { job, acquired: undefined, warning: undefined, error };
@@ -71,6 +72,42 @@ export async function runProlog(environment: Environment = process.env): Promise
     recordEvents(parsed.settings.statePath, [startEvent('job', outcome.acquired, outcome.error)]);
   await logged;
   return exitCodeOf(outcome.error === undefined ? [] : [outcome.error], parsed.onFailure);
+}
+
+/** A Prolog that takes less leaves slurmctld alone. */
+const watchAfterMs = 2000;
+/** Thousands of nodes may start one job: they do not all ask at once. */
+const watchJitterMs = 500;
+
+/**
+ * Waits for the Prolog's work as long as somebody wants it.
+ *
+ * When the job is over, the Prolog ends at once, as by a crash: its children die with it, its locks are free, and the Epilog, which
+ * slurmd starts next, sweeps what it has begun.
+ *
+ * @throws JobFault CANCELLED
+ */
+async function unlessOver<T>(jobId: number, environment: Environment, work: Promise<T>): Promise<T> {
+  // Nobody hears what comes of it once the job is over.
+  work.catch(() => undefined);
+  const { promise: over, reject } = Promise.withResolvers<never>();
+  const watch = async (): Promise<void> => {
+    const { waitForEnd } = await import('../lib/system/job-watch.ts');
+    const state = await waitForEnd({ jobId, environment });
+    reject(new JobFault('CANCELLED', `slurmctld says that the job is ${state}`));
+  };
+  const timer = setTimeout(
+    () => {
+      // Without a watch the job waits for its Prolog, as it would have.
+      watch().catch(() => undefined);
+    },
+    watchAfterMs + Math.random() * watchJitterMs,
+  );
+  try {
+    return await Promise.race([work, over]);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 type Prepared = Pick<Outcome, 'acquired' | 'warning'>;
@@ -293,7 +330,7 @@ function tellBypass(job: Job, image: string, settings: Settings, error: unknown)
 
 function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void {
   const hasContainer = job?.container !== undefined;
-  const result = error === undefined ? (acquired?.result ?? 'none') : isBypass(error) ? 'bypassed' : 'failed';
+  const result = error === undefined ? (acquired?.result ?? 'none') : failureResult(error);
   log.write(logLevel(hasContainer, warning, error), 'prolog', {
     job: job?.jobId,
     uid: job?.uid,
@@ -301,7 +338,7 @@ function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void 
     result,
     entry: acquired?.entry.name,
     code: error === undefined ? undefined : faultCode(error),
-    reason: error === undefined ? warning : `${describeError(error)}; the job runs without the cache`,
+    reason: error === undefined ? warning : describeFailure(error),
     unpack_ms: acquired?.unpackMs,
     total_ms: Math.round(performance.now()),
   });
@@ -309,8 +346,16 @@ function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void 
     log.write('debug', 'prolog', { job: job?.jobId, stack: error.stack });
 }
 
+const isCancelled = (error: unknown): boolean => faultCode(error) === 'CANCELLED';
+
+const failureResult = (error: unknown): string =>
+  isBypass(error) ? 'bypassed' : isCancelled(error) ? 'cancelled' : 'failed';
+
+const describeFailure = (error: unknown): string =>
+  `${describeError(error)}; ${isCancelled(error) ? 'nothing more is done for it' : 'the job runs without the cache'}`;
+
 function logLevel(hasContainer: boolean, warning: string | undefined, error: unknown): LogLevel {
   if (error === undefined) return warning !== undefined ? 'warning' : hasContainer ? 'info' : 'debug';
-  if (isBypass(error)) return 'info';
+  if (isBypass(error) || isCancelled(error)) return 'info';
   return isFaultOfNode(error) || faultCode(error) === 'BUG' ? 'error' : 'warning';
 }

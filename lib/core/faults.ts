@@ -13,7 +13,7 @@ export const bypassCodes = [
 
 export const jobFaultCodes = [
   ...bypassCodes,
-  ...(['BAD_JOB', 'IMAGE_CHANGED', 'UNPACK_FAILED', 'IMPORT_FAILED'] as const),
+  ...(['BAD_JOB', 'CANCELLED', 'IMAGE_CHANGED', 'UNPACK_FAILED', 'IMPORT_FAILED'] as const),
   ...(['CREATE_TIMEOUT', 'LOCK_TIMEOUT', 'ENTRY_DAMAGED'] as const),
   ...(['QUOTA_EXCEEDED', 'NO_SPACE', 'NO_RESOURCES', 'USER_UNKNOWN'] as const),
 ] as const;

@@ -7,6 +7,8 @@ export interface Slurmd {
   readonly pid: number;
   /** `slurmd -D -f /etc/slurm/slurm.conf` */
   readonly commandLine: string;
+  /** The file that it executes. */
+  readonly executable: string | undefined;
 }
 
 /**
@@ -28,13 +30,19 @@ export function findSlurmd(): Slurmd | undefined {
   );
   return oldest === undefined
     ? undefined
-    : { pid: oldest.pid, commandLine: processCommandLine(oldest.pid) ?? '' };
+    : {
+        pid: oldest.pid,
+        commandLine: processCommandLine(oldest.pid) ?? '',
+        executable: linkOf(oldest.pid, 'exe'),
+      };
 }
 
 function processName(pid: number): string | undefined {
   return unlessErrno(['ENOENT', 'ESRCH'], () => readFileSync(`/proc/${pid}/comm`, 'utf8').trimEnd());
 }
 
-function mountNamespace(pid: number | 'self'): string | undefined {
-  return unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => readlinkSync(`/proc/${pid}/ns/mnt`));
+const mountNamespace = (pid: number | 'self'): string | undefined => linkOf(pid, 'ns/mnt');
+
+function linkOf(pid: number | 'self', name: string): string | undefined {
+  return unlessErrno(['ENOENT', 'ESRCH', 'EACCES', 'EPERM'], () => readlinkSync(`/proc/${pid}/${name}`));
 }
