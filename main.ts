@@ -27,6 +27,10 @@ async function runProgram(): Promise<void> {
       const { runAcquire } = await import('./enroot/acquire.ts');
       return leave(await runAcquire(parameters, process.env));
     }
+    case 'hash-image': {
+      const { runHashImage } = await import('./lib/store/hash-image.ts');
+      return leave(runHashImage(parameters));
+    }
     case 'idle':
       return leave(0);
     case 'admin': {

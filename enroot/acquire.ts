@@ -15,22 +15,23 @@ import { isCollectionDue } from '../lib/core/gc-plan.ts';
 import { parseImage } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
 import {
-  entryName,
-  parseEntryDirectoryName,
   jobImagesName,
   jobPath,
+  parseEntryDirectoryName,
   partialName,
   userPath,
 } from '../lib/core/layout.ts';
 import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
+import { entryKey } from '../lib/store/content.ts';
 import { fillRootfs } from '../lib/store/create.ts';
 import { findRegistrySource } from '../lib/store/digests.ts';
 import { openEnroot } from '../lib/store/enroot.ts';
 import { acquireEntry, findEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
 import { noteStepStart, startEvent } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
-import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
+import { probeSquashfs, type ImageSource, type SquashfsSource } from '../lib/store/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
+import { recallNodeFacts } from '../lib/store/node-facts.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
@@ -38,6 +39,7 @@ import { readUsage } from '../lib/system/disk-usage.ts';
 import { isGone, unlessErrno } from '../lib/system/errno.ts';
 import { readSmallFile } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
+import { processParent, processStartedMs } from '../lib/system/processes.ts';
 import { childEnvironment } from '../lib/system/run.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
@@ -125,10 +127,12 @@ async function acquire(request: Request): Promise<Held> {
     );
   }
   const source = await findSource(request);
-  const wanted = { user, userPath: userDirectory.path, name: entryName(user.uid, source.hash) };
+  const key = await entryKey(user, userDirectory.path, source);
+  const wanted = { user, userPath: userDirectory.path, key };
+  const isTemporary = source.kind === 'path' && (await isOneTimeFile(request, userDirectory.path, source));
   const acquired =
-    request.existingOnly || settings.createMode === 'background'
-      ? await findExisting(request, wanted)
+    request.existingOnly || isTemporary || settings.createMode === 'background'
+      ? await findExisting(request, wanted, isTemporary)
       : await acquireEntry({
           ...wanted,
           jobId,
@@ -151,14 +155,38 @@ async function acquire(request: Request): Promise<Held> {
 
 /** Without waiting for who is making it. */
 async function findExisting(
-  { image, existingOnly }: Request,
+  { image, existingOnly, settings }: Request,
   wanted: Parameters<typeof findEntry>[0],
+  isTemporary: boolean,
 ): Promise<Acquired> {
-  const found = await findEntry(wanted);
+  // To read an image takes less than to unpack it; but where an image is started as it is, nobody waits for either.
+  const limitMs = createLimitMs(settings, undefined);
+  const name = wanted.key.name ?? (existingOnly ? undefined : await wanted.key.identify(limitMs));
+  const found = await findEntry({ ...wanted, key: { ...wanted.key, name } });
   if (found !== undefined && found !== 'creating') return found;
+  if (isTemporary) throw new JobFault('NOT_CACHED', `"${image}" is a temporary file of another program`);
   throw existingOnly
     ? new JobFault('NOT_CACHED', `There is no entry of "${image}"`)
     : new JobFault('UNPACKING', `"${image}" is unpacked when the job is over (create_mode=background)`);
+}
+
+/** Of what is gone when the step is over no entry is made, but one that is there may be used. */
+async function isOneTimeFile(
+  { user, settings, environment }: Request,
+  userDirectoryPath: string,
+  source: SquashfsSource,
+): Promise<boolean> {
+  const { importerOf, isOfOneUse, isTemporary } = await import('../lib/store/importer.ts');
+  const facts = recallNodeFacts(settings.runtimePath);
+  if (isTemporary(source.realPath, [facts?.pyxisRuntimePath, environment['PYXIS_RUNTIME_PATH']])) return true;
+  const importer = importerOf(facts);
+  return importer !== undefined && isOfOneUse(user, userDirectoryPath, importer, source, stepStartedMs());
+}
+
+/** pyxis' process in the step, the parent of the wrapper that started us. */
+function stepStartedMs(): number | undefined {
+  const pyxis = processParent(process.ppid);
+  return pyxis === undefined ? undefined : processStartedMs(pyxis);
 }
 
 async function findSource({ user, image, settings, environment }: Request): Promise<ImageSource> {
@@ -187,6 +215,7 @@ async function openCreator(
   const context = {
     user,
     source,
+    userPath: userDirectory.path,
     processors: settings.createProcessors,
     policy: settings,
     enroot,
@@ -197,7 +226,7 @@ async function openCreator(
     onProgress: () => undefined,
   };
   return {
-    fill: (partialPath, rootfsPath, limitMs) => fillRootfs(context, partialPath, rootfsPath, limitMs),
+    fill: (...parameters) => fillRootfs(context, ...parameters),
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       discard(userDirectory.path, name, jobId, user.uid);

@@ -6,7 +6,7 @@
  * Each step is for itself: what one cannot do, the others do all the same. Running it twice, or for a job that never had a
  * Prolog, finds nothing to do.
  */
-import { closeSync } from 'node:fs';
+import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
 import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
@@ -25,7 +25,7 @@ import {
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
-import { removeJobFiles } from '../lib/store/job-files.ts';
+import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
@@ -122,11 +122,23 @@ function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, r
     report.stepsStopped = releaseSteps(job.jobId, job);
   });
   attempt(report, () => {
+    removeHeldFiles(job, runtimePath);
     removeJobFiles(runtimePath, job.jobId);
   });
   attempt(report, () => {
     sweepBase(job, requireSettings(parsed), environment, report);
   });
+}
+
+/** What a Prolog fetched for a step that never came, in the directory where pyxis has such files. */
+function removeHeldFiles(job: Job, runtimePath: string): void {
+  const files = (readJobImages(runtimePath, job.jobId) ?? []).flatMap((image) => heldFileOf(image) ?? []);
+  for (const file of files)
+    withUserIds(job, () => {
+      unlessErrno([...userMadeErrnos, 'ENOENT', 'EPERM', 'EISDIR'], () => {
+        unlinkSync(file);
+      });
+    });
 }
 
 function attempt(report: Report, step: () => void): void {

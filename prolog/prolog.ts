@@ -15,9 +15,8 @@ import {
   JobFault,
   NodeFault,
 } from '../lib/core/faults.ts';
-import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
+import { imageOfPyxis, parseImage, type RegistryImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
-import { entryName } from '../lib/core/layout.ts';
 import {
   createLimitMs,
   exitCodeOf,
@@ -26,13 +25,15 @@ import {
   type LogLevel,
   type Settings,
 } from '../lib/core/settings.ts';
-import type { NodeFacts } from '../lib/core/node-facts.ts';
+import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
+import { entryKey } from '../lib/store/content.ts';
 import { acquireEntry, findEntry, type Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/events.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
+import type { Importer } from '../lib/store/importer.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts.ts';
 import type { Provision } from '../lib/store/provision.ts';
@@ -60,7 +61,7 @@ export async function runProlog(environment: Environment = process.env): Promise
   let outcome: Outcome;
   try {
     job = readJob(environment);
-    const preparing = prepareJob(job, requireSettings(parsed), environment['CONTAINER_CACHE_CONF'], log);
+    const preparing = prepareJob(job, requireSettings(parsed), environment, log);
     const prepared = await unlessOver(job.jobId, environment, preparing);
     outcome = { job, error: undefined, ...prepared };
   } catch (error) {
@@ -110,24 +111,32 @@ async function unlessOver<T>(jobId: number, environment: Environment, work: Prom
   }
 }
 
-type Prepared = Pick<Outcome, 'acquired' | 'warning'>;
+export type Prepared = Pick<Outcome, 'acquired' | 'warning'>;
 
 async function prepareJob(
   job: Job,
   settings: Settings,
-  configPath: string | undefined,
+  environment: Environment,
   log: Log,
 ): Promise<Prepared> {
+  const configPath = environment['CONTAINER_CACHE_CONF'];
   // First of all: it takes a child as long as most of the rest takes us.
-  const wanted = job.container && startLooking(job, job.container, settings);
+  const told = Promise.withResolvers<undefined>();
+  const wanted = job.container && startLooking(job, job.container, settings, told.promise);
   const known = recallNodeFacts(settings.runtimePath);
   const base = openBase(settings, known);
   try {
     const userDirectory = openUserDirectory(base, job);
-    const telling = tellNode(settings, base, known, log);
+    const telling = tellNode(settings, base, known, environment['SLURM_CONF'], log);
+    void telling.then(() => {
+      told.resolve(undefined);
+    });
     try {
       if (wanted === undefined) return { acquired: undefined, warning: undefined };
-      return await prepareContainer({ job, settings, base, userDirectory, log, configPath }, wanted);
+      return await prepareContainer(
+        { job, settings, base, userDirectory, log, configPath, environment },
+        wanted,
+      );
     } finally {
       await telling;
     }
@@ -146,10 +155,11 @@ async function tellNode(
   settings: Settings,
   base: Directory,
   known: NodeFacts | undefined,
+  slurmConfPath: string | undefined,
   log: Log,
 ): Promise<void> {
   try {
-    const facts = await ensureNodeFacts(settings, base, known);
+    const facts = await ensureNodeFacts(settings, base, known, slurmConfPath);
     if (facts === undefined) return;
     const isIsolated = facts.isolation === 'overlay' || facts.isolation === settings.isolation;
     const isAsWanted = isIsolated && facts.command !== undefined;
@@ -167,34 +177,60 @@ async function tellNode(
   }
 }
 
-interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
+export interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly job: Job;
+  readonly environment: Environment;
+}
+
+/** An image that pyxis has from its importer. */
+export interface ImporterImage {
+  readonly kind: 'importer';
+  readonly importer: Importer;
+  readonly image: RegistryImage;
 }
 
 interface Wanted {
   readonly container: ContainerOptions;
-  readonly looking: Promise<ImageSource>;
+  readonly looking: Promise<ImageSource | ImporterImage>;
 }
 
-function startLooking(job: Job, container: ContainerOptions, settings: Settings): Wanted {
-  const looking = findSource(job, container, settings);
+/** @param told when the facts of the node are up to date */
+function startLooking(
+  job: Job,
+  container: ContainerOptions,
+  settings: Settings,
+  told: Promise<undefined>,
+): Wanted {
+  const looking = findSource(job, container, settings, told);
   // Where something else fails first, nobody asks for it.
   looking.catch(() => undefined);
   return { container, looking };
 }
 
 async function prepareContainer(context: Context, { container, looking }: Wanted): Promise<Prepared> {
-  const { job, settings } = context;
   prepareFlock();
   const source = await looking;
+  if (source.kind !== 'importer') return serve(context, container, source, container.image);
+  const { prepareImported } = await import('./imported.ts');
+  return prepareImported(context, source, (file) => serve(context, container, file, file.path));
+}
+
+/** @param listedAs what pyxis will hand to enroot */
+async function serve(
+  context: Context,
+  container: ContainerOptions,
+  source: ImageSource,
+  listedAs: string,
+): Promise<Prepared> {
+  const { job, settings } = context;
   const acquired = await acquire(context, source, container).catch((error: unknown) => {
-    tellBypass(job, container.image, settings, error);
+    tellBypass(job, listedAs, settings, error);
     throw error;
   });
   try {
     takeLease(settings.runtimePath, job, [acquired.entry]);
     tellJob(job, settings, {
-      image: imageOfPyxis(container.image),
+      image: imageOfPyxis(listedAs),
       entry: acquired.entry.name,
       stamp: source.kind === 'path' ? source.stamp : '-',
     });
@@ -206,7 +242,12 @@ async function prepareContainer(context: Context, { container, looking }: Wanted
 }
 
 /** @throws JobFault with a bypass code for what the cache does not serve */
-async function findSource(job: Job, container: ContainerOptions, settings: Settings): Promise<ImageSource> {
+async function findSource(
+  job: Job,
+  container: ContainerOptions,
+  settings: Settings,
+  told: Promise<undefined>,
+): Promise<ImageSource | ImporterImage> {
   if (container.hasName)
     throw new JobFault(
       'UNSUPPORTED_OPTION',
@@ -214,6 +255,13 @@ async function findSource(job: Job, container: ContainerOptions, settings: Setti
     );
   const image = parseImage(container.image, job.workPath);
   if (image.kind === 'path') return probeSquashfs(job, image);
+  await told;
+  const facts = recallNodeFacts(settings.runtimePath);
+  if (hasImporter(facts)) {
+    const { importerOf } = await import('../lib/store/importer.ts');
+    const importer = importerOf(facts);
+    if (importer !== undefined) return { kind: 'importer', importer, image };
+  }
   const { findRegistrySource } = await import('../lib/store/digests.ts');
   return findRegistrySource(job, image, settings);
 }
@@ -227,7 +275,7 @@ async function acquire(
   const request = {
     user: job,
     userPath: userDirectory.path,
-    name: entryName(job.uid, source.hash),
+    key: await entryKey(job, userDirectory.path, source),
   };
   const acquired =
     settings.createMode === 'background'

@@ -5,9 +5,20 @@
 import { createHash } from 'node:crypto';
 import type { SquashfsFacts } from './image.ts';
 
-/** The hash of a squashfs file: a file that was rebuilt, moved or touched is another image. */
-export function hashSquashfs(facts: SquashfsFacts): string {
-  return shortHash(['squashfs', facts.realPath, String(facts.sizeBytes), facts.modifiedAt, facts.superblock]);
+/** What content was read under: the same file, untouched since. */
+export function hashIdentity(facts: SquashfsFacts): string {
+  const { realPath, sizeBytes, modifiedAt, changedAt, superblock } = facts;
+  return shortHash(['identity', realPath, String(sizeBytes), modifiedAt, changedAt, superblock]);
+}
+
+/** What files of the same content have in common and costs nothing to read; others may have it as well. */
+export function hashFingerprint({ sizeBytes, superblock }: SquashfsFacts): string {
+  return shortHash(['fingerprint', String(sizeBytes), superblock]);
+}
+
+/** @param content the SHA-256 of the whole file, in hex */
+export function hashContent(content: string): string {
+  return shortHash(['content', content]);
 }
 
 /** @param digest `sha256:…` of the image's manifest */

@@ -123,6 +123,8 @@ export interface SquashfsFacts {
   readonly sizeBytes: number;
   /** As find(1) prints it, seconds with a fraction: never computed with. */
   readonly modifiedAt: string;
+  /** The same of the last change of the inode, which nobody can set: it tells a file that was replaced with its old times. */
+  readonly changedAt: string;
   /** The first 96 bytes. */
   readonly superblock: Uint8Array;
 }

@@ -23,7 +23,21 @@ export interface NodeFacts {
   readonly mountsFile: string;
   /** Until when they hold, ms since the epoch; undefined: until the next boot. */
   readonly validUntilMs: number | undefined;
+  /** The program that pyxis has for images of registries, `noImporter`, or undefined: nobody can say. */
+  readonly importer: string | undefined;
+  /** pyxis' `runtime_path`, and its version where its file tells. */
+  readonly pyxisRuntimePath: string | undefined;
+  readonly pyxisVersion: string | undefined;
+  /** The files and directories that tell the last three, with tabs between; and what they were like when they were read. */
+  readonly pyxisFiles: string | undefined;
+  readonly pyxisStamp: string | undefined;
 }
+
+export const noImporter = 'none';
+
+/** Whether images of registries are known to come from another program than enroot. */
+export const hasImporter = (facts: NodeFacts | undefined): boolean =>
+  facts?.importer !== undefined && facts.importer !== noImporter;
 
 export const longestNodeFactsBytes = 16 * 1024;
 
@@ -39,6 +53,11 @@ const keys = {
   command: 'command',
   mountsFile: 'mounts_file',
   validUntilMs: 'valid_until_ms',
+  importer: 'importer',
+  pyxisRuntimePath: 'pyxis_runtime_path',
+  pyxisVersion: 'pyxis_version',
+  pyxisFiles: 'pyxis_files',
+  pyxisStamp: 'pyxis_stamp',
 } as const satisfies Record<keyof NodeFacts, string>;
 
 export function formatNodeFacts(facts: NodeFacts): string {
@@ -77,6 +96,11 @@ export function parseNodeFacts(text: string): NodeFacts | undefined {
     reason: values.get(keys.reason),
     command: values.get(keys.command),
     validUntilMs: parseTime(values.get(keys.validUntilMs)),
+    importer: values.get(keys.importer),
+    pyxisRuntimePath: values.get(keys.pyxisRuntimePath),
+    pyxisVersion: values.get(keys.pyxisVersion),
+    pyxisFiles: values.get(keys.pyxisFiles),
+    pyxisStamp: values.get(keys.pyxisStamp),
   };
 }
 

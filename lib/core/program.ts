@@ -6,7 +6,7 @@
  *   3. Otherwise the name it was called by decides.
  */
 
-export type Program = 'prolog' | 'epilog' | 'acquire' | 'admin' | 'idle';
+export type Program = 'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'admin' | 'idle';
 
 export interface Start {
   /** The file name of argv[0], also that of a link. */
@@ -32,7 +32,8 @@ const adminOptions = ['--help', '--version', '--get-yargs-completions'];
 export function chooseProgram(start: Start): { program: Program; parameters: readonly string[] } {
   const { parameters } = start;
   const [command, ...rest] = parameters;
-  if (command === 'prolog' || command === 'epilog') return { program: command, parameters: rest };
+  if (command === 'prolog' || command === 'epilog' || command === 'hash-image')
+    return { program: command, parameters: rest };
   if (command === 'acquire' && !rest.includes('--help')) return { program: command, parameters: rest };
   if (command === 'acquire' || [...adminCommands, ...adminOptions].some((known) => known === command))
     return { program: 'admin', parameters };

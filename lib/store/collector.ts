@@ -43,6 +43,8 @@ import {
   collectorLockName,
   createLockName,
   digestsName,
+  imagesName,
+  isImageIndexName,
   directoryName,
   entryPath,
   isEntryNameOf,
@@ -468,6 +470,10 @@ function sweep(request: CollectRequest, trash: Directory): void {
       withUserIds(user, () => {
         sweepDigests(directory);
       });
+    if (names.includes(imagesName))
+      withUserIds(user, () => {
+        sweepImageIndex(directory);
+      });
     withUserIds(user, () => {
       sweepStepEvents(directory, names);
     });
@@ -503,6 +509,39 @@ function sweepDigests(userDirectory: Directory): void {
       for (const name of abandonedAsides(readNames(digests)))
         unlessErrno(refusals, () => {
           unlinkSync(inDirectory(digests, name));
+        });
+    });
+  });
+}
+
+/** What is asked for again after that is read again, once. */
+const oldestIndexMs = 30 * 86_400_000;
+const mostIndexFiles = 1000;
+
+/** What was read of images (content.ts): a file for each that a job staged for itself. */
+function sweepImageIndex(userDirectory: Directory): void {
+  const refusals = [...isGone, ...unreadable, 'ELOOP', 'EPERM', 'EISDIR', 'EBUSY', 'EROFS'];
+  unlessErrno(refusals, () => {
+    withDirectory(inDirectory(userDirectory, imagesName), (index) => {
+      if (index.stats.dev !== userDirectory.stats.dev) return;
+      const names = readNames(index);
+      const remove = (name: string): void => {
+        unlessErrno(refusals, () => {
+          unlinkSync(inDirectory(index, name));
+        });
+      };
+      abandonedAsides(names).forEach(remove);
+      const files = names
+        .filter(isImageIndexName)
+        .map((name) => ({
+          name,
+          writtenMs: unlessErrno(refusals, () => lstatSync(inDirectory(index, name)))?.mtimeMs ?? 0,
+        }))
+        .sort((one, other) => other.writtenMs - one.writtenMs);
+      files
+        .filter(({ writtenMs }, rank) => rank >= mostIndexFiles || Date.now() - writtenMs > oldestIndexMs)
+        .forEach(({ name }) => {
+          remove(name);
         });
     });
   });

@@ -6,18 +6,22 @@
 import { mkdirSync, rmSync } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
+import { entryName } from '../core/layout.ts';
 import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
 import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import { isNotExecuted } from '../system/tool.ts';
+import { hashFile, rememberContent, type FileContent } from './content.ts';
 import type { Enroot } from './enroot.ts';
+import type { Filled } from './entry.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
   readonly user: UserIds;
   readonly source: ImageSource;
+  readonly userPath: string;
   readonly processors: number;
   readonly policy: CollectionPolicy;
   readonly enroot: Enroot | undefined;
@@ -35,13 +39,14 @@ export interface CreateProgress {
   readonly percent: number | undefined;
 }
 
-/** @returns what the rootfs takes on disk @throws JobFault, NodeFault */
+/** @param name of the entry; undefined: it is found out by reading the image @throws JobFault, NodeFault */
 export async function fillRootfs(
   context: CreateContext,
   partialPath: string,
   rootfsPath: string,
   limitMs: number,
-): Promise<SpaceNeed> {
+  name: string | undefined,
+): Promise<Filled> {
   const startedAtMs = performance.now();
   const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
   const { user, source } = context;
@@ -51,6 +56,9 @@ export async function fillRootfs(
     source.kind === 'path' ? source : await importImage(context, source.uri, partialPath, remainingMs());
   await ensureRoom(context, squashfs, remainingMs());
   context.onProgress({ phase: 'unpack', percent: 0 });
+  const reading = name === undefined ? hashFile(user, squashfs.path, remainingMs()) : undefined;
+  // Where the unpack fails, nobody asks for it.
+  reading?.catch(() => undefined);
   await unpackSquashfs({
     user,
     imagePath: squashfs.path,
@@ -63,15 +71,28 @@ export async function fillRootfs(
   });
   const space = await settlePermissions(user, rootfsPath, remainingMs());
   // Somebody may have replaced the file while it was read: what was unpacked must be what the entry's name says.
+  const content = await reading;
+  // By the time of the inode's last change, too, which nobody can set back.
   const now = await probeSquashfs(user, { kind: 'path', path: squashfs.path });
-  if (now.hash !== squashfs.hash) {
+  if (now.identity !== squashfs.identity) {
     throw new JobFault('IMAGE_CHANGED', `Cannot use "${squashfs.path}": it changed while it was unpacked`);
   }
   if (source.kind === 'registry')
     withUserIds(user, () => {
       rmSync(squashfs.path);
     });
-  return space;
+  return { space, name: name ?? (await nameOf(context, squashfs, content)) };
+}
+
+async function nameOf(
+  { user, userPath }: CreateContext,
+  squashfs: SquashfsSource,
+  content: FileContent | undefined,
+): Promise<string> {
+  if (content === undefined) throw new Error('the image was not read');
+  rememberContent(user, userPath, squashfs, content);
+  const { hashContent } = await import('../core/image-hash.ts');
+  return entryName(user.uid, hashContent(content.content));
 }
 
 async function importImage(

@@ -123,7 +123,7 @@ const notFoundExitCode = 2;
  *
  * @returns undefined: passwd does not know the user
  */
-async function lookUpHome(user: UserIds): Promise<string | undefined> {
+export async function lookUpHome(user: UserIds): Promise<string | undefined> {
   try {
     const { stdout } = await run(
       endingWithUs({ file: 'getent', args: ['passwd', String(user.uid)], timeoutMs: lookupTimeoutMs }),

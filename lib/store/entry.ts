@@ -1,8 +1,9 @@
 /**
  * Getting a job its entry: the one that is there, or a new one.
  *
- *   1. Hold the entry (held-entry.ts). There: done.
- *   2. Take the create lock, waiting with a limit; look again: another job may have made it while we waited.
+ *   1. Hold the entry (held-entry.ts). There: done. Of an image file it is the content that names it (content.ts).
+ *   2. Take the create lock of all images that might be the same, waiting with a limit; look again: another job may have made it
+ *      while we waited.
  *   3. See that the image fits, unpack it into a hidden `.partial` directory.
  *   4. Write the lock file into it, flock it shared, and only then rename it into place.
  *   5. Have the disk take it in the background, which nobody waits for, and mark it settled: its lock file loses the owner's right to
@@ -43,17 +44,45 @@ export interface AcquireRequest {
   readonly userPath: string;
   /** What the job called the image. */
   readonly image: string;
-  readonly name: string;
+  readonly key: EntryKey;
   /** For waiting and unpacking together. */
   readonly limitMs: number;
   /** Loads what only a missing entry needs. */
   readonly creator: () => Promise<EntryCreator>;
 }
 
+/** How the entry of an image is found (content.ts). */
+export interface EntryKey {
+  /** Of the entry; undefined as long as nobody has read the image. */
+  readonly name: string | undefined;
+  /** Of the create lock, which is that of all images that might turn out to be the same. */
+  readonly lockName: string;
+  /** Whether identify() would find the name, or would have to read the image for it. */
+  readonly isKnown: () => boolean;
+  /** @returns undefined: no entry can be of this image. @throws JobFault */
+  readonly identify: (limitMs: number) => Promise<string | undefined>;
+}
+
+/** What was unpacked. */
+export interface Filled {
+  readonly space: SpaceNeed;
+  /** Of the entry: what only the whole image tells. */
+  readonly name: string;
+}
+
 /** How an entry is made; differs by who runs us. */
 export interface EntryCreator {
-  /** Fills `rootfsPath`, which it must make, and may use the rest of `partialPath`. @returns what it takes on disk */
-  readonly fill: (partialPath: string, rootfsPath: string, limitMs: number) => Promise<SpaceNeed>;
+  /**
+   * Fills `rootfsPath`, which it must make, and may use the rest of `partialPath`.
+   *
+   * @param name of the entry, as far as it is known
+   */
+  readonly fill: (
+    partialPath: string,
+    rootfsPath: string,
+    limitMs: number,
+    name: string | undefined,
+  ) => Promise<Filled>;
   /** Gets rid of a name in the user directory, at once; may leave the deletion to others. */
   readonly discard: (name: string) => void;
   /** Whether some process has a directory of the user directory mounted. */
@@ -86,13 +115,13 @@ export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
  * @throws JobFault, NodeFault
  */
 export async function findEntry(
-  request: Pick<AcquireRequest, 'user' | 'userPath' | 'name'>,
+  request: Pick<AcquireRequest, 'user' | 'userPath' | 'key'>,
 ): Promise<Acquired | 'creating' | undefined> {
-  const { user, userPath, name } = request;
+  const { user, userPath, key } = request;
   try {
-    const entry = await holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts());
+    const entry = key.name === undefined ? undefined : await hold(request, key.name);
     if (entry !== undefined) return { entry, result: 'reused', unpackMs: undefined };
-    const fd = withUserIds(user, () => openCreateLock(`${userPath}/${createLockName(name)}`));
+    const fd = withUserIds(user, () => openCreateLock(`${userPath}/${createLockName(key.lockName)}`));
     try {
       return tryFlock(fd, 'exclusive') ? undefined : 'creating';
     } finally {
@@ -104,8 +133,8 @@ export async function findEntry(
 }
 
 /** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
-function faultOf({ userPath, name }: Pick<AcquireRequest, 'userPath' | 'name'>, cause: unknown): unknown {
-  const path = `${userPath}/${directoryName(name)}`;
+function faultOf({ userPath, key }: Pick<AcquireRequest, 'userPath' | 'key'>, cause: unknown): unknown {
+  const path = `${userPath}/${directoryName(key.name ?? key.lockName)}`;
   const code = faultCode(cause);
   if (cause instanceof JobFault) return cause;
   if (code === 'NO_SPACE') return new JobFault(code, `Cannot create entry "${path}": no space`, { cause });
@@ -119,27 +148,48 @@ function faultOf({ userPath, name }: Pick<AcquireRequest, 'userPath' | 'name'>, 
   return cause;
 }
 
+/** Two are enough for all but a user who makes and removes what we look for. */
+const mostRounds = 5;
+
+/** An entry that is there and can be trusted. */
+function hold(
+  { user, userPath }: Pick<AcquireRequest, 'user' | 'userPath'>,
+  name: string,
+): Promise<HeldEntry | undefined> {
+  return holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts());
+}
+
 async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
-  const { user, userPath, name, limitMs } = request;
-  const path = `${userPath}/${directoryName(name)}`;
+  const { user, userPath, key, limitMs } = request;
   const startedAtMs = performance.now();
-  const remainingMs = (): number => Math.max(0, limitMs - (performance.now() - startedAtMs));
-  const mounts = readMounts();
+  const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
+  let hasWaited = false;
+  let { name } = key;
+  for (let round = 1; ; round++) {
+    // Without a lock: of many that have the same image each under another path, none waits until another has read its own.
+    name ??= await key.identify(remainingMs());
+    const found = name === undefined ? undefined : await hold(request, name);
+    if (found !== undefined)
+      return { entry: found, result: hasWaited ? 'waited' : 'reused', unpackMs: undefined };
 
-  const found = await holdEntry(user, path, name, mounts);
-  if (found !== undefined) return { entry: found, result: 'reused', unpackMs: undefined };
-
-  const { fd, waited } = await takeCreateLock(user, `${userPath}/${createLockName(name)}`, remainingMs);
-  try {
-    const made = await holdEntry(user, path, name, mounts);
-    if (made !== undefined) return { entry: made, result: waited ? 'waited' : 'reused', unpackMs: undefined };
-    const creator = await request.creator();
-    setDamagedAside(creator, request, path);
-    const unpackStartMs = performance.now();
-    const entry = await createEntry(creator, request, path, remainingMs());
-    return { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs) };
-  } finally {
-    closeSync(fd);
+    const lockPath = `${userPath}/${createLockName(key.lockName)}`;
+    const { fd, waited } = await takeCreateLock(user, lockPath, remainingMs);
+    try {
+      hasWaited ||= waited;
+      // Somebody may have made it meanwhile.
+      if (name === undefined && round < mostRounds && key.isKnown()) continue;
+      const made = name === undefined ? undefined : await hold(request, name);
+      if (made !== undefined)
+        return { entry: made, result: waited ? 'waited' : 'reused', unpackMs: undefined };
+      const creator = await request.creator();
+      const unpackStartMs = performance.now();
+      const { entry, isNew } = await createEntry(creator, request, name, remainingMs);
+      return isNew
+        ? { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs) }
+        : { entry, result: 'reused', unpackMs: undefined };
+    } finally {
+      closeSync(fd);
+    }
   }
 }
 
@@ -191,10 +241,11 @@ function openCreateLock(path: string): number {
  * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it is of a boot that is
  * over. Under the create lock nobody else deals with it.
  */
-function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: string): void {
+function setDamagedAside(creator: EntryCreator, request: AcquireRequest, name: string): void {
+  const path = `${request.userPath}/${directoryName(name)}`;
   const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
   if (!exists) return;
-  if (creator.isMounted(directoryName(request.name))) {
+  if (creator.isMounted(directoryName(name))) {
     throw new JobFault(
       'ENTRY_DAMAGED',
       `Cannot use entry "${path}": it has no lock file, and a process has it mounted`,
@@ -207,26 +258,29 @@ function setDamagedAside(creator: EntryCreator, request: AcquireRequest, path: s
         'ENTRY_DAMAGED',
         `Cannot use entry "${path}": its lock file was changed, and it is in use`,
       );
-    creator.discard(directoryName(request.name));
+    creator.discard(directoryName(name));
   } finally {
     if (lock !== undefined) closeSync(lock);
   }
 }
 
+/** @returns `isNew` false: what was unpacked turned out to be what is there */
 async function createEntry(
   creator: EntryCreator,
   request: AcquireRequest,
-  path: string,
-  limitMs: number,
-): Promise<HeldEntry> {
-  const { user, userPath, name, jobId } = request;
-  const partial = partialName(name, jobId, uniqueHex());
+  known: string | undefined,
+  remainingMs: () => number,
+): Promise<{ entry: HeldEntry; isNew: boolean }> {
+  const { user, userPath, key, jobId } = request;
+  const partial = partialName(key.lockName, jobId, uniqueHex());
   const partialPath = `${userPath}/${partial}`;
   const rootfsPath = `${partialPath}/rootfs`;
+  if (known !== undefined)
+    await underOwnLock(request, known, remainingMs, () => setDamagedAside(creator, request, known));
   withUserIds(user, () => mkdirSync(partialPath, { mode: 0o700 }));
   try {
     const startedAtMs = performance.now();
-    const space = await creator.fill(partialPath, rootfsPath, limitMs);
+    const { space, name } = await creator.fill(partialPath, rootfsPath, remainingMs(), known);
     const metadata = formatEntryMetadata({
       image: request.image,
       createdAtMs: Date.now(),
@@ -234,13 +288,42 @@ async function createEntry(
       bootId: bootId(),
       ...space,
     });
-    const entry = withUserIds(user, () => publish(name, path, partialPath, metadata));
-    settle(user, entry);
-    if (!withUserIds(user, () => removeEmptyPartial(partialPath))) discardQuietly(creator, partial);
-    return entry;
+    return await underOwnLock(request, name, remainingMs, async () => {
+      const found = await hold(request, name);
+      if (found !== undefined) {
+        discardQuietly(creator, partial);
+        return { entry: found, isNew: false };
+      }
+      setDamagedAside(creator, request, name);
+      const entry = withUserIds(user, () =>
+        publish(name, `${userPath}/${directoryName(name)}`, partialPath, metadata),
+      );
+      settle(user, entry);
+      if (!withUserIds(user, () => removeEmptyPartial(partialPath))) discardQuietly(creator, partial);
+      return { entry, isNew: true };
+    });
   } catch (error) {
     discardQuietly(creator, partial);
     throw error;
+  }
+}
+
+/** The collector knows an entry without a lock file of its own by the create lock of its name (collector.ts). */
+async function underOwnLock<T>(
+  { user, userPath, key }: AcquireRequest,
+  name: string,
+  remainingMs: () => number,
+  action: () => T | Promise<T>,
+): Promise<T> {
+  if (name === key.lockName) return action();
+  const path = `${userPath}/${createLockName(name)}`;
+  const { fd } = await takeCreateLock(user, path, remainingMs);
+  try {
+    return await action();
+  } finally {
+    // Under the lock, as the collector does: who waits for it sees that the path leads elsewhere.
+    withUserIds(user, () => unlessErrno([...userMadeErrnos, ...isGone], () => unlinkSync(path)));
+    closeSync(fd);
   }
 }
 

@@ -20,11 +20,17 @@ export type ImageSource = SquashfsSource | RegistrySource;
 
 export interface SquashfsSource {
   readonly kind: 'path';
-  readonly hash: string;
-  /** Size and modification time, as `find -printf '%s %T@'` prints them. */
+  /** image-hash.ts */
+  readonly identity: string;
+  readonly fingerprint: string;
+  /** Size and times, as `find -printf '%s %T@ %C@'` prints them. */
   readonly stamp: string;
+  /** Of the inode, seconds since the epoch. */
+  readonly changedAt: string;
   /** As the job gave it, absolute: what is unpacked. */
   readonly path: string;
+  /** What that leads to. */
+  readonly realPath: string;
   readonly superblock: Superblock;
 }
 
@@ -45,22 +51,28 @@ const probeTimeoutMs = 15_000;
 export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
   const reading = readSquashfsFacts(user, image.path);
   // While the child reads: see image-hash.ts.
-  const [facts, { hashSquashfs }] = await Promise.all([reading, import('../core/image-hash.ts')]);
+  const [facts, { hashFingerprint, hashIdentity }] = await Promise.all([
+    reading,
+    import('../core/image-hash.ts'),
+  ]);
   return {
     kind: 'path',
-    hash: hashSquashfs(facts),
-    stamp: `${facts.sizeBytes} ${facts.modifiedAt}`,
+    identity: hashIdentity(facts),
+    fingerprint: hashFingerprint(facts),
+    stamp: `${facts.sizeBytes} ${facts.modifiedAt} ${facts.changedAt}`,
+    changedAt: facts.changedAt,
     path: image.path,
+    realPath: facts.realPath,
     superblock: parseSuperblock(facts),
   };
 }
 
 /**
- * One find(1) prints type, size and time of what the path leads to, then its real path, then the first bytes. The three
+ * One find(1) prints type, size and times of what the path leads to, then its real path, then the first bytes. The three
  * may be of different files if the image is being replaced; whoever unpacks probes again afterwards.
  */
 async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsFacts> {
-  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@\\0'];
+  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@\\0'];
   args.push('-type', 'f', '-exec', 'realpath', '--zero', '--', '{}', ';');
   args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
   let stdout: Buffer;
@@ -71,7 +83,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
     throw await unreadable(path, cause);
   }
   const statsEnd = stdout.indexOf(0);
-  const [type, size, modifiedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
+  const [type, size, modifiedAt, changedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
   if (type !== 'f') {
     throw new JobFault('NOT_SQUASHFS', `Cannot use "${path}": not a regular file`);
   }
@@ -79,7 +91,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   const superblock = stdout.subarray(realPathEnd + 1);
   // find(1) exits with 0 where what it executed could not open the file: then the first bytes are missing.
   const isRead = realPathEnd >= 0 && superblock.byteLength >= Math.min(superblockBytes, Number(size));
-  if (size === undefined || modifiedAt === undefined || !isRead) {
+  if (size === undefined || modifiedAt === undefined || changedAt === undefined || !isRead) {
     throw new JobFault(
       'IMAGE_UNREADABLE',
       `Cannot read "${path}": permission denied or it changed meanwhile`,
@@ -89,6 +101,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
     realPath: stdout.toString('utf8', statsEnd + 1, realPathEnd),
     sizeBytes: Number(size),
     modifiedAt,
+    changedAt,
     superblock,
   };
 }

@@ -21,10 +21,16 @@ export interface JobImage {
   readonly entry: string;
   /**
    * By which the enroot wrapper sees that a file is still the one that was unpacked: image-source.ts. Without an entry (`-`): `later` if it
-   * may be there by the time of a step.
+   * may be there by the time of a step, or a file of one use that the Prolog has fetched for it.
    */
   readonly stamp: string;
 }
+
+const heldFileMark = '=';
+export const heldFileStamp = (path: string): string => `${heldFileMark}${path}`;
+/** @returns the path; undefined: the stamp says something else */
+export const heldFileOf = ({ entry, stamp }: JobImage): string | undefined =>
+  entry === '-' && stamp.startsWith(`${heldFileMark}/`) ? stamp.slice(heldFileMark.length) : undefined;
 
 /** Everybody may pass, so that the job's group reaches its files; nobody may look around. */
 const passableMode = 0o711;

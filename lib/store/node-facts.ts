@@ -31,6 +31,7 @@ import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import { findCommandForUsers } from '../system/self.ts';
 import { findEnroot } from './enroot.ts';
+import { stampOf } from './pyxis-stamp.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
 export const mountsFileName = '00-container-cache.fstab';
@@ -56,6 +57,7 @@ export function recallNodeFacts(runtimePath: string): NodeFacts | undefined {
  * Brings the facts up to date.
  *
  * @param known those on disk
+ * @param slurmConfPath as slurmd tells it to the Prolog
  * @returns the new facts, or undefined if those on disk still hold
  * @throws a failed system call on the runtime directory or the base
  */
@@ -63,19 +65,28 @@ export async function ensureNodeFacts(
   settings: Settings,
   base: Directory,
   known: NodeFacts | undefined,
+  slurmConfPath: string | undefined,
 ): Promise<NodeFacts | undefined> {
   const enrootPath = lookForEnroot(settings.enrootPath);
-  const fingerprint = fingerprintOf(settings, enrootPath);
-  const holds = (facts: NodeFacts | undefined): boolean =>
+  const fingerprint = fingerprintOf(settings, enrootPath, slurmConfPath);
+  const holds = (facts: NodeFacts | undefined): facts is NodeFacts =>
     facts?.fingerprint === fingerprint && areValid(facts, Date.now());
-  if (holds(known)) return undefined;
-  const facts = await findFacts(settings, base, enrootPath, fingerprint);
+  if (holds(known)) {
+    if (known.pyxisFiles !== undefined && stampOf(known.pyxisFiles) === known.pyxisStamp) return undefined;
+    const { findPyxis } = await import('./pyxis.ts');
+    writeFacts(settings.runtimePath, { ...known, ...(await findPyxis(slurmConfPath)) });
+    return undefined;
+  }
+  const facts = await findFacts(settings, base, enrootPath, fingerprint, slurmConfPath);
   // Of many Prologs at once, one that failed must not have the last word.
   if (facts.validUntilMs !== undefined && holds(recallNodeFacts(settings.runtimePath))) return undefined;
-  const path = nodeFactsPath(settings.runtimePath);
-  unlessErrno(['EEXIST'], () => mkdirSync(settings.runtimePath, { recursive: true, mode: 0o711 }));
-  writeFileAtomically(path, formatNodeFacts(facts), { mode: 0o644 });
+  writeFacts(settings.runtimePath, facts);
   return facts;
+}
+
+function writeFacts(runtimePath: string, facts: NodeFacts): void {
+  unlessErrno(['EEXIST'], () => mkdirSync(runtimePath, { recursive: true, mode: 0o711 }));
+  writeFileAtomically(nodeFactsPath(runtimePath), formatNodeFacts(facts), { mode: 0o644 });
 }
 
 function lookForEnroot(enrootPath: string | undefined): string | undefined {
@@ -88,7 +99,11 @@ function lookForEnroot(enrootPath: string | undefined): string | undefined {
 }
 
 /** A new enroot in place of the old one is another file, or has another time. */
-function fingerprintOf(settings: Settings, enrootPath: string | undefined): string {
+function fingerprintOf(
+  settings: Settings,
+  enrootPath: string | undefined,
+  slurmConfPath: string | undefined,
+): string {
   const stats = enrootPath === undefined ? undefined : unlessErrno(isGone, () => statSync(enrootPath));
   return [
     settings.basePath,
@@ -96,6 +111,7 @@ function fingerprintOf(settings: Settings, enrootPath: string | undefined): stri
     settings.imageFreshness,
     settings.enrootSysconfPath,
     process.execPath,
+    slurmConfPath ?? 'none',
     enrootPath ?? 'none',
     stats === undefined ? 'none' : `${stats.ino}-${stats.size}-${stats.mtimeMs}`,
   ].join(':');
@@ -106,7 +122,11 @@ async function findFacts(
   base: Directory,
   enrootPath: string | undefined,
   fingerprint: string,
+  slurmConfPath: string | undefined,
 ): Promise<NodeFacts> {
+  const { findPyxis } = await import('./pyxis.ts');
+  // Before all else: what is changed while we look is another stamp for the next Prolog.
+  const pyxis = await findPyxis(slurmConfPath);
   const enrootVersion = enrootPath === undefined ? undefined : await askVersion(settings, enrootPath);
   return {
     fingerprint,
@@ -117,6 +137,7 @@ async function findFacts(
     imageFreshness: settings.imageFreshness,
     command: findCommandForUsers(),
     mountsFile: `${settings.enrootSysconfPath}/mounts.d/${mountsFileName}`,
+    ...pyxis,
     ...(await decideIsolation(settings, base, enrootPath, enrootVersion)),
   };
 }

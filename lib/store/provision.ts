@@ -38,6 +38,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
   const context: CreateContext = {
     user,
     source,
+    userPath: userDirectory.path,
     processors: settings.createProcessors,
     policy: settings,
     enroot,
@@ -63,7 +64,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     onProgress: provision.onProgress,
   };
   return {
-    fill: (partialPath, rootfsPath, limitMs) => fillRootfs(context, partialPath, rootfsPath, limitMs),
+    fill: (...parameters) => fillRootfs(context, ...parameters),
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       moveNamesToTrash(base, userDirectory, [name]);

@@ -2,12 +2,14 @@
 import { closeSync } from 'node:fs';
 import { describeError } from '../core/faults.ts';
 import { parseImage } from '../core/image.ts';
-import { entryName, entryPath } from '../core/layout.ts';
+import { hashContent } from '../core/image-hash.ts';
+import { entryName, entryPath, userPath } from '../core/layout.ts';
 import { findFormat, ListingComparison, type ListingDifference } from '../core/listing.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
 import { readMounts } from '../system/mounts.ts';
 import { run } from '../system/run.ts';
+import { hashFile, recallContent } from './content.ts';
 import { holdEntry } from './held-entry.ts';
 import { probeSquashfs } from './image-source.ts';
 
@@ -38,7 +40,10 @@ export async function verifyEntry(
     if (wanted.kind === 'registry')
       return { result: 'unknown', reason: 'it is from a registry: `rm` it to have it unpacked anew' };
     const source = await probeSquashfs(user, wanted);
-    if (entryName(user.uid, source.hash) !== name)
+    const content =
+      recallContent(user, userPath(basePath, user.uid), source) ??
+      (await hashFile(user, source.path, listLimitMs)).content;
+    if (entryName(user.uid, hashContent(content)) !== name)
       return { result: 'unknown', reason: `"${image}" is another file now` };
     const held = await holdEntry(user, path, name, readMounts());
     if (held === undefined) return { result: 'unknown', reason: 'it is gone, or of an earlier boot' };

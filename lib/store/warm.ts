@@ -1,16 +1,19 @@
 /** Making entries ahead of time: what a Prolog does for a job, without one. */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
+import { JobFault } from '../core/faults.ts';
 import { parseImage } from '../core/image.ts';
-import { entryName } from '../core/layout.ts';
+import { noImporter } from '../core/node-facts.ts';
 import { createLimitMs } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import type { Directory } from '../system/directory.ts';
+import { entryKey } from './content.ts';
 import { findRegistrySource } from './digests.ts';
 import { acquireEntry, type Acquired } from './entry.ts';
 import { recordEvents, startEvent } from './events.ts';
 import { touchEntry } from './held-entry.ts';
 import { probeSquashfs } from './image-source.ts';
+import { recallNodeFacts } from './node-facts.ts';
 import { openCreator, type Provision } from './provision.ts';
 import { openUserDirectory } from './user-directory.ts';
 
@@ -58,6 +61,12 @@ async function acquire(
   const userDirectory: Directory = openUserDirectory(base, user);
   try {
     const wanted = parseImage(image, process.cwd());
+    const importer = wanted.kind === 'registry' ? recallNodeFacts(settings.runtimePath)?.importer : undefined;
+    if (importer !== undefined && importer !== noImporter)
+      throw new JobFault(
+        'UNSUPPORTED_OPTION',
+        `pyxis gets images of registries from "${importer}": warm the file that it keeps`,
+      );
     const source =
       wanted.kind === 'path'
         ? await probeSquashfs(user, wanted)
@@ -69,7 +78,7 @@ async function acquire(
       jobId: noJobId,
       userPath: userDirectory.path,
       image,
-      name: entryName(user.uid, source.hash),
+      key: await entryKey(user, userDirectory.path, source),
       limitMs: createLimitMs(settings, usedBytes),
       creator: () => openCreator({ ...request, userDirectory, source }),
     });

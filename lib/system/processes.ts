@@ -31,6 +31,24 @@ export function processStartTicks(pid: number): string | undefined {
   return state === 'Z' || state === 'X' ? undefined : startTicks;
 }
 
+/** Of proc(5)'s clock ticks, on every Linux. */
+const ticksPerSecond = 100;
+
+/** @returns when the process started, ms since the epoch */
+export function processStartedMs(pid: number): number | undefined {
+  const ticks = processStartTicks(pid);
+  const uptimeSeconds = Number(readFileSync('/proc/uptime', 'latin1').split(' ')[0]);
+  return ticks === undefined
+    ? undefined
+    : Date.now() - (uptimeSeconds - Number(ticks) / ticksPerSecond) * 1000;
+}
+
+/** @returns undefined if the process is gone or hidden */
+export function processParent(pid: number): number | undefined {
+  const parent = /^PPid:\s+(\d+)/m.exec(readProcessFile(pid, 'status') ?? '')?.[1];
+  return parent === undefined ? undefined : Number(parent);
+}
+
 /** @returns the value of a variable in the environment the process was started with */
 export function processVariable(pid: number, name: string): string | undefined {
   const variable = readProcessFile(pid, 'environ')

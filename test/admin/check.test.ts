@@ -805,6 +805,11 @@ const facts = (right: RightNode): NodeFacts => ({
   command: executable,
   mountsFile: right.path('enroot/mounts.d', mountsName),
   validUntilMs: undefined,
+  importer: 'none',
+  pyxisRuntimePath: '/run/pyxis',
+  pyxisVersion: '0.24.0',
+  pyxisFiles: '/etc/slurm/slurm.conf\t/etc/slurm/plugstack.conf',
+  pyxisStamp: '1-2-3:none',
 });
 
 leftovers('node facts that do not agree, are damaged, or tell why nothing is served', async () => {

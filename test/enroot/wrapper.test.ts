@@ -81,6 +81,8 @@ class WrapperNode implements AsyncDisposable {
   readonly userPath: string;
   readonly imagePath: string;
   readonly pyxisPath: string;
+  readonly plugstackPath: string;
+  readonly slurmstepd: string;
 
   private constructor(node: TestNode) {
     this.node = node;
@@ -90,6 +92,10 @@ class WrapperNode implements AsyncDisposable {
     this.mountsFile = installed.mountsFile;
     this.userPath = node.userPath(alice);
     this.pyxisPath = join(node.root, 'pyxis');
+    this.plugstackPath = join(node.root, 'plugstack.conf');
+    writeFileSync(this.plugstackPath, '');
+    this.slurmstepd = join(node.root, 'slurmstepd');
+    copyFileSync('/bin/dash', this.slurmstepd);
     for (const name of ['pyxis', `pyxis/${alice.uid}`]) mkdirSync(join(node.root, name));
     // Whoever runs the recorder writes beside it.
     chmodSync(join(node.root, 'real'), 0o777);
@@ -119,6 +125,11 @@ class WrapperNode implements AsyncDisposable {
       command: undefined,
       mountsFile: this.mountsFile,
       validUntilMs: undefined,
+      importer: 'none',
+      pyxisRuntimePath: this.pyxisPath,
+      pyxisVersion: undefined,
+      pyxisFiles: this.plugstackPath,
+      pyxisStamp: undefined,
       ...changes,
     };
     mkdirSync(this.node.runtimePath, { recursive: true, mode: 0o711 });
@@ -136,28 +147,29 @@ class WrapperNode implements AsyncDisposable {
     const user = options.user ?? alice;
     const calls = join(this.node.root, 'real/calls');
     rmSync(calls, { force: true });
-    const { status, stdout, stderr } = spawnSync(
-      'setpriv',
-      [
-        ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--'],
-        ...[this.wrapper, ...parameters],
-      ],
-      {
-        cwd: '/',
-        encoding: 'utf8',
-        timeout: 20_000,
-        env: {
-          ...stepEnvironment(this.node, user, jobId),
-          PYXIS_RUNTIME_PATH: this.pyxisPath,
-          ...options.environment,
-        },
+    const asUser = ['setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--'];
+    const callers = options.callers ?? this.pyxis();
+    const [file, ...args] = [...callers.root, ...asUser, ...callers.user, this.wrapper, ...parameters];
+    const { status, stdout, stderr } = spawnSync(file!, args, {
+      cwd: '/',
+      encoding: 'utf8',
+      timeout: 20_000,
+      env: {
+        ...stepEnvironment(this.node, user, jobId),
+        PYXIS_RUNTIME_PATH: this.pyxisPath,
+        ...options.environment,
       },
-    );
+    });
     return { exitCode: status, output: stdout + stderr, calls: existsSync(calls) ? readCalls(calls) : [] };
   }
 
   get entryPath(): string {
     return this.node.entryPath(alice, this.entry);
+  }
+
+  /** root's slurmstepd, and in its child, as the user, the same program, which has not become the task's yet. */
+  pyxis(): Callers {
+    return { root: [this.slurmstepd, ...waiting], user: [this.slurmstepd, ...waiting] };
   }
 
   stub(name = container): string {
@@ -174,12 +186,24 @@ class WrapperNode implements AsyncDisposable {
   }
 }
 
+/** Commands that run the rest of their command line in a child. */
+interface Callers {
+  readonly root: readonly string[];
+  readonly user: readonly string[];
+}
+
+/** For a shell, which is the parent until the command ends. */
+const waiting = ['-c', '"$@"; exit $?', 'sh'];
+
 interface RunOptions {
   readonly user?: TestUser;
+  /** By default pyxis'. */
+  readonly callers?: Callers;
   readonly environment?: Readonly<Record<string, string>>;
 }
 
-const stampOf = (path: string): string => command('find', '-L', path, '-maxdepth', '0', '-printf', '%s %T@');
+const stampOf = (path: string): string =>
+  command('find', '-L', path, '-maxdepth', '0', '-printf', '%s %T@ %C@');
 
 function readCalls(path: string): Call[] {
   return readFileSync(path, 'latin1')
@@ -303,6 +327,13 @@ const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
       node.writeImages(`${node.imagePath}\tpyxis_cache_u${alice.uid}_/../../x\t${stampOf(node.imagePath)}\n`),
   ],
   ['the image file has changed', (node) => utimesSync(node.imagePath, 1, 1)],
+  [
+    'the image file was replaced by one of its size and time',
+    (node) => {
+      command('cp', '--preserve=timestamps', node.imagePath, `${node.imagePath}.new`);
+      renameSync(`${node.imagePath}.new`, node.imagePath);
+    },
+  ],
   ['the image file is gone', (node) => rmSync(node.imagePath)],
 ];
 
@@ -523,6 +554,55 @@ registry('import fetches nothing, and the create that follows makes the stub', a
   assert.equal([created.exitCode, created.calls, created.output], [0, [], '']);
   assert.ok(existsSync(node.stub()));
 });
+
+const otherCallers: readonly (readonly [string, (node: WrapperNode) => Partial<Callers>])[] = [
+  ['an importer, or a script of the job', () => ({ user: ['/bin/dash', ...waiting] })],
+  ['a script below a script', () => ({ user: ['/bin/dash', ...waiting, '/bin/bash', ...waiting] })],
+  ['a task that is enroot itself, or what slurmstepd adopted', () => ({ user: [] })],
+  ['what init adopted', () => ({ root: [], user: [] })],
+  [
+    'a program of the user below another of root',
+    ({ slurmstepd }) => ({ root: [], user: [slurmstepd, ...waiting] }),
+  ],
+  [
+    'a program that only calls itself slurmstepd',
+    () => ({ user: ['perl', '-e', '$0 = "slurmstepd"; exit(system(@ARGV) >> 8)'] }),
+  ],
+];
+
+for (const [who, callersOf] of otherCallers) {
+  registry(`import by ${who} gets an image, not a placeholder`, async () => {
+    await using node = await WrapperNode.start();
+    setAcquire(node, 'exit 1');
+    const parameters = ['import', '--output', squashfsOf(node), uri];
+    const callers = { ...node.pyxis(), ...callersOf(node) };
+    assert.equal(parametersOf(node.run(parameters, { callers })), [parameters]);
+    assert.is(readFileSync(squashfsOf(node), 'utf8'), 'squashfs\n');
+  });
+}
+
+for (const [what, change] of [
+  ['pyxis has an importer', (node: WrapperNode) => node.writeFacts({ importer: '/opt/importer' })],
+  ['nobody can say whether it has one', (node: WrapperNode) => node.writeFacts({ importer: undefined })],
+  [
+    'plugstack.conf changed since it was read, with its old times',
+    (node: WrapperNode) => {
+      const { atime, mtime } = statSync(node.plugstackPath);
+      const facts = join(node.node.runtimePath, 'node');
+      utimesSync(facts, atime, new Date(Date.now() - 10_000));
+      writeFileSync(node.plugstackPath, 'required spank_pyxis.so importer=/opt/importer\n');
+      utimesSync(node.plugstackPath, atime, mtime);
+    },
+  ],
+] as const) {
+  registry(`import gets an image, too, where ${what}`, async () => {
+    await using node = await WrapperNode.start();
+    setAcquire(node, 'exit 1');
+    change(node);
+    const parameters = ['import', '--output', squashfsOf(node), uri];
+    assert.equal(parametersOf(node.run(parameters)), [parameters]);
+  });
+}
 
 registry('what was being unpacked when the job began is asked for, and not waited for', async () => {
   await using node = await WrapperNode.start();

@@ -19,7 +19,13 @@ import {
   USER,
 } from '../slurm/containers.ts';
 import { SYSTEM_PATH } from '../slurm/machine.ts';
-import { allCombinations, compare, describeCombination, startPair } from '../slurm/matrix.ts';
+import {
+  allCombinations,
+  compare,
+  describeCombination,
+  needsSquashfuse,
+  startPair,
+} from '../slurm/matrix.ts';
 
 const ARRAY_SIZE = 20;
 
@@ -62,7 +68,7 @@ async function run(pluginPath: string, words: readonly string[]): Promise<boolea
   const combinations = allCombinations()
     .filter((combination) => words.every((word) => describeCombination(combination).includes(word)))
     .filter(({ image }) => image === 'path' || registry !== undefined)
-    .filter(({ pyxis }) => pyxis !== 'use_squashfuse=1' || hasSquashfuse);
+    .filter((combination) => !needsSquashfuse(combination) || hasSquashfuse);
   if (registry === undefined) print(`Without registries: ${unlessDockerRegistry ?? ''}`);
   if (!hasSquashfuse) print('Without use_squashfuse=1: needs squashfuse');
   // What the node is like is found out once: by the first array's twenty Prologs at once it would take longer than it may.

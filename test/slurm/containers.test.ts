@@ -15,6 +15,7 @@ import {
   compare,
   coveringCombinations,
   describeCombination,
+  needsSquashfuse,
   startPair,
   type Pair,
 } from './matrix.ts';
@@ -58,10 +59,10 @@ function requirePair({ pair }: State): Pair {
 }
 
 for (const combination of coveringCombinations()) {
-  const { image, pyxis } = combination;
+  const { image } = combination;
   const reason =
     (image === 'registry' ? unlessRegistry : undefined) ??
-    (pyxis === 'use_squashfuse=1' ? standInUnavailable(FOR_IMAGE_FILES) : undefined);
+    (needsSquashfuse(combination) ? standInUnavailable(FOR_IMAGE_FILES) : undefined);
   matrix.unless(reason, `looks the same: ${describeCombination(combination)}`, async (state) => {
     assert.equal(await compare(requirePair(state), combination, ARRAY_SIZE), []);
   });

@@ -26,7 +26,11 @@ import {
 
 export const DIMENSIONS = {
   image: ['path', 'registry'],
-  pyxis: ['stock', 'use_enroot_load=1', 'use_squashfuse=1', 'container_scope=job', 'container_scope=global'],
+  pyxis: [
+    ...(['stock', 'use_enroot_load=1', 'use_squashfuse=1', 'container_scope=job'] as const),
+    ...(['container_scope=global', 'importer=simple', 'importer=caching'] as const),
+    ...(['importer=simple use_squashfuse=1', 'importer=caching use_squashfuse=1'] as const),
+  ],
   mode: [
     ...(['plain', 'writable', 'readonly', 'remap-root', 'mounts', 'workdir', 'entrypoint', 'save'] as const),
     ...(['name', 'mount-home'] as const),
@@ -58,13 +62,38 @@ export function allCombinations(): Combination[] {
  * those meet each other is for the whole matrix to show.
  */
 export function coveringCombinations(): Combination[] {
-  const { image: images, mode: modes, pyxis, launch } = DIMENSIONS;
-  return modes.map((mode, index) => ({
-    image: at(images, index),
-    mode,
-    pyxis: at(pyxis, index),
-    launch: at(launch, index + Math.floor(index / launch.length)),
-  }));
+  const { image: images, mode: modes, launch } = DIMENSIONS;
+  const isImporting = (text: Combination['pyxis']): boolean => text.startsWith('importer=');
+  const pyxis = DIMENSIONS.pyxis.filter((text) => !isImporting(text));
+  const importing = DIMENSIONS.pyxis.filter(isImporting);
+  return [
+    ...modes.map((mode, index) => ({
+      image: at(images, index),
+      mode,
+      pyxis: at(pyxis, index),
+      launch: at(launch, index + Math.floor(index / launch.length)),
+    })),
+    // An importer is for images of registries.
+    ...importing.map((text, index) => ({
+      image: 'registry' as const,
+      mode: at(modes, index),
+      pyxis: text,
+      launch: at(launch, 2 * index),
+    })),
+  ];
+}
+
+export const needsSquashfuse = ({ pyxis }: Combination): boolean => pyxis.includes('use_squashfuse=1');
+
+/** As in plugstack.conf. */
+function pyxisArguments({ pyxis }: Combination): string[] {
+  return pyxis === 'stock'
+    ? []
+    : pyxis
+        .split(' ')
+        .map((text) =>
+          text.replace(/^importer=/, `importer=${path.join(import.meta.dirname, 'importers')}/`),
+        );
 }
 
 function at<T>(values: readonly T[], index: number): T {
@@ -168,8 +197,12 @@ function isSuccess(end: string): boolean {
 }
 
 /** Whether the container is to come from the cache. */
-function isServed({ mode }: Combination): boolean {
-  return mode !== 'name';
+function isServed(combination: Combination): boolean {
+  const { image, mode, pyxis } = combination;
+  if (mode === 'name') return false;
+  const isOfOneUse = image === 'registry' && pyxis.startsWith('importer=simple');
+  // What enroot starts as it is has an overlay, too.
+  return !isOfOneUse || (needsSquashfuse(combination) && mode !== 'save');
 }
 
 async function appearanceOf(
@@ -179,7 +212,7 @@ async function appearanceOf(
   arraySize: number,
 ): Promise<Appearance> {
   const { cluster, outputPath } = containers;
-  await containers.setPyxisArguments(combination.pyxis === 'stock' ? [] : [combination.pyxis]);
+  await containers.setPyxisArguments(pyxisArguments(combination));
   const image = pair.imageOf(containers, combination.image);
   const run = (): Promise<End> => launch(containers, combination, image, arraySize);
   const ends = [await run()];
@@ -278,8 +311,10 @@ function needsToken(mode: Mode): boolean {
  * Over squashfuse enroot has an overlay that can neither remove nor rename a directory of the image, in which an entry is better
  * than what it stands for: there the probe leaves directories alone.
  */
-function probeCommand({ image, pyxis, mode }: Combination): string {
-  return pyxis === 'use_squashfuse=1' && image === 'path' && mode === 'writable' ? '/probe files' : '/probe';
+function probeCommand(combination: Combination): string {
+  const { image, pyxis, mode } = combination;
+  const isStarted = needsSquashfuse(combination) && (image === 'path' || pyxis.startsWith('importer='));
+  return isStarted && mode === 'writable' ? '/probe files' : '/probe';
 }
 
 async function launch(

@@ -9,14 +9,15 @@
  *   user_init (user)      the container's name; `list -f` if --container-name was given
  *   task_init (user)      the first task of the step: [import] create, or load; then start. The container's shell stops
  *                         itself. Every task joins its namespaces and takes its environment; the last one lets it go on.
- *   task_exit (user)      the last task of the step: [export], remove
+ *                         With importer=: `IMPORTER get`, then create and `release`; or, with use_squashfuse, start, of its file.
+ *   task_exit (user)      the last task of the step: [export], [`IMPORTER release`], remove
  *   job_epilog (root)     container_scope=job: `list`, and `remove` of what is left of the job
  *
- * Left out, because no `enroot` can notice: pyxis' seccomp filter, its variables for PyTorch, its importers. Jobs of
+ * Left out, because no `enroot` can notice: pyxis' seccomp filter, its variables for PyTorch. Jobs of
  * root are not served.
  *
  * Arguments in plugstack.conf: runtime_path=, execute_entrypoint=, container_scope=job|global, use_enroot_load=,
- * use_squashfuse=.
+ * use_squashfuse=, importer=.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,6 +52,7 @@ struct settings {
 	bool is_scope_job;
 	bool use_enroot_load;
 	bool use_squashfuse;
+	char importer[PATH_MAX]; /* empty: none */
 };
 
 /* How the root filesystem comes about. */
@@ -60,6 +62,7 @@ enum source {
 	SOURCE_IMPORT,   /* import from a registry, then create */
 	SOURCE_LOAD,     /* load from a registry */
 	SOURCE_DIRECT,   /* start the squashfs file itself */
+	SOURCE_IMPORTER, /* create from the file that the importer names, or start it */
 };
 
 /* What the tasks of a step share: they are children of the one process that mapped it. */
@@ -206,6 +209,8 @@ static int read_settings(int argument_count, char **arguments)
 			;
 		else if (strncmp(arguments[index], "runtime_path", length) == 0)
 			result = snprintf(settings.runtime_path, PATH_MAX, "%s", value) < PATH_MAX ? 0 : -1;
+		else if (strncmp(arguments[index], "importer", length) == 0)
+			result = snprintf(settings.importer, PATH_MAX, "%s", value) < PATH_MAX ? 0 : -1;
 		else if (strncmp(arguments[index], "execute_entrypoint", length) == 0)
 			result = read_switch(value, &settings.execute_entrypoint);
 		else if (strncmp(arguments[index], "use_enroot_load", length) == 0)
@@ -427,11 +432,20 @@ static int choose_named_container(const char *option)
 	return 0;
 }
 
+/* The squashfs file is started as it is: nothing is created, and nothing is there to be removed. */
+static bool is_direct;
+
 static void choose_source(void)
 {
+	const bool may_be_direct = settings.use_squashfuse && is_temporary && !is_given("container-save");
+
 	if (*image == '.' || *image == '/') {
 		squashfs_path = copy_of(image);
-		source = settings.use_squashfuse && is_temporary && !is_given("container-save") ? SOURCE_DIRECT : SOURCE_PATH;
+		source = may_be_direct ? SOURCE_DIRECT : SOURCE_PATH;
+		is_direct = may_be_direct;
+	} else if (*settings.importer != '\0') {
+		source = SOURCE_IMPORTER;
+		is_direct = may_be_direct;
 	} else if (settings.use_enroot_load && !starts_with(image, "dockerd://")) {
 		source = SOURCE_LOAD;
 	} else {
@@ -512,7 +526,10 @@ static int create_from_registry(void)
 
 	if (total_task_count <= 1)
 		slurm_spank_log("pyxis: importing docker image: %s", image);
-	if (source == SOURCE_LOAD)
+	if (source == SOURCE_IMPORTER) {
+		squashfs_path = get_from_importer(&user, settings.importer, uri);
+		result = squashfs_path == NULL ? -1 : 0;
+	} else if (source == SOURCE_LOAD)
 		result = run_enroot(&user, ENROOT("load", "--name", container_name, uri));
 	else
 		result = run_enroot(&user, ENROOT("import", "--output", squashfs_path, uri));
@@ -530,9 +547,9 @@ static int create_container(void)
 
 	if (source == SOURCE_EXISTING || source == SOURCE_DIRECT)
 		return 0;
-	if (source == SOURCE_IMPORT || source == SOURCE_LOAD)
+	if (source == SOURCE_IMPORT || source == SOURCE_LOAD || source == SOURCE_IMPORTER)
 		result = create_from_registry();
-	if (result == 0 && source != SOURCE_LOAD) {
+	if (result == 0 && source != SOURCE_LOAD && !is_direct) {
 		result = run_enroot(&user, ENROOT("create", "--name", container_name, squashfs_path));
 		if (result < 0)
 			slurm_error("pyxis: failed to create container filesystem for image: %s", image);
@@ -541,13 +558,16 @@ static int create_container(void)
 		show_enroot_log(true);
 	if (source == SOURCE_IMPORT)
 		unlink(squashfs_path);
+	/* A file that is started as it is must stay as long as the step. */
+	if (source == SOURCE_IMPORTER && (result < 0 || !is_direct))
+		release_importer(&user, settings.importer);
 	return result;
 }
 
 /* Returns the container's shell, stopped: by then the container has its root and its namespaces. */
 static pid_t start_container(void)
 {
-	char *target = source == SOURCE_DIRECT ? squashfs_path : container_name;
+	char *target = is_direct ? squashfs_path : container_name;
 	char configuration[] = "/tmp/.enroot_config_XXXXXX";
 	pid_t pid = -1;
 	int status;
@@ -586,6 +606,8 @@ static int start_container_once(void)
 		if (create_container() == 0) {
 			shared->shell_pid = start_container();
 			shared->namespace_pid = running_pid > 0 ? running_pid : shared->shell_pid;
+			if (shared->shell_pid < 0 && source == SOURCE_IMPORTER && is_direct)
+				release_importer(&user, settings.importer);
 		}
 	}
 	result = shared->shell_pid > 0 ? 0 : -1;
@@ -689,7 +711,7 @@ int slurm_spank_task_init(spank_t spank, int argument_count, char **arguments)
 	if (start_container_once() < 0 || join_container(spank) < 0)
 		return -1;
 	/* A container on squashfuse ends with its shell: it stays stopped until Slurm ends the step. */
-	if (atomic_fetch_add(&shared->joined_tasks, 1) + 1 == local_task_count && source != SOURCE_DIRECT)
+	if (atomic_fetch_add(&shared->joined_tasks, 1) + 1 == local_task_count && !is_direct)
 		kill(shared->shell_pid, SIGCONT);
 	return 0;
 }
@@ -736,7 +758,10 @@ int slurm_spank_task_exit(spank_t spank, int argument_count, char **arguments)
 	/* Left there if the task was killed between import and create. */
 	if (source == SOURCE_IMPORT && squashfs_path != NULL)
 		unlink(squashfs_path);
-	if (is_temporary && source != SOURCE_DIRECT && run_enroot(&user, ENROOT("remove", "-f", container_name)) < 0)
+	/* Once more: the task may have been killed before. */
+	if (source == SOURCE_IMPORTER)
+		release_importer(&user, settings.importer);
+	if (is_temporary && !is_direct && run_enroot(&user, ENROOT("remove", "-f", container_name)) < 0)
 		slurm_info("pyxis: failed to remove container filesystem: %s", container_name);
 	return result;
 }

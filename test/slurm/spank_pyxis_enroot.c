@@ -53,8 +53,8 @@ void show_enroot_log(bool as_error)
 	fclose(file);
 }
 
-/* In the child: no input, the log as output, nothing else open, no rights but the user's. */
-static int become(const struct enroot_user *user)
+/* In the child: no input, the log as output (but for stdout, if output_fd is none below 0), nothing else open, no rights but the user's. */
+static int become(const struct enroot_user *user, int output_fd)
 {
 	const int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
 	int oom_fd;
@@ -65,6 +65,8 @@ static int become(const struct enroot_user *user)
 	if (null_fd < 0 || dup2(null_fd, STDIN_FILENO) < 0)
 		return -1;
 	if (dup2(log_fd < 0 ? null_fd : log_fd, STDOUT_FILENO) < 0 || dup2(STDOUT_FILENO, STDERR_FILENO) < 0)
+		return -1;
+	if (output_fd >= 0 && dup2(output_fd, STDOUT_FILENO) < 0)
 		return -1;
 	oom_fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	if (oom_fd >= 0)
@@ -88,7 +90,7 @@ pid_t start_enroot(const struct enroot_user *user, char *const arguments[])
 		slurm_error("pyxis: cannot fork: %s", strerror(errno));
 	if (pid != 0)
 		return pid;
-	if (become(user) == 0)
+	if (become(user, -1) == 0)
 		execvpe("enroot", arguments, user->environment == NULL ? environ : user->environment);
 	_exit(EXIT_FAILURE);
 }
@@ -125,9 +127,8 @@ static int wait_for_child(pid_t pid)
 	return result < 0 ? -1 : status;
 }
 
-int run_enroot(const struct enroot_user *user, char *const arguments[])
+static int end_of(pid_t pid, const char *program, const char *command)
 {
-	const pid_t pid = start_enroot(user, arguments);
 	int status;
 
 	if (pid < 0)
@@ -136,9 +137,68 @@ int run_enroot(const struct enroot_user *user, char *const arguments[])
 	if (status == 0)
 		return 0;
 	if (status > 0 && WIFSIGNALED(status))
-		slurm_error("pyxis: enroot %s: signal %d", arguments[1], WTERMSIG(status));
+		slurm_error("pyxis: %s %s: signal %d", program, command, WTERMSIG(status));
 	else
-		slurm_error("pyxis: enroot %s: exit code %d", arguments[1], status < 0 ? -1 : WEXITSTATUS(status));
+		slurm_error("pyxis: %s %s: exit code %d", program, command, status < 0 ? -1 : WEXITSTATUS(status));
+	return -1;
+}
+
+int run_enroot(const struct enroot_user *user, char *const arguments[])
+{
+	return end_of(start_enroot(user, arguments), "enroot", arguments[1]);
+}
+
+/* An importer is executed by its path, from the same process and with the same environment as enroot. */
+static pid_t start_importer(const struct enroot_user *user, char *const arguments[], int output_fd)
+{
+	pid_t pid;
+
+	open_log();
+	pid = fork();
+	if (pid < 0)
+		slurm_error("pyxis: cannot fork: %s", strerror(errno));
+	if (pid != 0)
+		return pid;
+	if (become(user, output_fd) == 0)
+		execve(arguments[0], arguments, user->environment == NULL ? environ : user->environment);
+	_exit(EXIT_FAILURE);
+}
+
+char *get_from_importer(const struct enroot_user *user, char *importer, char *uri)
+{
+	char *const arguments[] = { importer, "get", uri, NULL };
+	char *line = NULL;
+	size_t size = 0;
+	FILE *output;
+	pid_t pid;
+	int fds[2];
+
+	if (pipe(fds) < 0)
+		return NULL;
+	pid = start_importer(user, arguments, fds[1]);
+	close(fds[1]);
+	output = fdopen(fds[0], "r");
+	if (getline(&line, &size, output) < 0) {
+		free(line);
+		line = NULL;
+	}
+	fclose(output);
+	if (end_of(pid, importer, "get") == 0 && line != NULL && *line != '\0' && *line != '\n') {
+		line[strcspn(line, "\n")] = '\0';
+		return line;
+	}
+	show_enroot_log(true);
+	free(line);
+	return NULL;
+}
+
+int release_importer(const struct enroot_user *user, char *importer)
+{
+	char *const arguments[] = { importer, "release", NULL };
+
+	if (end_of(start_importer(user, arguments, -1), importer, "release") == 0)
+		return 0;
+	show_enroot_log(true);
 	return -1;
 }
 

@@ -21,6 +21,12 @@ struct enroot_user {
 /* Starts the `enroot` of this process's PATH: no input, its output into a log. Returns its process ID, or -1. */
 pid_t start_enroot(const struct enroot_user *user, char *const arguments[]);
 
+/* Runs an importer's `get URI`: the first line that it prints, to be freed; NULL if it fails or prints none. */
+char *get_from_importer(const struct enroot_user *user, char *importer, char *uri);
+
+/* Runs an importer's `release`. */
+int release_importer(const struct enroot_user *user, char *importer);
+
 /* Runs it to its end; a SIGTERM that comes meanwhile is passed on to it. Returns 0 if it exits with 0. */
 int run_enroot(const struct enroot_user *user, char *const arguments[]);
 

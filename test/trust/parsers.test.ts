@@ -53,6 +53,11 @@ const facts: NodeFacts = {
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
   baseMount: '/raid',
   validUntilMs: 1_700_000_000_000,
+  importer: 'none',
+  pyxisRuntimePath: '/run/pyxis',
+  pyxisVersion: '0.24.0',
+  pyxisFiles: '/etc/slurm/slurm.conf\t/etc/slurm/plugstack.conf',
+  pyxisStamp: '1-2-3:none',
 };
 const metadata = {
   bootId: '0b5f4a1c-0d6e-4c3f-8f5b-2f1b6a0c9d11',
@@ -418,7 +423,13 @@ test('a superblock of any bytes is refused, or tells numbers that can be', () =>
     if (superblock.length > 30 && random.integer(0, 3) > 0) superblock.writeUInt16LE(4, 28);
     const sizeBytes = random.pick([0, 96, 2 ** 40, Number.MAX_SAFE_INTEGER]);
     try {
-      const found = parseSuperblock({ realPath: '/x', sizeBytes, modifiedAt: '1.0', superblock });
+      const found = parseSuperblock({
+        realPath: '/x',
+        sizeBytes,
+        modifiedAt: '1.0',
+        changedAt: '1.0',
+        superblock,
+      });
       assert.ok(
         found.inodes >= 0 && found.inodes < 2 ** 32 && found.usedBytes >= 0 && found.usedBytes <= sizeBytes,
       );
@@ -444,6 +455,11 @@ test('node facts read back as they were written, and a value never makes a fact 
       mountsFile: text(),
       baseMount: some(),
       validUntilMs: random.integer(0, 1) === 0 ? undefined : random.integer(0, Number.MAX_SAFE_INTEGER),
+      importer: some(),
+      pyxisRuntimePath: some(),
+      pyxisVersion: some(),
+      pyxisFiles: some(),
+      pyxisStamp: some(),
     };
     const expected = Object.fromEntries(
       Object.entries(written).map(([key, value]: [string, string | number | undefined]) => [

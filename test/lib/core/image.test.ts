@@ -315,6 +315,7 @@ const facts = (parts: SuperblockParts = {}, more: Partial<SquashfsFacts> = {}): 
   realPath: '/x/y.sqsh',
   sizeBytes: 500_000,
   modifiedAt: '1700000000.123456789',
+  changedAt: '1700000000.123456789',
   superblock: superblock(parts),
   ...more,
 });

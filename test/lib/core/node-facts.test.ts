@@ -22,6 +22,11 @@ const facts: NodeFacts = {
   command: '/usr/libexec/container-cache/container-cache',
   mountsFile: '/etc/enroot/mounts.d/00-container-cache.fstab',
   validUntilMs: 1_700_000_000_000,
+  importer: 'none',
+  pyxisRuntimePath: '/run/pyxis',
+  pyxisVersion: '0.24.0',
+  pyxisFiles: '/etc/slurm/slurm.conf\t/etc/slurm/plugstack.conf',
+  pyxisStamp: '1-2-3:none',
 };
 
 test('what is written is read again', () => {

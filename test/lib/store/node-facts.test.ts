@@ -1,5 +1,15 @@
 /** What the Prolog finds out of its node for the enroot wrapper: when, as whom, and what it makes of an enroot it does not know. */
-import { existsSync, readdirSync, readFileSync, statSync, utimesSync, writeFileSync } from 'node:fs';
+// test: timeout 300 s
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import {
   failureLimitMs,
@@ -143,6 +153,50 @@ test('an enroot that did not answer, as on a busy node, is asked again a few min
     await node.prolog({ id: 3, user: alice });
     assert.is(factsOf(node)?.isolation, isolation);
   }
+});
+
+test("pyxis' importer is found as Slurm finds it, and anew after each change, by itself", async () => {
+  const { node, enroot } = await startNode({ isolation: 'overlay' });
+  await using _ = node;
+  const etc = join(node.root, 'slurm');
+  mkdirSync(join(etc, 'stack.d'), { recursive: true });
+  const environment = { SLURM_CONF: join(etc, 'slurm.conf') };
+  const importerAfter = async (change: () => void): Promise<string | undefined> => {
+    change();
+    await node.prolog({ id: 1, user: alice, environment });
+    return factsOf(node)?.importer;
+  };
+  const write = (name: string, text: string) => (): void => {
+    writeFileSync(join(etc, name), text);
+  };
+  assert.is(await importerAfter(() => undefined), undefined, 'there is no slurm.conf');
+  assert.is(await importerAfter(write('slurm.conf', 'ClusterName=x\n')), 'none');
+  assert.is(await importerAfter(write('plugstack.conf', 'required spank_pyxis.so importer=/a\n')), '/a');
+  assert.is(await importerAfter(write('plugstack.conf', 'include stack.d/*.conf\n')), 'none');
+  assert.is(
+    await importerAfter(write('stack.d/p.conf', 'optional spank_pyxis.so importer=/b runtime_path=/r\n')),
+    '/b',
+  );
+  assert.is(factsOf(node)?.pyxisRuntimePath, '/r');
+  const { atime, mtime } = statSync(join(etc, 'stack.d/p.conf'));
+  const replace = (): void => {
+    write('stack.d/p.conf', 'optional spank_pyxis.so importer=/c runtime_path=/r\n')();
+    utimesSync(join(etc, 'stack.d/p.conf'), atime, mtime);
+  };
+  assert.is(await importerAfter(replace), '/c', 'of the same size and time');
+  assert.is(
+    await importerAfter(write('stack.d/p.conf', 'optional spank_pyxis.so importer=here/d\n')),
+    undefined,
+  );
+  assert.is(
+    await importerAfter(write('slurm.conf', 'Include more.conf\n')),
+    undefined,
+    'an Include is missing',
+  );
+  assert.is(await importerAfter(write('more.conf', `PlugStackConfig=${etc}/other.conf\n`)), undefined);
+  assert.is(await importerAfter(write('other.conf', 'required "/x/spank_pyxis.so"\n')), 'none');
+  assert.is(await importerAfter(() => rmSync(join(etc, 'other.conf'))), undefined);
+  assert.is(enroot.calls('version').length, 1);
 });
 
 test('a node that cannot keep them runs its jobs', async () => {

@@ -1,0 +1,155 @@
+/**
+ * Which entry an image file has: the one of its content, wherever the file is and whatever it is called.
+ *
+ * To read a file of many gigabytes for each job would cost as much as it saves. So each user has an index of what was read, in
+ * `<base>/<uid>/.images`:
+ *
+ *   <identity>           the content's SHA-256, for the file of that path, size, times (of the inode, too) and superblock
+ *   <fingerprint>.seen   empty: there was an entry of an image of that size and superblock
+ *
+ *   1. The identity is known: so is the entry. One small file is read for it.
+ *   2. Else, if the fingerprint was seen, the file may be a copy of one that has an entry: its content is read first.
+ *   3. Else it cannot be: it is unpacked at once, and its content read beside.
+ *
+ * The index is the user's and lies in the user's directory. What a user writes there leads to entries of the same user alone.
+ */
+import { lstatSync, mkdirSync } from 'node:fs';
+import { isSea } from 'node:sea';
+import { dirname } from 'node:path';
+import { JobFault } from '../core/faults.ts';
+import { contentPath, entryName, seenPath } from '../core/layout.ts';
+import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
+import { findCommandForUsers } from '../system/self.ts';
+import type { EntryKey } from './entry.ts';
+import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+
+const contentPattern = /^[0-9a-f]{64}$/;
+const longestContentBytes = 128;
+/** Nothing a user puts in the way may fail a job; what is not remembered is read again. */
+const refusals = [
+  ...isGone,
+  ...(['EEXIST', 'EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT', 'EROFS', 'EMLINK'] as const),
+];
+
+/** How the entry of a source is found. */
+export async function entryKey(user: UserIds, userPath: string, source: ImageSource): Promise<EntryKey> {
+  if (source.kind === 'registry') {
+    const name = entryName(user.uid, source.hash);
+    return { name, lockName: name, isKnown: () => true, identify: () => Promise.resolve(name) };
+  }
+  // By now it is loaded (image-source.ts).
+  const { hashContent } = await import('../core/image-hash.ts');
+  const nameOf = (content: string | undefined): string | undefined =>
+    content === undefined ? undefined : entryName(user.uid, hashContent(content));
+  const recall = (): string | undefined => recallContent(user, userPath, source);
+  const isSeen = (): boolean => wasSeen(user, userPath, source);
+  return {
+    name: nameOf(recall()),
+    lockName: entryName(user.uid, source.fingerprint),
+    isKnown: () => recall() !== undefined || isSeen(),
+    identify: async (limitMs) =>
+      nameOf(recall() ?? (isSeen() ? await readContent(user, userPath, source, limitMs) : undefined)),
+  };
+}
+
+export function recallContent(
+  user: UserIds,
+  userPath: string,
+  { identity }: SquashfsSource,
+): string | undefined {
+  try {
+    const text = withUserIds(user, () => readSmallFile(contentPath(userPath, identity), longestContentBytes));
+    const content = text?.trim() ?? '';
+    return contentPattern.test(content) ? content : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function wasSeen(user: UserIds, userPath: string, { fingerprint }: SquashfsSource): boolean {
+  const stats = withUserIds(user, () =>
+    unlessErrno(refusals, () => lstatSync(seenPath(userPath, fingerprint))),
+  );
+  return stats !== undefined;
+}
+
+/** Of an image that is being made an entry. */
+export function rememberContent(
+  user: UserIds,
+  userPath: string,
+  source: SquashfsSource,
+  { content, readSinceMs }: FileContent,
+): void {
+  withUserIds(user, () => {
+    unlessErrno(refusals, () => {
+      const path = contentPath(userPath, source.identity);
+      unlessErrno(['EEXIST'], () => mkdirSync(dirname(path), { mode: 0o700 }));
+      writeFileAtomically(seenPath(userPath, source.fingerprint), '', { mode: 0o600 });
+      if (wasStill(source, readSinceMs)) writeFileAtomically(path, `${content}\n`, { mode: 0o600 });
+    });
+  });
+}
+
+/** Filesystems note times by a clock that ticks; some by whole seconds. */
+const clockTickMs = 100;
+const coarseClockTickMs = 2000;
+
+/** Whether the next change of the file will have another time than the last one had when we began to read. */
+function wasStill({ changedAt }: SquashfsSource, readSinceMs: number): boolean {
+  const isCoarse = /^\d+(?:\.0*)?$/.test(changedAt);
+  return Number(changedAt) * 1000 + (isCoarse ? coarseClockTickMs : clockTickMs) < readSinceMs;
+}
+
+export interface FileContent {
+  /** SHA-256, hex. */
+  readonly content: string;
+  /** Since the epoch. */
+  readonly readSinceMs: number;
+}
+
+/**
+ * The content of the file that the source was, which must not have changed meanwhile.
+ *
+ * @throws JobFault IMAGE_CHANGED, IMAGE_UNREADABLE, CREATE_TIMEOUT
+ */
+export async function readContent(
+  user: UserIds,
+  userPath: string,
+  source: SquashfsSource,
+  limitMs: number,
+): Promise<string> {
+  const file = await hashFile(user, source.path, limitMs);
+  const now = await probeSquashfs(user, { kind: 'path', path: source.path });
+  if (now.identity !== source.identity)
+    throw new JobFault('IMAGE_CHANGED', `Cannot use "${source.path}": it changed while it was read`);
+  rememberContent(user, userPath, source, file);
+  return file.content;
+}
+
+/** Ours is several times as fast as the other where processors have instructions for it; but users may be unable to reach it. */
+function hashCommand(path: string): Pick<Command, 'file' | 'args'> {
+  const self = isSea() ? findCommandForUsers() : undefined;
+  if (self !== undefined) return { file: self, args: ['hash-image', path] };
+  return { file: 'sha256sum', args: ['--zero', '--', path] };
+}
+
+/** Reads a file as its user, in a child: it may be on a filesystem that hangs. @throws JobFault */
+export async function hashFile(user: UserIds, path: string, limitMs: number): Promise<FileContent> {
+  const readSinceMs = Date.now();
+  try {
+    const { stdout } = await runBriefly(asUser(user, { ...hashCommand(path), timeoutMs: limitMs }));
+    const content = /^[0-9a-f]{64}/.exec(stdout.toString('latin1'))?.[0] ?? '';
+    if (contentPattern.test(content)) return { content, readSinceMs };
+    throw new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}": its user answered in its stead`);
+  } catch (cause) {
+    if (!(cause instanceof CommandFailed)) throw cause;
+    throw new JobFault(
+      cause.timedOut ? 'CREATE_TIMEOUT' : 'IMAGE_UNREADABLE',
+      `Cannot read all of "${path}" as the job's user`,
+      { cause },
+    );
+  }
+}
