@@ -4,6 +4,8 @@
  * Slurm starts `prolog` and `epilog` for every job, so they must cost little: each program is loaded
  * only when it is the one called for. (build/build.ts keeps the admin command's code apart.)
  */
+// First: what fails from here on ends by it.
+import './lib/system/last-resort.ts';
 import { basename } from 'node:path';
 import { chooseProgram } from './lib/core/program.ts';
 import { settleInheritance } from './lib/system/inherited.ts';

@@ -35,6 +35,7 @@ import { startBackgroundCollector, startWarming } from '../lib/system/background
 import { readNames, type Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
+import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
@@ -108,6 +109,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
 }
 
 function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, report: Report): void {
+  guardAgainstCrash();
   // Without a configuration there still may be a holder, and its lease where leases are by default.
   const runtimePath = parsed.settings?.runtimePath ?? defaultRuntimePath;
   attempt(report, () => {

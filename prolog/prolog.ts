@@ -42,6 +42,7 @@ import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
 import { startWarming } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
+import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
 
@@ -123,6 +124,7 @@ async function prepareJob(
   // First of all: it takes a child as long as most of the rest takes us.
   const told = Promise.withResolvers<undefined>();
   const wanted = job.container && startLooking(job, job.container, settings, told.promise);
+  guardAgainstCrash();
   const known = recallNodeFacts(settings.runtimePath);
   const base = openBase(settings, known);
   try {

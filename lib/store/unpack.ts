@@ -130,6 +130,9 @@ class ComplaintFilter {
   }
 }
 
+/** Names of millions of files could fill our memory; above this each name counts. What it says is an estimate in either case. */
+const mostLinkedFiles = 1_000_000;
+
 /**
  * Gives the owner what enroot gives, and measures the tree, in one walk.
  *
@@ -177,7 +180,7 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
   const count = (line: string): void => {
     const [size, inode] = line.split(' ');
     if (inode !== undefined && linked.has(inode)) return;
-    if (inode !== undefined) linked.add(inode);
+    if (inode !== undefined && linked.size < mostLinkedFiles) linked.add(inode);
     blocks += Number(size);
     inodes++;
   };

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -124,9 +125,38 @@ static napi_value set_ids(napi_env env, napi_callback_info info) {
   return answer(&call, result);
 }
 
+static volatile sig_atomic_t last_exit_code = 1;
+
+static void end_here(int signal) {
+  (void)signal;
+  _exit(last_exit_code);
+}
+
+/*
+ * exitOnCrash(code): what would kill this process from within (V8 out of memory aborts, a stack that overflows in native code) ends it
+ * with an exit code. The handler runs on a stack of its own.
+ */
+static napi_value exit_on_crash(napi_env env, napi_callback_info info) {
+  static char stack[16 * 1024];
+  static const int signals[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
+  struct call call = begin(env, info);
+  last_exit_code = int_at(&call, 0);
+  if (call.is_bad)
+    return refuse(&call);
+  const stack_t aside = {.ss_sp = stack, .ss_size = sizeof stack};
+  long result = sigaltstack(&aside, NULL);
+  for (size_t index = 0; result == 0 && index < sizeof signals / sizeof signals[0]; index++) {
+    struct sigaction action = {.sa_handler = end_here, .sa_flags = SA_ONSTACK};
+    sigemptyset(&action.sa_mask);
+    result = sigaction(signals[index], &action, NULL);
+  }
+  return answer(&call, result);
+}
+
 NAPI_MODULE_INIT() {
   const napi_property_descriptor functions[] = {
       {.utf8name = "openPath", .method = open_path, .attributes = napi_enumerable},
+      {.utf8name = "exitOnCrash", .method = exit_on_crash, .attributes = napi_enumerable},
       {.utf8name = "setIds", .method = set_ids, .attributes = napi_enumerable},
   };
   napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);

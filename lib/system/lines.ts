@@ -6,13 +6,16 @@ export interface LineSplitter {
   readonly end: () => void;
 }
 
+/** A child may print for ever without an end of line: of what is longer only this much is kept. */
+const longestLine = 64 * 1024;
+
 /** @param onLine gets each line without its end */
 export function splitLines(onLine: (line: string) => void, encoding: 'utf8' | 'latin1'): LineSplitter {
   let rest = '';
   return {
     add: (chunk) => {
       const lines = (rest + chunk.toString(encoding)).split('\n');
-      rest = lines.pop() ?? '';
+      rest = (lines.pop() ?? '').slice(0, longestLine);
       for (const line of lines) onLine(line);
     },
     end: () => {

@@ -27,6 +27,8 @@ export interface FsExtAddon {
 export interface BeneathAddon {
   /** openat2(2) with O_PATH: beneath the directory, no symlink followed, no mount crossed. @returns a descriptor */
   openPath(directory: number, path: string, flags: number): number;
+  /** Signals that a crash raises end the process with this code from now on. */
+  exitOnCrash(code: number): number;
   /** The effective ids of the calling thread alone. */
   setIds(uid: number, gid: number): number;
 }
