@@ -179,4 +179,19 @@ test('an image whose content is known is not read again; what was written just b
   assert.is(lstatSync(join(node.userPath(alice), '.images', name!)).ino, ino);
 });
 
+test('what was read a month ago is forgotten by the next collection, and what is not of the index stays', async () => {
+  await using node = await TestNode.start();
+  await node.prolog({ id: 1, user: alice, image: node.image() });
+  const index = join(node.userPath(alice), '.images');
+  const [kept] = readdirSync(index);
+  for (const name of ['00112233445566aa', '00112233445566aa.seen', 'of-the-user']) {
+    writeFileSync(join(index, name), '');
+    setModifiedAt(join(index, name), Date.now() / 1000 - 31 * 86_400);
+  }
+  await node.gc();
+  const names = readdirSync(index);
+  assert.equal([names.includes(kept!), names.includes('of-the-user')], [true, true]);
+  assert.not(names.some((name) => name.startsWith('00112233445566aa')));
+});
+
 test.run();

@@ -1,5 +1,5 @@
 /** The way of a job through the Prolog: what is made, what is used again, what a job is told, what the log says. */
-// test: timeout 300 s
+// test: timeout 900 s
 import {
   chmodSync,
   chownSync,
@@ -252,7 +252,7 @@ job("the job's files tell its tasks where the entries are, to its own group only
   );
   assert.is(
     node.jobFile(7, 'images'),
-    `${image}\t${line['entry']!}\t${command('find', image, '-printf', '%s %T@')}\n`,
+    `${image}\t${line['entry']!}\t${command('find', image, '-printf', '%s %T@ %C@')}\n`,
   );
   const envPath = join(node.runtimePath, 'jobs/7/env');
   const cat = (uid: number, gid: number): string[] => [
