@@ -17,6 +17,7 @@ import {
 } from '../lib/core/faults.ts';
 import { imageOfPyxis, parseImage, type RegistryImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
+import { unsharedName } from '../lib/core/layout.ts';
 import {
   createLimitMs,
   exitCodeOf,
@@ -40,7 +41,9 @@ import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
 import { startWarming } from '../lib/system/background.ts';
+import { withUserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
+import { readSmallFile } from '../lib/system/files.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -135,8 +138,9 @@ async function prepareJob(
     });
     try {
       if (wanted === undefined) return { acquired: undefined, warning: undefined };
+      const isShared = known?.isolation === 'shared';
       return await prepareContainer(
-        { job, settings, base, userDirectory, log, configPath, environment },
+        { job, settings, base, userDirectory, log, configPath, environment, isShared },
         wanted,
       );
     } finally {
@@ -182,6 +186,8 @@ async function tellNode(
 export interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly job: Job;
   readonly environment: Environment;
+  /** Containers share the entry's files (isolation=shared). */
+  readonly isShared: boolean;
 }
 
 /** An image that pyxis has from its importer. */
@@ -240,7 +246,26 @@ async function serve(
     // The holder has its own copy; ours must not keep the entry if there is no holder.
     closeSync(acquired.entry.fd);
   }
-  return { acquired, warning: source.kind === 'registry' ? source.warning : undefined };
+  const warning = source.kind === 'registry' ? source.warning : undefined;
+  const useless = context.isShared ? whyUnshared(context, acquired.entry.name) : undefined;
+  return { acquired, warning: warning ?? useless };
+}
+
+const longestNoteBytes = 4096;
+
+/** What the enroot wrapper has noted: an entry may be there and of no use. */
+function whyUnshared({ job, userDirectory }: Context, entry: string): string | undefined {
+  const note = withUserIds(job, () => {
+    // Whatever the user has put there instead is no reason for anything.
+    try {
+      return readSmallFile(`${userDirectory.path}/${unsharedName(entry)}`, longestNoteBytes);
+    } catch {
+      return undefined;
+    }
+  });
+  return note === undefined
+    ? undefined
+    : `the last container could not start on the entry's files (isolation=shared), and enroot unpacked: ${note.trim()}`;
 }
 
 /** @throws JobFault with a bypass code for what the cache does not serve */

@@ -9,6 +9,7 @@
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/.pyxis_cache_lock    lockPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.create.lock          createLockPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
+ *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.unshared             unsharedName
  *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
  *   /raid/data/1000/.home/                                          homelessPath
  *   /raid/data/1000/.images/00deadbeef001122, 00deadbeef001122.seen contentPath, seenPath
@@ -45,6 +46,8 @@ export const entryPath = (basePath: string, uid: number, name: string): string =
 export const lockPath = (entry: string): string => `${entry}/${lockFileName}`;
 
 export const createLockName = (entry: string): string => `.${entry}.create.lock`;
+/** With isolation=shared: a container could not start on the entry's files; the wrapper writes why. */
+export const unsharedName = (entry: string): string => `.${entry}.unshared`;
 /** @param jobId by which the Epilog finds a job's leftovers; 0 without a job */
 export const partialName = (entry: string, jobId: number, nonce: string): string =>
   `.${entry}.${jobId}-${nonce}.partial`;
@@ -103,6 +106,7 @@ export function parseStubDirectoryName(name: string): { readonly jobId: number }
 /** What every entry is called, whoever's it is. */
 export const entryNamePattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
 const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;
+const unsharedPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.unshared$/;
 const partialPattern =
   /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.(0|[1-9]\d{0,9})-[0-9a-f]+\.partial$/;
 const stepEventsPattern = /^\.steps-[1-9]\d{0,9}\.events$/;
@@ -127,6 +131,11 @@ export function parseEntryDirectoryName(uid: number, directory: string): string 
 
 export function parseCreateLockName(name: string): { readonly entry: string } | undefined {
   const entry = createLockPattern.exec(name)?.[1];
+  return entry === undefined ? undefined : { entry };
+}
+
+export function parseUnsharedName(name: string): { readonly entry: string } | undefined {
+  const entry = unsharedPattern.exec(name)?.[1];
   return entry === undefined ? undefined : { entry };
 }
 

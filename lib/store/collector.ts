@@ -56,6 +56,7 @@ import {
   parseIdName,
   parsePartialName,
   parseStubDirectoryName,
+  parseUnsharedName,
 } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
@@ -476,6 +477,7 @@ function sweep(request: CollectRequest, trash: Directory): void {
       });
     withUserIds(user, () => {
       sweepStepEvents(directory, names);
+      sweepUnshared(directory, names);
     });
     for (const [entry, partials] of partialsOf) {
       try {
@@ -556,6 +558,17 @@ function sweepStepEvents(userDirectory: Directory, names: readonly string[]): vo
       const path = inDirectory(userDirectory, name);
       if (Date.now() - lstatSync(path).mtimeMs > oldestStepEventsMs) unlinkSync(path);
     });
+}
+
+/** What the wrapper notes of an entry goes with the entry. */
+function sweepUnshared(userDirectory: Directory, names: readonly string[]): void {
+  for (const name of names) {
+    const entry = parseUnsharedName(name)?.entry;
+    if (entry === undefined || names.includes(directoryName(entry))) continue;
+    unlessErrno(userMadeErrnos, () => {
+      unlinkSync(inDirectory(userDirectory, name));
+    });
+  }
 }
 
 /** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */

@@ -3,8 +3,9 @@
  * untouched, what becomes of stubs, and what a hostile or broken surrounding brings about (nothing but the real enroot).
  * test/slurm/container-starts.test.ts has the containers themselves.
  */
-// test: timeout 300 s
-import { spawnSync } from 'node:child_process';
+// test: timeout 600 s
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import {
   chmodSync,
   chownSync,
@@ -23,7 +24,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { directoryName } from '../../lib/core/layout.ts';
+import { directoryName, unsharedName } from '../../lib/core/layout.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { TestNode, type NodeOptions, nameOf } from '../helpers/node.ts';
@@ -462,6 +463,147 @@ stubs("use_squashfuse=1: a path that has an entry starts from it, under the step
   assert.equal(parametersOf(node.run(other)), [other]);
 });
 
+const ownLayers = (node: WrapperNode): string[] =>
+  readdirSync(join(node.stub(), '.container-cache')).filter((name) => name.startsWith('upper.'));
+
+stubs('a second start does not mount a layer that is in use: it begins with a copy', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  const upper = join(node.stub(), '.container-cache/upper');
+  const layerOf = ({ calls }: Result): string =>
+    /upperdir=([^,]*)/.exec(calls[0]!.environment.get('CONTAINER_CACHE_FSTAB') ?? '')?.[1] ?? '';
+  assert.is(layerOf(node.run(['start', container])), upper);
+  // It has ended, and nothing has the layer mounted: the next goes on with what the first left.
+  assert.is(layerOf(node.run(['start', container])), upper);
+
+  mkdirSync(join(upper, 'etc'));
+  writeFileSync(join(upper, 'etc/environment'), 'NEW=1\n');
+  mkdirSync(join(upper, 'point'), { mode: 0o000 });
+  writeFileSync(join(upper, 'etc/hosts'), '', { mode: 0o000 });
+  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, upper);
+  const running = spawn(
+    'setpriv',
+    [
+      ...[
+        `--reuid=${alice.uid}`,
+        `--regid=${alice.gid}`,
+        '--clear-groups',
+        'unshare',
+        '--user',
+        '--map-root-user',
+      ],
+      ...['--mount', 'sh', '-c'],
+      `mount -t overlay -o lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr x /mnt && echo up && exec cat`,
+    ],
+    { stdio: ['pipe', 'pipe', 'inherit'] },
+  );
+  try {
+    await once(running.stdout, 'data');
+    const second = node.run(['start', container]);
+    assert.match(layerOf(second), new RegExp(`^${upper}\\.\\d+$`));
+    assert.is(readFileSync(join(layerOf(second), 'etc/environment'), 'utf8'), 'NEW=1\n');
+    assert.ok(lstatSync(join(layerOf(second), '.pyxis_cache_lock')).isCharacterDevice());
+    assert.is(readFileSync(join(node.stub(), 'etc/environment'), 'utf8'), 'NEW=1\n');
+    assert.equal(ownLayers(node).length, 1);
+    // What is saved meanwhile is read, and mounted without an upper directory.
+    writeFileSync(join(node.node.root, 'real/enroot-nsenter'), '#!/bin/sh\nshift 2; exec "$@"\n', {
+      mode: 0o755,
+    });
+    writeFileSync(join(node.node.root, 'real/enroot-mount'), '#!/bin/sh\ncat >/dev/null\n', { mode: 0o755 });
+    const { calls } = node.run(['export', '-f', '-o', '/x.sqsh', container]);
+    assert.equal(calls[0]!.parameters, ['export', '-f', '-o', '/x.sqsh', directoryName(container)]);
+    assert.is(
+      calls[0]!.environment.get('CONTAINER_CACHE_FSTAB'),
+      `overlay / overlay lowerdir=${upper}:${node.entryPath},userxattr,nosuid,nodev 0 -1`,
+    );
+  } finally {
+    const ended = once(running, 'exit');
+    running.stdin.end();
+    await ended;
+  }
+  assert.is(layerOf(node.run(['start', container])), upper);
+});
+
+stubs('list shows containers as the real one would without us', async () => {
+  await using node = await WrapperNode.start();
+  assert.equal(parametersOf(node.run(['list', '-f'])), [['list', '-f']]);
+  node.createStub();
+  node.createStub('pyxis_42_42.7');
+  node.createStub('pyxis_42.5');
+  writeFileSync(join(node.stub('pyxis_42.5'), '.container-cache/unlisted'), '');
+  const real = readFileSync(node.real, 'utf8');
+  const list = join(node.node.root, 'real/list');
+  const print = (text: string): void => {
+    writeFileSync(list, text);
+    writeFileSync(node.real, `${real.replace('exit 0', '')}\n[ "$1" != list ] || cat ${list}\n`);
+  };
+  print('other\npyxis_mine\n');
+  const plain = node.run(['list']);
+  assert.equal(plain.output, 'other\npyxis_42.0\npyxis_42_42.7\npyxis_mine\n');
+  assert.equal([plain.exitCode, parametersOf(plain)], [0, [['list']]]);
+
+  const upper = join(node.stub(), '.container-cache/upper');
+  const running = spawn(
+    'setpriv',
+    [
+      ...[
+        `--reuid=${alice.uid}`,
+        `--regid=${alice.gid}`,
+        '--clear-groups',
+        'unshare',
+        '--user',
+        '--map-root-user',
+      ],
+      ...['--mount', 'sh', '-c'],
+      `mount -t overlay -o lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr x /mnt && echo up && exec cat`,
+    ],
+    { stdio: ['pipe', 'pipe', 'inherit'] },
+  );
+  try {
+    await once(running.stdout, 'data');
+    const rows = (pid: number): string =>
+      [
+        'NAME       PID      COMM        STATE  STARTED  TIME   MNTNS  USERNS  COMMAND',
+        `<unknown>  ${String(process.pid).padEnd(9)}a b  c      S      12:00    00:01  1      2       some  thing`,
+        `           ${String(pid).padEnd(9)}cat         S      12:00    00:02  3      4       cat -x  y`,
+        'other',
+        '',
+      ].join('\n');
+    print(rows(running.pid!));
+    const { output, exitCode } = node.run(['list', '-f']);
+    const words = output
+      .trimEnd()
+      .split('\n')
+      .map((line) => line.trim().split(/ {2,}/));
+    assert.is(exitCode, 0);
+    assert.equal(words, [
+      ['NAME', 'PID', 'COMM', 'STATE', 'STARTED', 'TIME', 'MNTNS', 'USERNS', 'COMMAND'],
+      ['<unknown>', String(process.pid), 'a b', 'c', 'S', '12:00', '00:01', '1', '2', 'some', 'thing'],
+      ['other'],
+      ['pyxis_42.0', String(running.pid), 'cat', 'S', '12:00', '00:02', '3', '4', 'cat -x', 'y'],
+      ['pyxis_42_42.7'],
+    ]);
+  } finally {
+    const ended = once(running, 'exit');
+    running.stdin.end();
+    await ended;
+  }
+});
+
+stubs('remove of several takes each from where it is', async () => {
+  await using node = await WrapperNode.start();
+  node.createStub();
+  const { calls, exitCode } = node.run(['remove', '-f', 'pyxis_mine', container]);
+  assert.is(exitCode, 0);
+  assert.equal(
+    calls.map(({ parameters, environment }) => [...parameters, environment.get('ENROOT_DATA_PATH')]),
+    [
+      ['remove', '-f', 'pyxis_mine', undefined],
+      ['remove', '-f', directoryName(container), node.userPath],
+    ],
+  );
+});
+
 stubs('remove is done by the real enroot, in the directory where the stub is', async () => {
   await using node = await WrapperNode.start();
   node.createStub();
@@ -689,23 +831,123 @@ registry.run();
 
 const shared = suite('wrapper: isolation=shared', { skip: unlessPrivateMachine });
 
-shared('a read-only container shares the entry, with an /etc of its own', async () => {
-  await using node = await WrapperNode.start();
-  mkdirSync(join(node.entryPath, 'etc'));
-  writeFileSync(join(node.entryPath, 'etc/passwd'), 'x\n');
+/** Beside the recorder, the programs that enroot has for namespaces and mounts: they do without either, and note the mounts. */
+function setShared(node: WrapperNode): void {
+  const real = join(node.node.root, 'real');
+  const write = (name: string, text: string): void =>
+    writeFileSync(join(real, name), `#!/bin/sh\n${text}\n`, { mode: 0o755 });
+  write('enroot-nsenter', 'shift 2; exec "$@"');
+  write('enroot-mount', `cat >>${real}/mounted`);
   node.writeFacts({ isolation: 'shared' });
+}
+
+const mountsIn = (node: WrapperNode): string[] =>
+  readFileSync(join(node.stub(), '.container-cache/mounts'), 'utf8').trim().split('\n');
+
+shared('what is of the entry is read-only; what enroot may write to is the container’s own', async () => {
+  await using node = await WrapperNode.start();
+  const make = (path: string, mode: number): string =>
+    mkdirSync(join(node.entryPath, path), { recursive: true, mode }) ?? '';
+  for (const path of ['etc/sub', 'var/spool/cron', 'usr/bin', 'data', 'proc']) make(path, 0o755);
+  writeFileSync(join(node.entryPath, 'etc/passwd'), 'x\n');
+  writeFileSync(join(node.entryPath, 'var/spool/cron/file'), '');
+  writeFileSync(join(node.entryPath, 'usr/one'), '');
+  for (let index = 0; index < 60; index++) writeFileSync(join(node.entryPath, `usr/bin/p${index}`), '');
+  symlinkSync('usr/bin', join(node.entryPath, 'bin'));
+  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.entryPath);
+  setShared(node);
   node.createStub();
-  const { calls } = node.run(['start', container]);
-  const { environment } = calls[0]!;
-  const own = join(node.stub(), '.container-cache');
-  assert.equal(environment.get('CONTAINER_CACHE_FSTAB')!.split('\n'), [
-    `${node.entryPath} /.container-cache/rootfs none x-create=dir,bind,nosuid,nodev 0 -1`,
-    `${own}/etc /.container-cache/rootfs/etc none bind,nosuid,nodev 0 -1`,
-    `${own}/rootfs / none rbind,nosuid,nodev 0 -1`,
-  ]);
-  assert.is(environment.get('ENROOT_ROOTFS_WRITABLE'), 'n');
+  const own = join(node.stub(), '.container-cache/root');
+  const part = (path: string): string =>
+    `${node.entryPath}/${path} ${node.node.runtimePath}/${path} none bind,ro,nosuid,nodev`;
+  assert.equal(
+    mountsIn(node).sort(),
+    [
+      `${own} ${node.node.runtimePath} none bind,nosuid,nodev`,
+      ...['f0', 'usr/bin', 'usr/one', 'var/spool/cron'].map(part),
+    ].sort(),
+  );
+  assert.equal(readdirSync(own).sort(), ['.lock', 'bin', 'data', 'etc', 'f0', 'proc', 'usr', 'var']);
   assert.is(readFileSync(join(own, 'etc/passwd'), 'utf8'), 'x\n');
+  const { calls } = node.run(['start', '--conf', '/c', container, 'sh', '-c', 'x']);
+  assert.equal(
+    calls.map(({ parameters }) => parameters.filter((word) => !word.endsWith('.partial'))),
+    [
+      ['start', '--conf', '/c', '--rc', directoryName(container), 'true'],
+      ['start', '--conf', '/c', directoryName(container), 'sh', '-c', 'x'],
+    ],
+  );
+  for (const { environment } of calls) {
+    assert.is(
+      environment.get('CONTAINER_CACHE_FSTAB'),
+      `${node.node.runtimePath} / none rbind,nosuid,nodev 0 -1`,
+    );
+    assert.is(environment.get('ENROOT_ROOTFS_WRITABLE'), 'n');
+  }
+  assert.equal(node.node.partials(alice), []);
 });
+
+shared('a container that does not come up so is unpacked, and the next Prolog says that', async () => {
+  await using node = await WrapperNode.start();
+  setShared(node);
+  node.createStub();
+  const real = readFileSync(node.real, 'utf8');
+  // The trial runs `true`.
+  writeFileSync(
+    node.real,
+    real.replace(
+      'case $1 in',
+      'case "$*" in *" true") echo "mkdir: Read-only file system" >&2; exit 1 ;; esac\ncase $1 in',
+    ),
+  );
+  const start = ['start', '--conf', '/c', container, 'sh'];
+  const result = node.run(start);
+  assert.equal(parametersOf(result).slice(1), [['create', '--name', container, node.imagePath], start]);
+  assert.not(result.calls.at(-1)!.environment.has('ENROOT_ROOTFS_WRITABLE'));
+  assert.not(existsSync(node.stub()));
+  const note = join(node.userPath, unsharedName(node.entry));
+  assert.is(readFileSync(note, 'utf8'), 'mkdir: Read-only file system\n');
+
+  writeFileSync(node.real, real);
+  node.createStub();
+  node.run(start);
+  assert.not(existsSync(note));
+});
+
+shared(
+  'a writable container is unpacked; whether it is one, enroot.conf says as it says to enroot',
+  async () => {
+    await using node = await WrapperNode.start();
+    setShared(node);
+    const etc = join(node.node.root, 'etc');
+    mkdirSync(join(etc, 'enroot.conf.d'));
+    const variable = 'ENROOT_ROOTFS_WRITABLE';
+    const cases: readonly (readonly [boolean, string, string, string, string?])[] = [
+      [true, `${variable} y\n`, '', ''],
+      [true, `${variable}=$(echo yes)\n`, '', ''],
+      [true, `ENROOT_OWN on\n${variable} $ENROOT_OWN\n`, '', ''],
+      [false, `${variable} False\n`, '', ''],
+      [false, `#${variable} yes\n`, '', ''],
+      [false, `${variable} yes\n`, '', '', 'n'],
+      [true, '', `${variable} true\n`, ''],
+      [false, '', `${variable} no\n`, `${variable} yes\n`],
+      [true, `${variable}\n`, '', `${variable} yes\n`],
+    ];
+    for (const [isWritable, main, first, second, value] of cases) {
+      for (const [name, text] of Object.entries({ '': main, '.d/10.conf': first, '.d/50.conf': second }))
+        writeFileSync(join(etc, `enroot.conf${name}`), text);
+      const create = ['create', '--name', container, node.imagePath];
+      const result = node.run(create, { environment: value === undefined ? {} : { [variable]: value } });
+      const what = JSON.stringify([main, first, second, value]);
+      assert.equal(
+        [parametersOf(result), existsSync(node.stub())],
+        isWritable ? [[create], false] : [[], true],
+        what,
+      );
+      rmSync(node.stub(), { recursive: true, force: true });
+    }
+  },
+);
 
 shared('a writable container gets a rootfs of its own', async () => {
   await using node = await WrapperNode.start();

@@ -325,7 +325,7 @@ export async function remainsOf({
   const inCluster = (directory: string): string[] =>
     namesIn(cluster.hostPath(directory)).map((name) => `${directory}/${name}`);
   const isExpected = (name: string): boolean =>
-    /^\.pyxis_cache_u\d+_[0-9a-f]{16}$|\.create\.lock$|^\.digests$|^\.images$/.test(name);
+    /^\.pyxis_cache_u\d+_[0-9a-f]{16}$|\.create\.lock$|\.unshared$|^\.digests$|^\.images$/.test(name);
   return [
     ...(drained ? [`node drained: ${reason ?? ''}`] : []),
     ...inCluster(`${RUNTIME_PATH}/leases`),
