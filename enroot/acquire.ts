@@ -193,7 +193,7 @@ async function findSource({ user, image, settings, environment }: Request): Prom
   const wanted = parseImage(image, process.cwd());
   return wanted.kind === 'path'
     ? probeSquashfs(user, wanted)
-    : findRegistrySource(user, wanted, settings, environment);
+    : findRegistrySource(user, wanted, settings, { kind: 'user', environment });
 }
 
 async function openCreator(

@@ -55,6 +55,8 @@ interface Outcome {
   readonly acquired: Acquired | undefined;
   readonly warning: string | undefined;
   readonly error: unknown;
+  /** With an error: an entry that a step may come to use. */
+  readonly keptEntry?: string | undefined;
 }
 
 /** @returns the exit code: 0, or 1 for a fault of the node with on_failure=fail */
@@ -115,7 +117,7 @@ async function unlessOver<T>(jobId: number, environment: Environment, work: Prom
   }
 }
 
-export type Prepared = Pick<Outcome, 'acquired' | 'warning'>;
+export type Prepared = Pick<Outcome, 'acquired' | 'warning'> & Partial<Pick<Outcome, 'error' | 'keptEntry'>>;
 
 async function prepareJob(
   job: Job,
@@ -217,7 +219,12 @@ function startLooking(
 
 async function prepareContainer(context: Context, { container, looking }: Wanted): Promise<Prepared> {
   prepareFlock();
-  const source = await looking;
+  let source: Awaited<Wanted['looking']>;
+  try {
+    source = await looking;
+  } catch (error) {
+    return leaveToStep(context, container, undefined, error);
+  }
   if (source.kind !== 'importer') return serve(context, container, source, container.image);
   const { prepareImported } = await import('./imported.ts');
   return prepareImported(context, source, (file) => serve(context, container, file, file.path));
@@ -231,16 +238,20 @@ async function serve(
   listedAs: string,
 ): Promise<Prepared> {
   const { job, settings } = context;
-  const acquired = await acquire(context, source, container).catch((error: unknown) => {
+  let acquired: Acquired;
+  try {
+    acquired = await acquire(context, source, container);
+  } catch (error) {
+    if (isLeftToStep(error)) return leaveToStep(context, container, source, error);
     tellBypass(job, listedAs, settings, error);
     throw error;
-  });
+  }
   try {
     takeLease(settings.runtimePath, job, [acquired.entry]);
     tellJob(job, settings, {
       image: imageOfPyxis(listedAs),
       entry: acquired.entry.name,
-      stamp: source.kind === 'path' ? source.stamp : '-',
+      stamp: source.kind === 'path' ? source.stamp : (source.askedFrom ?? '-'),
     });
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.
@@ -268,6 +279,25 @@ function whyUnshared({ job, userDirectory }: Context, entry: string): string | u
     : `the last container could not start on the entry's files (isolation=shared), and enroot unpacked: ${note.trim()}`;
 }
 
+/** @throws `error`, if it is none that the step may not meet */
+async function leaveToStep(
+  context: Context,
+  container: ContainerOptions,
+  source: ImageSource | undefined,
+  error: unknown,
+): Promise<Prepared> {
+  if (!isLeftToStep(error)) throw error;
+  const { keepForStep } = await import('./leave-to-step.ts');
+  const keptEntry = await keepForStep(context, imageOfPyxis(container.image), source, error);
+  return { acquired: undefined, warning: undefined, error, keptEntry };
+}
+
+/** A Prolog has neither the job's credentials nor its proxies: what a registry does not tell it, the step may be told. */
+function isLeftToStep(error: unknown): boolean {
+  const code = faultCode(error);
+  return code === 'REGISTRY_REFUSED' || code === 'REGISTRY_SILENT';
+}
+
 /** @throws JobFault with a bypass code for what the cache does not serve */
 async function findSource(
   job: Job,
@@ -290,7 +320,7 @@ async function findSource(
     if (importer !== undefined) return { kind: 'importer', importer, image };
   }
   const { findRegistrySource } = await import('../lib/store/digests.ts');
-  return findRegistrySource(job, image, settings);
+  return findRegistrySource(job, image, settings, { kind: 'prolog' });
 }
 
 async function acquire(
@@ -314,6 +344,7 @@ async function acquire(
           limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
           // Nothing of this is loaded for a job whose entry is there.
           creator: async () => {
+            if (source.kind === 'registry') await source.confirm?.();
             const { openCreator } = await import('../lib/store/provision.ts');
             return openCreator({
               ...context,
@@ -338,7 +369,8 @@ async function findOrStart(
 ): Promise<Acquired> {
   const found = await findEntry(request);
   if (found !== undefined && found !== 'creating') return found;
-  const image = source.kind === 'path' ? source.path : source.uri;
+  const image = source.kind === 'path' ? source.path : source.image.uri;
+  if (found === undefined && source.kind === 'registry') await source.confirm?.();
   if (found === undefined) startWarming(job, [image], configPath);
   throw new JobFault('UNPACKING', `"${image}" is being unpacked in the background (create_mode=background)`);
 }
@@ -403,7 +435,7 @@ function tellBypass(job: Job, image: string, settings: Settings, error: unknown)
   }
 }
 
-function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void {
+function logOutcome(log: Log, { job, acquired, warning, error, keptEntry }: Outcome): void {
   const hasContainer = job?.container !== undefined;
   const result = error === undefined ? (acquired?.result ?? 'none') : failureResult(error);
   log.write(logLevel(hasContainer, warning, error), 'prolog', {
@@ -411,7 +443,7 @@ function logOutcome(log: Log, { job, acquired, warning, error }: Outcome): void 
     uid: job?.uid,
     image: job?.container?.image,
     result,
-    entry: acquired?.entry.name,
+    entry: acquired?.entry.name ?? keptEntry,
     code: error === undefined ? undefined : faultCode(error),
     reason: error === undefined ? warning : describeFailure(error),
     unpack_ms: acquired?.unpackMs,
@@ -426,8 +458,14 @@ const isCancelled = (error: unknown): boolean => faultCode(error) === 'CANCELLED
 const failureResult = (error: unknown): string =>
   isBypass(error) ? 'bypassed' : isCancelled(error) ? 'cancelled' : 'failed';
 
-const describeFailure = (error: unknown): string =>
-  `${describeError(error)}; ${isCancelled(error) ? 'nothing more is done for it' : 'the job runs without the cache'}`;
+function describeFailure(error: unknown): string {
+  const consequence = isCancelled(error)
+    ? 'nothing more is done for it'
+    : isLeftToStep(error)
+      ? "a Prolog lacks the job's environment, so the step asks"
+      : 'the job runs without the cache';
+  return `${describeError(error)}; ${consequence}`;
+}
 
 function logLevel(hasContainer: boolean, warning: string | undefined, error: unknown): LogLevel {
   if (error === undefined) return warning !== undefined ? 'warning' : hasContainer ? 'info' : 'debug';

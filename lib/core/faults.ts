@@ -8,12 +8,13 @@ import { errnoName } from './errno-names.ts';
 /** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
 export const bypassCodes = [
   ...(['UNSUPPORTED_OPTION', 'BAD_REFERENCE', 'IMAGE_UNREADABLE', 'NOT_SQUASHFS'] as const),
-  ...(['NOT_CACHED', 'UNPACKING'] as const),
+  ...(['NOT_CACHED', 'UNPACKING', 'REGISTRY_REFUSED'] as const),
 ] as const;
 
 export const jobFaultCodes = [
   ...bypassCodes,
   ...(['BAD_JOB', 'CANCELLED', 'IMAGE_CHANGED', 'UNPACK_FAILED', 'IMPORT_FAILED'] as const),
+  ...(['REGISTRY_SILENT'] as const),
   ...(['CREATE_TIMEOUT', 'LOCK_TIMEOUT', 'ENTRY_DAMAGED'] as const),
   ...(['QUOTA_EXCEEDED', 'NO_SPACE', 'NO_RESOURCES', 'USER_UNKNOWN'] as const),
 ] as const;

@@ -31,6 +31,11 @@ export function hashReference(canonical: string): string {
   return shortHash(['reference', canonical]);
 }
 
+/** For the memory of registries that do not answer. */
+export function hashRegistry(registry: string): string {
+  return shortHash(['registry', registry]);
+}
+
 /** 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together. */
 function shortHash(parts: readonly (string | Uint8Array)[]): string {
   const hash = createHash('sha256');

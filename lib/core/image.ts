@@ -21,6 +21,8 @@ export interface RegistryImage {
   readonly uri: string;
   /** One spelling for all spellings of a reference: `docker://USER@REGISTRY#IMAGE:TAG`. */
   readonly canonical: string;
+  /** The host, with its port if the reference has one. */
+  readonly registry: string;
   /** The digest that the reference itself names, `sha256:…`. */
   readonly digest: string | undefined;
 }
@@ -87,7 +89,7 @@ function parseReference(image: string): RegistryImage {
   }
   const suffix = digest === undefined ? `:${parts.tag ?? 'latest'}` : `@${digest}`;
   const canonical = `docker://${user === undefined ? '' : `${user}@`}${parts.registry}#${parts.repository}${suffix}`;
-  return { kind: 'registry', uri, canonical, digest };
+  return { kind: 'registry', uri, canonical, registry: parts.registry, digest };
 }
 
 interface NameParts {

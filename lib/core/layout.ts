@@ -18,6 +18,7 @@
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
  *   /run/container-cache/node                                       nodeFactsPath
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
+ *   /run/container-cache/registries/1000                            registryMemoryPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
  *   /var/lib/container-cache/events/2026-11-24                      eventsPath
  *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
@@ -87,6 +88,11 @@ export const pinsPath = (statePath: string): string => `${statePath}/pins`;
 export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
 /** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
+
+/** Which registries gave a user's Prolog no answer. */
+export const registriesPath = (runtimePath: string): string => `${runtimePath}/registries`;
+export const registryMemoryPath = (runtimePath: string, uid: number): string =>
+  `${registriesPath(runtimePath)}/${uid}`;
 
 /** What makes a directory `.pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
 export const stubMarkPath = (stub: string): string => `${stub}/.container-cache/entry`;

@@ -36,10 +36,7 @@ const refusals = [
 
 /** How the entry of a source is found. */
 export async function entryKey(user: UserIds, userPath: string, source: ImageSource): Promise<EntryKey> {
-  if (source.kind === 'registry') {
-    const name = entryName(user.uid, source.hash);
-    return { name, lockName: name, isKnown: () => true, identify: () => Promise.resolve(name) };
-  }
+  if (source.kind === 'registry') return keyOfName(entryName(user.uid, source.hash));
   // By now it is loaded (image-source.ts).
   const { hashContent } = await import('../core/image-hash.ts');
   const nameOf = (content: string | undefined): string | undefined =>
@@ -53,6 +50,11 @@ export async function entryKey(user: UserIds, userPath: string, source: ImageSou
     identify: async (limitMs) =>
       nameOf(recall() ?? (isSeen() ? await readContent(user, userPath, source, limitMs) : undefined)),
   };
+}
+
+/** For an entry whose name needs no look at the image. */
+export function keyOfName(name: string): EntryKey {
+  return { name, lockName: name, isKnown: () => true, identify: () => Promise.resolve(name) };
 }
 
 export function recallContent(

@@ -15,7 +15,7 @@ import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
 import type { Enroot } from './enroot.ts';
 import type { Filled } from './entry.ts';
-import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+import { probeSquashfs, type ImageSource, type RegistrySource, type SquashfsSource } from './image-source.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
@@ -53,7 +53,7 @@ export async function fillRootfs(
   if (isCollectionDue(context.readUsage(), context.policy)) context.startCollector();
 
   const squashfs =
-    source.kind === 'path' ? source : await importImage(context, source.uri, partialPath, remainingMs());
+    source.kind === 'path' ? source : await importImage(context, source, partialPath, remainingMs());
   await ensureRoom(context, squashfs, remainingMs());
   context.onProgress({ phase: 'unpack', percent: 0 });
   const reading = name === undefined ? hashFile(user, squashfs.path, remainingMs()) : undefined;
@@ -97,16 +97,17 @@ async function nameOf(
 
 async function importImage(
   context: CreateContext,
-  uri: string,
+  { image, importUri }: RegistrySource,
   partialPath: string,
   limitMs: number,
 ): Promise<SquashfsSource> {
-  if (context.enroot === undefined) throw new NodeFault('TOOL_MISSING', `Cannot import "${uri}": no enroot`);
+  if (context.enroot === undefined)
+    throw new NodeFault('TOOL_MISSING', `Cannot import "${importUri}": no enroot`);
   const squashfsPath = `${partialPath}/image.squashfs`;
   const temporaryPath = `${partialPath}/tmp`;
   context.onProgress({ phase: 'import', percent: undefined });
   withUserIds(context.user, () => mkdirSync(temporaryPath, { mode: 0o700 }));
-  await context.enroot.importImage(uri, squashfsPath, temporaryPath, limitMs);
+  await context.enroot.importImage(image, importUri, squashfsPath, temporaryPath, limitMs);
   return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
 }
 

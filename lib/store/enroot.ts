@@ -2,9 +2,10 @@
  * The enroot program, for what only it can do: ask registries and import their images, with the user's own credentials.
  */
 import { JobFault, NodeFault } from '../core/faults.ts';
-import { parseDigest } from '../core/image.ts';
+import { parseDigest, type RegistryImage } from '../core/image.ts';
 import { homelessPath } from '../core/layout.ts';
 import type { Environment } from '../core/job.ts';
+import { explainRegistryFailure, RegistryFault, type EnrootEnd } from '../core/registry-failure.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { isExecutable } from '../system/files.ts';
 import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run.ts';
@@ -12,10 +13,18 @@ import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
 
 export interface Enroot {
-  /** @returns undefined if this version has no `digest` (before 4.0) @throws CommandFailed */
-  readonly digest: (uri: string) => Promise<string | undefined>;
-  /** Writes the image as a squashfs file. @throws JobFault IMPORT_FAILED, CREATE_TIMEOUT */
+  /** Where it reads its user's configuration and credentials, unless the environment says otherwise. */
+  readonly home: string;
+  /** @returns undefined if this version has no `digest` (before 4.0) @throws RegistryFault */
+  readonly digest: (image: RegistryImage, limits: QuestionLimits) => Promise<string | undefined>;
+  /**
+   * Writes the image as a squashfs file.
+   *
+   * @param uri of `image`, with the digest that is wanted if it is known
+   * @throws RegistryFault, JobFault CREATE_TIMEOUT
+   */
   readonly importImage: (
+    image: RegistryImage,
     uri: string,
     squashfsPath: string,
     temporaryPath: string,
@@ -24,14 +33,30 @@ export interface Enroot {
 }
 
 const usualPaths = ['/usr/local/bin/enroot', '/usr/bin/enroot'] as const;
-const digestTimeoutMs = 20_000;
 const firstMajorWithDigest = 4;
 const versionTimeoutMs = 10_000;
-const lookupTimeoutMs = 10_000;
+const lookupTimeoutMs = 5_000;
 /** After the first signal, what enroot started may clean up this long. */
 const graceSeconds = 5;
-/** Of timeout(1), for a command that did not end in time. */
-const timeoutExitCode = 124;
+const questionGraceSeconds = 1;
+/** Of timeout(1), for a command that did not end in time, and for one that it had to kill. */
+const timeoutExitCodes: readonly (number | undefined)[] = [124, 137];
+
+/** How long a question may take, in seconds. */
+export interface QuestionLimits {
+  readonly connect: number;
+  /** For each of its three or four requests. */
+  readonly request: number;
+  /** For all of it; longer than one request, so that curl says what it waited for. */
+  readonly whole: number;
+}
+
+/** Whatever is configured for imports. Nothing is repeated: a registry that says "too many requests" is not waited for. */
+const questionVariables = ({ connect, request }: QuestionLimits): Readonly<Record<string, string>> => ({
+  ENROOT_CONNECT_TIMEOUT: String(connect),
+  ENROOT_TRANSFER_TIMEOUT: String(request),
+  ENROOT_TRANSFER_RETRIES: '0',
+});
 
 /** @throws NodeFault TOOL_MISSING */
 export function findEnroot(enrootPath: string | undefined): string {
@@ -66,31 +91,42 @@ export async function openEnroot(
   const runBounded = (
     args: readonly string[],
     timeoutMs: number,
-    variables: Readonly<Record<string, string>>,
+    variables: Readonly<Record<string, string>> = {},
+    grace = graceSeconds,
   ): Promise<CommandResult> => {
     const seconds = Math.ceil(timeoutMs / 1000);
     const command = {
       file: 'timeout',
-      args: [`--kill-after=${graceSeconds}s`, `${seconds}s`, file, ...args],
+      args: [`--kill-after=${grace}s`, `${seconds}s`, file, ...args],
       environment: { ...environment, ...variables },
-      timeoutMs: timeoutMs + 2 * graceSeconds * 1000,
+      timeoutMs: timeoutMs + 2 * grace * 1000,
     };
     return runForUser(user, command, { canGain: true, deathSignal: 'TERM' });
   };
 
   return {
-    digest: async (uri) => {
+    home: environment.HOME,
+    digest: async (image, limits) => {
+      const limitMs = limits.whole * 1000;
+      const question = ['digest', image.uri];
       try {
-        const { stdout } = await runBounded(['digest', uri], digestTimeoutMs, {});
-        return parseDigest(stdout.toString('latin1'));
+        const { stdout } = await runBounded(
+          question,
+          limitMs,
+          questionVariables(limits),
+          questionGraceSeconds,
+        );
+        const digest = parseDigest(stdout.toString('latin1'));
+        if (digest !== undefined) return digest;
+        throw new RegistryFault({ kind: 'other', cause: 'enroot printed no digest' });
       } catch (error) {
-        // An unknown command and a registry that does not answer both exit with 1: the version tells them apart.
-        const { stdout } = await runBounded(['version'], versionTimeoutMs, {});
-        if (Number.parseInt(stdout.toString('latin1'), 10) < firstMajorWithDigest) return undefined;
-        throw error;
+        if (!(error instanceof CommandFailed)) throw error;
+        // An enroot that does not know the command prints its usage, to stdout.
+        if (error.stderrTail === '' && !(await hasDigest())) return undefined;
+        throw registryFault(image, error, limitMs);
       }
     },
-    importImage: async (uri, squashfsPath, temporaryPath, timeoutMs) => {
+    importImage: async (image, uri, squashfsPath, temporaryPath, timeoutMs) => {
       try {
         await runBounded(['import', '--output', squashfsPath, uri], timeoutMs, {
           ENROOT_TEMP_PATH: temporaryPath,
@@ -98,12 +134,29 @@ export async function openEnroot(
           ...(knownHome === undefined ? { HOME: temporaryPath } : {}),
         });
       } catch (cause) {
-        const isLate =
-          cause instanceof CommandFailed && (cause.timedOut || cause.exitCode === timeoutExitCode);
-        throw new JobFault(isLate ? 'CREATE_TIMEOUT' : 'IMPORT_FAILED', `Cannot import "${uri}"`, { cause });
+        if (!(cause instanceof CommandFailed)) throw cause;
+        if (isLate(cause)) throw new JobFault('CREATE_TIMEOUT', `Cannot import "${uri}"`, { cause });
+        throw registryFault(image, cause);
       }
     },
   };
+
+  async function hasDigest(): Promise<boolean> {
+    const { stdout } = await runBounded(['version'], versionTimeoutMs);
+    return Number.parseInt(stdout.toString('latin1'), 10) >= firstMajorWithDigest;
+  }
+}
+
+const isLate = (end: CommandFailed): boolean => end.timedOut || timeoutExitCodes.includes(end.exitCode);
+
+function registryFault(image: RegistryImage, end: CommandFailed, limitMs?: number): RegistryFault {
+  const { exitCode, stderrTail } = end;
+  const enrootEnd: EnrootEnd = {
+    exitCode,
+    stderrTail,
+    lateAfterMs: limitMs !== undefined && isLate(end) ? limitMs : undefined,
+  };
+  return new RegistryFault(explainRegistryFailure(image.registry, enrootEnd));
 }
 
 /** What is executed comes from our own PATH. */

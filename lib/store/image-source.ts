@@ -37,9 +37,15 @@ export interface SquashfsSource {
 export interface RegistrySource {
   readonly kind: 'registry';
   readonly hash: string;
-  readonly uri: string;
+  readonly image: RegistryImage;
+  /** What enroot imports: the image by its digest, so that what is unpacked is what the hash says; else by its tag. */
+  readonly importUri: string;
   /** Why the hash may be older than the registry's image. */
   readonly warning: string | undefined;
+  /** The home directory with whose credentials the registry was asked; undefined if nobody was. */
+  readonly askedFrom: string | undefined;
+  /** Asks, before an import that no question went before, whether the registry answers. @throws RegistryFault */
+  readonly confirm: (() => Promise<void>) | undefined;
 }
 
 /** A stat and two reads; a parallel filesystem that takes longer than this is hung. */
@@ -124,55 +130,4 @@ async function unreadable(path: string, cause: unknown): Promise<Error> {
     if (await isMissing(findAs)) return new NodeFault('TOOL_MISSING', message, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });
-}
-
-/** How a registry image is resolved; the store that remembers digests and the enroot to ask come from outside. */
-export interface DigestResolver {
-  /** The digest seen last for a reference, or undefined. */
-  readonly recall: (canonical: string) => string | undefined;
-  readonly remember: (canonical: string, digest: string) => void;
-  /** Asks the registry; undefined if this enroot cannot. @throws CommandFailed if the registry does not answer */
-  readonly ask: (uri: string) => Promise<string | undefined>;
-}
-
-/**
- * The digest behind a reference: the one it names, or the one its tag has now, or, if the registry cannot be asked,
- * the last one seen.
- *
- * @throws JobFault IMPORT_FAILED if the registry cannot be asked and never was
- */
-export async function resolveRegistry(
-  image: RegistryImage,
-  freshness: 'always' | 'if-not-present',
-  digests: DigestResolver,
-): Promise<RegistrySource> {
-  const { hashDigest, hashReference } = await import('../core/image-hash.ts');
-  const source = (hash: string, warning?: string): RegistrySource => ({
-    kind: 'registry',
-    hash,
-    uri: image.uri,
-    warning,
-  });
-  if (image.digest !== undefined) return source(hashDigest(image.digest));
-  const last = digests.recall(image.canonical);
-  if (last !== undefined && freshness === 'if-not-present') return source(hashDigest(last));
-  const startedAtMs = performance.now();
-  try {
-    const digest = await digests.ask(image.uri);
-    if (digest === undefined)
-      return source(
-        hashReference(image.canonical),
-        'this enroot cannot tell digests: a moved tag is not noticed',
-      );
-    if (digest !== last) digests.remember(image.canonical, digest);
-    return source(hashDigest(digest));
-  } catch (cause) {
-    if (!(cause instanceof CommandFailed)) throw cause;
-    if (last === undefined) throw new JobFault('IMPORT_FAILED', `Cannot resolve "${image.uri}"`, { cause });
-    const waitedMs = Math.round(performance.now() - startedAtMs);
-    return source(
-      hashDigest(last),
-      `registry did not answer (${waitedMs} ms), using the digest seen last: ${cause.message}`,
-    );
-  }
 }

@@ -20,7 +20,8 @@ export interface JobImage {
   readonly image: string;
   readonly entry: string;
   /**
-   * By which the enroot wrapper sees that a file is still the one that was unpacked: image-source.ts. Without an entry (`-`): `later` if it
+   * By which the enroot wrapper sees whether the answer holds for a step. Of a file: what the Prolog saw of it (image-source.ts). Of a tag:
+   * the home directory with whose credentials the Prolog asked, `-` if nobody was asked, or `ask`. Without an entry (`-`): `later` if it
    * may be there by the time of a step, or a file of one use that the Prolog has fetched for it.
    */
   readonly stamp: string;
@@ -31,6 +32,8 @@ export const heldFileStamp = (path: string): string => `${heldFileMark}${path}`;
 /** @returns the path; undefined: the stamp says something else */
 export const heldFileOf = ({ entry, stamp }: JobImage): string | undefined =>
   entry === '-' && stamp.startsWith(`${heldFileMark}/`) ? stamp.slice(heldFileMark.length) : undefined;
+/** The registry did not tell the Prolog: the entry is only kept for the steps, each of which asks. */
+export const askStamp = 'ask';
 
 /** Everybody may pass, so that the job's group reaches its files; nobody may look around. */
 const passableMode = 0o711;

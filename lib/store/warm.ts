@@ -70,7 +70,7 @@ async function acquire(
     const source =
       wanted.kind === 'path'
         ? await probeSquashfs(user, wanted)
-        : await findRegistrySource(user, wanted, settings);
+        : await findRegistrySource(user, wanted, settings, { kind: 'user' });
     const usedBytes = source.kind === 'path' ? source.superblock.usedBytes : undefined;
     if (usedBytes !== undefined) request.onSize?.(usedBytes);
     const acquired = await acquireEntry({

@@ -817,6 +817,30 @@ registry(
   },
 );
 
+registry('what a registry told the Prolog holds for a step that would ask alike, for no other', async () => {
+  await using node = await WrapperNode.start();
+  const asked = join(node.node.root, 'real/asked');
+  setAcquire(node, `echo "$@" >${asked}; exit 1`);
+  const isAsked = (stamp: string, environment: Readonly<Record<string, string>>): boolean => {
+    node.writeImages(`${uri}\t${node.entry}\t${stamp}\n`);
+    rmSync(asked, { force: true });
+    node.run(['load', '--name', container, uri], { environment });
+    return existsSync(asked);
+  };
+  assert.not(isAsked('/home/alice', { HOME: '/home/alice', http_proxy: '', NO_SUCH: 'x' }));
+  assert.not(isAsked('-', { https_proxy: 'http://proxy:1' }));
+  assert.ok(isAsked('ask', { HOME: 'ask' }));
+  for (const different of [
+    { HOME: '/home/alice/other' },
+    ...[
+      ...['ENROOT_CONFIG_PATH', 'XDG_CONFIG_HOME', 'CURL_HOME', 'SSL_CERT_FILE', 'SSL_CERT_DIR'],
+      ...['CURL_CA_BUNDLE', 'http_proxy', 'https_proxy', 'HTTPS_PROXY', 'all_proxy', 'ALL_PROXY'],
+      ...['no_proxy', 'NO_PROXY'],
+    ].map((name) => ({ [name]: 'x' })),
+  ])
+    assert.ok(isAsked('/home/alice', { HOME: '/home/alice', ...different }), JSON.stringify(different));
+});
+
 registry('an import that an earlier run of the step left does not stop the next', async () => {
   await using node = await WrapperNode.start();
   writeFileSync(squashfsOf(node), 'half', { mode: 0o644 });

@@ -39,29 +39,65 @@ export class StandInRegistry {
   }
 
   /**
-   * Puts an image behind a reference, in place of the one that is there.
+   * Puts an image behind a reference, in place of the one that is there, which stays to be had by its digest.
    *
    * @param reference as it comes to enroot, `docker://` left out
    * @param mark one hex digit that makes the digest, and the image's content by default
    */
   push(reference: string, mark: string, tree: Tree = { 'etc/mark': mark }): void {
-    writeFileSync(this.#file(reference, 'digest'), `${digestOf(mark)}\n`);
-    makeImage(this.#file(reference, 'sqsh'), tree);
+    this.#put('registry', reference, mark, tree);
   }
 
-  /** Replaces what an import of the reference gives; undefined: it fails. */
-  spoilImage(reference: string, content: string | undefined): void {
-    rmSync(this.#file(reference, 'sqsh'));
-    if (content !== undefined) writeFileSync(this.#file(reference, 'sqsh'), content);
+  /** Has the tag move to another image right after its digest was told. */
+  pushAfterDigest(reference: string, mark: string): void {
+    mkdirSync(join(this.#directory, 'next'), { recursive: true });
+    // Whoever runs enroot moves the files.
+    for (const name of ['next', 'registry']) chmodSync(join(this.#directory, name), 0o777);
+    this.#put('next', reference, mark, { 'etc/mark': mark });
   }
 
-  #file(reference: string, kind: 'digest' | 'sqsh'): string {
-    return join(this.#directory, 'registry', `${reference.replaceAll(/[^A-Za-z0-9]/g, '_')}.${kind}`);
+  #put(directory: 'registry' | 'next', reference: string, mark: string, tree: Tree): void {
+    const tag = this.#path(directory, reference);
+    const pinned = this.#path('registry', byDigest(reference, mark));
+    makeImage(`${pinned}.sqsh`, tree);
+    if (tag !== pinned) copyFileSync(`${pinned}.sqsh`, `${tag}.sqsh`);
+    for (const path of [tag, pinned]) writeFileSync(`${path}.digest`, `${digestOf(mark)}\n`);
+  }
+
+  /** Replaces what an import of the image gives, by its tag and by its digest; undefined: it fails. */
+  spoilImage(reference: string, mark: string, content: string | undefined): void {
+    for (const name of [reference, byDigest(reference, mark)]) {
+      const path = `${this.#path('registry', name)}.sqsh`;
+      rmSync(path);
+      if (content !== undefined) writeFileSync(path, content);
+    }
+  }
+
+  /** Takes a digest away, as a registry that collects garbage. */
+  forget(reference: string, mark: string): void {
+    for (const kind of ['digest', 'sqsh'])
+      rmSync(`${this.#path('registry', byDigest(reference, mark))}.${kind}`);
+  }
+
+  #path(directory: 'registry' | 'next', reference: string): string {
+    return join(this.#directory, directory, reference.replaceAll(/[^A-Za-z0-9]/g, '_'));
+  }
+
+  /** What the registry demands or does from now on, as the head of stand-in-enroot.sh says; undefined: no more. */
+  set(name: 'password' | 'proxy' | 'answer' | 'conf', content: string | undefined): void {
+    const path = join(this.#directory, name);
+    if (content === undefined) rmSync(path, { force: true });
+    else writeFileSync(path, `${content}\n`);
   }
 
   /** From now on the registry does not answer. */
   stop(): void {
     renameSync(join(this.#directory, 'registry'), join(this.#directory, 'stopped'));
+  }
+
+  /** It does again. */
+  start(): void {
+    renameSync(join(this.#directory, 'stopped'), join(this.#directory, 'registry'));
   }
 
   /** Imports wait until release(). */
@@ -86,3 +122,7 @@ export class StandInRegistry {
 }
 
 export const digestOf = (mark: string): string => `sha256:${mark.repeat(64)}`;
+
+/** The same image by its digest: a tag beside it counts for nothing. */
+const byDigest = (reference: string, mark: string): string =>
+  `${reference.replace(/@sha256:.*$/, '').replace(/:[^:@/]*$/, '')}@${digestOf(mark)}`;

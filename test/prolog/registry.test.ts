@@ -1,5 +1,5 @@
 /** Images from a registry: what identifies them, whom the Prolog asks, as whom, and what happens without an answer. */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   chownSync,
@@ -8,16 +8,20 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseImage } from '../../lib/core/image.ts';
-import { hashReference } from '../../lib/core/image-hash.ts';
-import { digestsName } from '../../lib/core/layout.ts';
+import { hashReference, hashRegistry } from '../../lib/core/image-hash.ts';
+import { digestsName, registriesPath, registryMemoryPath } from '../../lib/core/layout.ts';
+import { acquire } from '../helpers/acquire.ts';
 import { holders, processes, TestNode, until, type NodeOptions } from '../helpers/node.ts';
 import {
   alice,
+  bob,
   command,
   enterPrivateMachine,
   homeOf,
@@ -94,18 +98,21 @@ identity('two tags of one digest are one entry, and all spellings of a reference
   assert.equal(results, ['created', 'reused', 'reused', 'reused', 'reused']);
 });
 
-identity('a reference with a digest is what it says: the registry is asked for the image alone', async () => {
-  const { node, registry } = await startNode();
-  await using _ = node;
-  const pinned = `reg.example:5000/team/app@${digestOf('d')}`;
-  registry.push(pinned, 'd');
-  const tagged = 'reg.example:5000/team/app:other';
-  registry.push(tagged, 'd');
-  assert.is((await node.prolog({ id: 1, user: alice, image: pinned })).line['result'], 'created');
-  assert.equal([registry.calls('digest').length, registry.calls('import').length], [0, 1]);
-  registry.stop();
-  assert.is((await node.prolog({ id: 2, user: alice, image: pinned })).line['result'], 'reused');
-});
+identity(
+  'a reference with a digest is what it says: whether it is there is asked before it is unpacked',
+  async () => {
+    const { node, registry } = await startNode();
+    await using _ = node;
+    const pinned = `reg.example:5000/team/app@${digestOf('d')}`;
+    registry.push(pinned, 'd');
+    const tagged = 'reg.example:5000/team/app:other';
+    registry.push(tagged, 'd');
+    assert.is((await node.prolog({ id: 1, user: alice, image: pinned })).line['result'], 'created');
+    assert.equal([registry.calls('digest').length, registry.calls('import').length], [1, 1]);
+    registry.stop();
+    assert.is((await node.prolog({ id: 2, user: alice, image: pinned })).line['result'], 'reused');
+  },
+);
 
 identity('if-not-present asks nobody about what is there, and only once about what is not', async () => {
   const { node, registry } = await startNode({ image_freshness: 'if-not-present' });
@@ -117,6 +124,49 @@ identity('if-not-present asks nobody about what is there, and only once about wh
   assert.is((await node.prolog({ id: 2, user: alice, image })).line['result'], 'reused');
   assert.is(registry.calls('digest').length, 1);
 });
+
+identity('what a tag resolved to is what is unpacked, though the tag moves meanwhile', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.pushAfterDigest(image, 'b');
+  const first = await node.prolog({ id: 1, user: alice, image });
+  const second = await node.prolog({ id: 2, user: alice, image });
+  const pinned = image.replace(':latest', `@${digestOf('a')}`);
+  const third = await node.prolog({ id: 3, user: alice, image: pinned });
+  assert.equal(
+    [first, second, third].map(({ line }) => `${line['result']!} ${markOf(node, line['entry'])}`),
+    ['created a', 'created b', 'reused a'],
+  );
+});
+
+identity('a digest that cannot be had is no entry, whatever its tag leads to', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.forget(image, 'a');
+  const { exitCode, line } = await node.prolog({ id: 1, user: alice, image });
+  assert.equal([exitCode, line['code']], [0, 'REGISTRY_REFUSED']);
+  assert.equal([node.entries(alice), holders()], [[], []]);
+});
+
+identity(
+  'if-not-present: what is not there any more is asked for anew, and kept as what it is now',
+  async () => {
+    const { node, registry } = await startNode({ image_freshness: 'if-not-present' });
+    await using _ = node;
+    registry.push(image, 'a');
+    const first = await node.prolog({ id: 1, user: alice, image });
+    await node.epilog({ id: 1, user: alice });
+    command('rm', '--recursive', '--force', node.entryPath(alice, first.line['entry']!));
+    registry.push(image, 'b');
+    const { line } = await node.prolog({ id: 2, user: alice, image });
+    assert.equal(
+      [line['result'], markOf(node, line['entry']), line['entry'] === first.line['entry']],
+      ['created', 'b', false],
+    );
+  },
+);
 
 identity('an enroot that tells no digests still serves, by the reference, with a warning', async () => {
   const { node, registry } = await startNode({}, '3.5.0');
@@ -174,27 +224,6 @@ asUser.run();
 
 const trouble = suite('registry images: without an answer', { skip: unlessPrivateMachine });
 
-trouble('the digest seen last is used, with a warning', async () => {
-  const { node, registry } = await startNode();
-  await using _ = node;
-  registry.push(image, 'a');
-  const first = await node.prolog({ id: 1, user: alice, image });
-  registry.stop();
-  const { exitCode, line, lines } = await node.prolog({ id: 2, user: alice, image });
-  assert.equal([exitCode, line['result'], line['entry']], [0, 'reused', first.line['entry']]);
-  assert.match(line['reason']!, /registry did not answer/);
-  assert.is(lines.at(-1)?.level, 'warning');
-});
-
-trouble('an image never seen is not served: the job runs without the cache', async () => {
-  const { node, registry } = await startNode();
-  await using _ = node;
-  registry.stop();
-  const { exitCode, line } = await node.prolog({ id: 1, user: alice, image });
-  assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'IMPORT_FAILED']);
-  assert.equal([node.entries(alice), holders()], [[], []]);
-});
-
 for (const [what, content] of [
   ['fails', undefined],
   ['gives no image', 'no squashfs'],
@@ -203,7 +232,7 @@ for (const [what, content] of [
     const { node, registry } = await startNode();
     await using _ = node;
     registry.push(image, 'a');
-    registry.spoilImage(image, content);
+    registry.spoilImage(image, 'a', content);
     const { exitCode, line } = await node.prolog({ id: 1, user: alice, image });
     assert.is(exitCode, 0);
     assert.ok(['IMPORT_FAILED', 'NOT_SQUASHFS'].includes(line['code']!), line['reason']);
@@ -268,6 +297,251 @@ trouble('a node without enroot says so; that is a fault of the node', async () =
 });
 
 trouble.run();
+
+/** A Prolog that got no answer has asked once; nothing of that must keep the next test from asking. */
+const forgetFailures = (node: TestNode): void => {
+  rmSync(registriesPath(node.runtimePath), { recursive: true, force: true });
+};
+
+// All that enroot and curl say: test/lib/core/registry-failure.test.ts.
+const silent: readonly [answer: string, cause: RegExp][] = [
+  ['curl 28 Connection timed out', /^cannot reach registry reg\.example:5000: Connection timed out;/],
+  ['http 429 Too Many Requests', /^registry reg\.example:5000 is not available: 429 Too Many Requests;/],
+];
+
+const refused: readonly [answer: string, cause: RegExp][] = [
+  ['http 403 Forbidden', /^registry reg\.example:5000 refused: 403 Forbidden;/],
+  ['curl 60 SSL certificate problem', /^cannot ask registry reg\.example:5000: SSL certificate problem;/],
+];
+
+const questions = suite('registry images: what the Prolog is not told, the step asks', {
+  skip: unlessPrivateMachine,
+});
+
+for (const [answers, code, result] of [
+  [silent, 'REGISTRY_SILENT', 'failed'],
+  [refused, 'REGISTRY_REFUSED', 'bypassed'],
+] as const) {
+  questions(
+    `${code}: one line with the cause; the image seen last is the step's only without an answer`,
+    async () => {
+      const { node, registry } = await startNode();
+      await using _ = node;
+      registry.push(image, 'a');
+      const first = await node.prolog({ id: 1, user: alice, image });
+      await node.epilog({ id: 1, user: alice });
+      registry.push(image, 'b');
+      // As with the retries that a site configures: a question does not wait for them.
+      registry.set('conf', 'ENROOT_TRANSFER_RETRIES 5');
+      for (const [answer, cause] of answers) {
+        forgetFailures(node);
+        registry.set('answer', answer);
+        const { exitCode, line, lines } = await node.prolog({ id: 2, user: alice, image });
+        assert.equal([exitCode, lines.length, line['result'], line['code']], [0, 1, result, code], answer);
+        assert.match(line['reason']!, cause);
+        assert.not.match(line['reason']!, /INFO|exited|setpriv/);
+        // It stays for the step, which does not take it untold.
+        assert.equal([line['entry'], holders().length], [first.line['entry'], 1]);
+
+        const step = await acquire(node, [`docker://${image}`], { jobId: 2 });
+        if (code === 'REGISTRY_SILENT') {
+          assert.equal([step.exitCode, step.entry, step.holder], [0, first.line['entry'], undefined], answer);
+          assert.is(step.log?.level, 'warning');
+          assert.match(step.log!.fields['reason']!, /using the image seen last/);
+        } else {
+          assert.equal([step.exitCode, step.entry, step.log?.fields['code']], [1, undefined, code], answer);
+        }
+        assert.match(step.log!.fields['reason']!, cause);
+      }
+      registry.set('answer', undefined);
+      const step = await acquire(node, [`docker://${image}`], { jobId: 2 });
+      assert.equal([step.log?.fields['result'], markOf(node, step.entry)], ['created', 'b']);
+      await node.epilog({ id: 2, user: alice });
+      assert.equal(holders(), []);
+    },
+  );
+}
+
+questions(
+  'without an answer and without an image seen before there is nothing, and no job waits',
+  async () => {
+    const { node, registry } = await startNode();
+    await using _ = node;
+    registry.stop();
+    const { exitCode, line } = await node.prolog({ id: 1, user: alice, image });
+    assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'REGISTRY_SILENT']);
+    assert.equal([node.entries(alice), holders()], [[], []]);
+    const step = await acquire(node, [`docker://${image}`], { jobId: 1 });
+    assert.equal([step.exitCode, step.log?.fields['code']], [1, 'REGISTRY_SILENT']);
+    assert.is(registry.calls('import').length, 0);
+  },
+);
+
+/** What a job's environment can hold that a Prolog's cannot. */
+const ownEnvironments: readonly [string, (registry: StandInRegistry) => Readonly<Record<string, string>>][] =
+  [
+    [
+      'a password',
+      (registry) => {
+        registry.set('password', 'sesame');
+        writeCredentials(join(homeOf(alice), '.config'), '$REG_PW');
+        return { HOME: homeOf(alice), REG_PW: 'sesame' };
+      },
+    ],
+    [
+      'a command that gives the password',
+      (registry) => {
+        registry.set('password', 'sesame');
+        writeCredentials(join(homeOf(alice), '.config'), '$(printf %s "$TOKEN" | rev)');
+        return { HOME: homeOf(alice), TOKEN: 'emases' };
+      },
+    ],
+    [
+      'XDG_CONFIG_HOME',
+      (registry) => {
+        registry.set('password', 'sesame');
+        writeCredentials(join(homeOf(alice), 'elsewhere'), 'sesame');
+        return { HOME: homeOf(alice), XDG_CONFIG_HOME: join(homeOf(alice), 'elsewhere') };
+      },
+    ],
+    [
+      'a proxy',
+      (registry) => {
+        registry.set('proxy', 'http://proxy.example:3128');
+        return { HOME: homeOf(alice), https_proxy: 'http://proxy.example:3128' };
+      },
+    ],
+  ];
+
+function writeCredentials(configPath: string, password: string): void {
+  mkdirSync(join(configPath, 'enroot'), { recursive: true });
+  const path = join(configPath, 'enroot/.credentials');
+  writeFileSync(path, `machine reg.example login alice password ${password}\n`);
+  makeOwn(path);
+}
+
+for (const [what, give] of ownEnvironments) {
+  questions(`with ${what} that only the job has, each step gets the image of now`, async () => {
+    const { node, registry } = await startNode();
+    await using _ = node;
+    rmSync(join(homeOf(alice), '.config'), { recursive: true, force: true });
+    const environment = give(registry);
+    const marks: string[] = [];
+    for (const [id, mark] of [
+      [1, 'a'],
+      [2, 'b'],
+    ] as const) {
+      registry.push(image, mark);
+      const { line } = await node.prolog({ id, user: alice, image });
+      assert.match(line['code']!, /^REGISTRY_/, line['reason']);
+      const step = await acquire(node, [`docker://${image}`], { jobId: id, environment });
+      marks.push(`${step.log!.fields['result']!} ${markOf(node, step.entry)}`);
+    }
+    assert.equal(marks, ['created a', 'created b']);
+    rmSync(join(homeOf(alice), '.config'), { recursive: true, force: true });
+  });
+}
+
+questions('an image by its digest that only the job may have is unpacked by the step', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  const pinned = `reg.example:5000/team/app@${digestOf('a')}`;
+  registry.push(pinned, 'a');
+  registry.set('proxy', 'http://proxy.example:3128');
+  const { line } = await node.prolog({ id: 1, user: alice, image: pinned });
+  assert.equal([line['code'], registry.calls('import').length], ['REGISTRY_SILENT', 0]);
+  const environment = { https_proxy: 'http://proxy.example:3128' };
+  const step = await acquire(node, [`docker://${pinned}`], { jobId: 1, environment });
+  assert.equal([step.log?.fields['result'], markOf(node, step.entry)], ['created', 'a']);
+  assert.is((await node.prolog({ id: 2, user: alice, image: pinned })).line['result'], 'reused');
+});
+
+questions('a question that hangs is ended with all that it started', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.set('answer', 'hang');
+  const { exitCode, line } = await node.prolog({ id: 1, user: alice, image });
+  assert.equal([exitCode, line['code']], [0, 'REGISTRY_SILENT']);
+  assert.match(line['reason']!, /^registry reg\.example:5000 did not answer within 5 s;/);
+  await until('enroot has ended', () => enrootProcesses(registry).length === 0);
+});
+
+questions.run();
+
+const pauses = suite('registry images: after a failure', { skip: unlessPrivateMachine });
+
+pauses('the next Prologs of that user do not ask, those of others do, until some time is over', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.stop();
+  const asked = (): number => registry.calls('digest').length;
+  const together = await Promise.all([1, 2, 3, 4].map((id) => node.prolog({ id, user: alice, image })));
+  assert.equal(
+    together.map(({ exitCode, line }) => `${exitCode!} ${line['code']!}`),
+    new Array(4).fill('0 REGISTRY_SILENT'),
+  );
+  const after = asked();
+  assert.ok(after >= 1 && after <= 4);
+
+  // Of the same registry, whatever the image.
+  const other = await node.prolog({ id: 5, user: alice, image: 'reg.example:5000/other:1' });
+  assert.match(
+    other.line['reason']!,
+    /cannot reach registry .*\(\d+ s ago; not asked again for (\d|[1-5]\d|60) s\)/,
+  );
+  assert.is(asked(), after);
+  await node.prolog({ id: 6, user: bob, image });
+  assert.is(asked(), after + 1);
+  await node.prolog({ id: 7, user: alice, image: 'elsewhere.example/other:1' });
+  assert.is(asked(), after + 2);
+
+  // A clock that was set back ends a pause, too.
+  const memory = registryMemoryPath(node.runtimePath, alice.uid);
+  for (const [fields, pause] of [
+    [[1, 0, 1], 120],
+    [[4, 0, 1], 600],
+    [[1, Date.now() + 3_600_000, Date.now() + 7_200_000], 120],
+  ] as const) {
+    const key = hashRegistry('reg.example:5000');
+    writeFileSync(memory, `${key}\t${fields.join('\t')}\tsilent\tsome cause\n`);
+    const before = asked();
+    await node.prolog({ id: 8, user: alice, image });
+    assert.is(asked(), before + 1);
+    const [, failures, atMs, untilMs] = readFileSync(memory, 'utf8').split('\t').map(Number);
+    assert.equal([failures, untilMs! - atMs!], [fields[0] + 1, pause * 1000]);
+  }
+
+  registry.start();
+  forgetFailures(node);
+  assert.is((await node.prolog({ id: 9, user: alice, image })).line['result'], 'created');
+  assert.not(existsSync(memory));
+});
+
+pauses('an answer ends the pause, and a memory that is no such file is as good as none', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.set('answer', 'http 401 Unauthorized');
+  await node.prolog({ id: 1, user: alice, image });
+  const memory = registryMemoryPath(node.runtimePath, alice.uid);
+  assert.equal([statSync(memory).uid, statSync(memory).mode & 0o777], [0, 0o600]);
+  // A refusal is about one image.
+  registry.set('answer', undefined);
+  registry.push('reg.example:5000/other:1', 'b');
+  const other = await node.prolog({ id: 2, user: alice, image: 'reg.example:5000/other:1' });
+  assert.is(other.line['result'], 'created');
+  assert.is((await node.prolog({ id: 3, user: alice, image })).line['code'], 'REGISTRY_REFUSED');
+  for (const spoil of ['nonsense\n', 'x'.repeat(100_000)]) {
+    writeFileSync(memory, spoil);
+    assert.ok(
+      ['created', 'reused'].includes((await node.prolog({ id: 4, user: alice, image })).line['result']!),
+    );
+  }
+});
+
+pauses.run();
 
 const remembered = suite('registry images: the remembered digest', {
   skip: unlessPrivateMachine,
@@ -356,7 +630,7 @@ for (const [what, spoil] of spoilers) {
     spoil(file, join(node.userPath(alice), digestsName), node);
     registry.stop();
     const without = await node.prolog({ id: 3, user: alice, image });
-    assert.equal([without.exitCode, without.line['code']], [0, 'IMPORT_FAILED']);
+    assert.equal([without.exitCode, without.line['code']], [0, 'REGISTRY_SILENT']);
   });
 }
 

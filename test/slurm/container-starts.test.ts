@@ -581,9 +581,10 @@ registries(
     try {
       assert.is(await runJob(containers, `srun ${option} ${TELL}`), 'up overlay\n');
       assert.is(await runJob(containers, TELL, [option.replaceAll('"', '')]), 'up overlay\n');
-      for (const program of ['acquire', 'prolog']) {
-        await cluster.waitForSyslog(new RegExp(`: ${program} .*result=reused .*reason=.*last`));
-      }
+      await cluster.waitForSyslog(/: acquire .*result=reused .*reason="cannot reach registry .*seen last/);
+      await cluster.waitForSyslog(
+        /: prolog .*code=REGISTRY_SILENT reason="cannot reach registry .*the step asks/,
+      );
       const unknown = `--container-image=${registry.address}#moving:never-seen`;
       const { exitCode } = await cluster.run(USER, ['srun', unknown, 'true']);
       assert.is(exitCode, 1);
@@ -620,6 +621,28 @@ registries("a private registry's image is for who has its credentials", async (s
   assert.is(stdout, 'private overlay\n', stderr);
   await assertClean(containers);
   assert.is((await cluster.run('userb', [...step, 'true'])).exitCode, 1);
+});
+
+registries('with a password that only the job knows, an image that was pushed anew is got', async (state) => {
+  const containers = requireContainers(state);
+  const { cluster } = containers;
+  await using registry = await startDockerRegistry({ isProtected: true });
+  const directory = join(cluster.homes, USER, '.config/enroot');
+  mkdirSync(directory, { recursive: true });
+  const line = `machine localhost login ${credentials.user} password $REG_PW\n`;
+  writeFileSync(join(directory, '.credentials'), line);
+  await cluster.exec(['chown', '-R', USER, join(directory, '..')]);
+  const run = `srun --container-image="${registry.address}#private:v1" ${TELL}`;
+  for (const version of ['one', 'two']) {
+    await registry.push('private', 'v1', [probeTree(version)], { configuration: PROBE_CONFIGURATION });
+    const tell = ['sh', '-c', `REG_PW=${credentials.password} ${run}`];
+    const { stdout, stderr } = await cluster.run(USER, tell);
+    assert.is(stdout, `${version} overlay\n`, stderr);
+  }
+  await cluster.waitForSyslog(
+    /: prolog .*code=REGISTRY_REFUSED entry=\S+ .*refused user reader .*the step asks|: prolog .*entry=\S+ code=REGISTRY_REFUSED reason="registry \S+ refused user reader .*the step asks/,
+  );
+  await assertClean(containers);
 });
 
 registries.run();
