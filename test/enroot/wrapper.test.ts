@@ -939,6 +939,32 @@ shared('a container that does not come up so is unpacked, and the next Prolog sa
 });
 
 shared(
+  'a Prolog says why an entry is of no use, and a collector removes the note with the entry',
+  async () => {
+    await using node = await WrapperNode.start();
+    const job = { user: alice, image: node.imagePath };
+    const { line } = await node.node.prolog({ ...job, id: 7 });
+    const note = join(node.userPath, unsharedName(line['entry']!));
+    writeFileSync(note, 'mkdir: Read-only file system\n');
+    chownSync(note, alice.uid, alice.gid);
+    for (const isolation of ['shared', 'overlay'] as const) {
+      node.writeFacts({ isolation });
+      const again = await node.node.prolog({ ...job, id: 8 });
+      assert.is(again.line['result'], 'reused');
+      const reason = /isolation=shared.*: mkdir: Read-only file system$/;
+      if (isolation === 'shared') assert.match(again.line['reason']!, reason);
+      else assert.is(again.line['reason'], undefined);
+    }
+    for (const id of [7, 8]) await node.node.epilog({ id, user: alice });
+    await node.node.gc();
+    assert.ok(existsSync(note));
+    rmSync(node.node.entryPath(alice, line['entry']!), { recursive: true });
+    await node.node.gc();
+    assert.not(existsSync(note));
+  },
+);
+
+shared(
   'a writable container is unpacked; whether it is one, enroot.conf says as it says to enroot',
   async () => {
     await using node = await WrapperNode.start();

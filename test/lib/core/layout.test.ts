@@ -18,10 +18,12 @@ import {
   parseIdName,
   parsePartialName,
   parseStubDirectoryName,
+  parseUnsharedName,
   partialName,
   nodeFactsPath,
   stubMarkPath,
   trashPath,
+  unsharedName,
   userPath,
 } from '../../../lib/core/layout.ts';
 import { forAll } from '../../helpers/property.ts';
@@ -78,6 +80,7 @@ names('parse back to what they were made of', () => {
     assert.ok(isEntryNameOf(uid, entry));
     assert.is(parseEntryDirectoryName(uid, directoryName(entry)), entry);
     assert.equal(parseCreateLockName(createLockName(entry)), { entry });
+    assert.equal(parseUnsharedName(unsharedName(entry)), { entry });
     assert.equal(parsePartialName(partialName(entry, jobId, nonce)), { entry, jobId });
     assert.is(parseIdName(String(uid)), uid);
   });
@@ -88,6 +91,7 @@ names('of one kind are never of another', () => {
     name,
     directoryName(name),
     createLockName(name),
+    unsharedName(name),
     partialName(name, 42, 'a'),
     '.pyxis_7.0',
     '1000',
@@ -96,6 +100,7 @@ names('of one kind are never of another', () => {
     (text: string) => isEntryNameOf(1000, text),
     (text: string) => parseEntryDirectoryName(1000, text) !== undefined,
     (text: string) => parseCreateLockName(text) !== undefined,
+    (text: string) => parseUnsharedName(text) !== undefined,
     (text: string) => parsePartialName(text) !== undefined,
     (text: string) => parseStubDirectoryName(text) !== undefined,
     (text: string) => parseIdName(text) !== undefined,
