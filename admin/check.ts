@@ -11,10 +11,12 @@ import type { Environment } from '../lib/core/job.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import { findSlurmd } from '../lib/system/slurmd.ts';
 import { checkBase } from './checks/base.ts';
+import { checkCleaners } from './checks/cleaners.ts';
 import { checkConfig } from './checks/config.ts';
 import { findOwnExecutable, type Check, type CheckContext } from './checks/context.ts';
 import { checkEnrootFiles } from './checks/enroot-files.ts';
 import { checkClock, checkLeftovers } from './checks/leftovers.ts';
+import { checkNamespace } from './checks/namespace.ts';
 import { checkNodeFacts } from './checks/node-facts.ts';
 import { checkPrograms } from './checks/programs.ts';
 import { checkPyxis } from './checks/pyxis.ts';
@@ -37,6 +39,8 @@ const checks: Readonly<Record<string, Check>> = {
   wrapper: checkWrapper,
   'mounts.d': checkEnrootFiles,
   pyxis: checkPyxis,
+  namespace: checkNamespace,
+  cleaners: checkCleaners,
   clock: checkClock,
   leftovers: checkLeftovers,
   node: checkNodeFacts,

@@ -151,9 +151,13 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .command(
       'verify [entry..]',
       'Compare entries with their images: names, types, sizes, times; without a name, all of them',
-      (command) => command.positional('entry', anyEntries).option('json', json),
-      async ({ entry, json: asJson }) => {
-        exitCode = await runVerify({ entries: entry, json: asJson });
+      (command) =>
+        command
+          .positional('entry', anyEntries)
+          .option('json', json)
+          .option('background', { type: 'boolean', default: false, hidden: true }),
+      async ({ entry, json: asJson, background }) => {
+        exitCode = await runVerify({ entries: entry, json: asJson, background });
       },
     )
     .command(

@@ -1,16 +1,21 @@
 /** `container-cache gc`: one collection by hand, or its plan. Prolog and Epilog start it with `--background`. */
-import { closeSync } from 'node:fs';
+import { closeSync, readdirSync } from 'node:fs';
 import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';
-import { blocksUsedPercent, inodesUsedPercent } from '../lib/core/gc-plan.ts';
+import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../lib/core/gc-plan.ts';
+import { trashName } from '../lib/core/layout.ts';
+import { formatCount } from '../lib/core/readable.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
 import { recordEvents } from '../lib/store/events.ts';
-import { releaseOverdueLeases } from '../lib/store/overdue.ts';
+import type { LeaseRecord } from '../lib/core/lease-record.ts';
+import { findOverdueLeases, releaseOverdueLeases } from '../lib/store/overdue.ts';
 import { pinnedNames } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
+import { inDirectory, type Directory } from '../lib/system/directory.ts';
+import { isGone, unlessErrno } from '../lib/system/errno.ts';
 import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
@@ -54,8 +59,11 @@ export async function runGc(options: GcOptions): Promise<number> {
     };
     if (options.dryRun) {
       const forecast = forecastCollection(request);
+      const overdue = await findOverdueLeases(settings.runtimePath);
       process.stdout.write(
-        options.json ? `${JSON.stringify(forecast)}\n` : describeForecast(forecast, settings),
+        options.json
+          ? `${JSON.stringify({ ...forecast, overdue })}\n`
+          : describeForecast(forecast, overdue, countTrash(base), options, settings),
       );
       return 0;
     }
@@ -71,11 +79,36 @@ export async function runGc(options: GcOptions): Promise<number> {
   }
 }
 
-function describeForecast({ usage, due, plan }: Forecast, settings: Settings): string {
+/** Trees that were evicted or left behind: any collection deletes them first. */
+function countTrash(base: Directory): number {
+  const names = unlessErrno(isGone, () => readdirSync(inDirectory(base, trashName)));
+  return names?.length ?? 0;
+}
+
+function describeForecast(
+  { usage, due, plan }: Forecast,
+  overdue: readonly LeaseRecord[],
+  trees: number,
+  { force }: GcOptions,
+  settings: Settings,
+): string {
+  const isForced = force && usedPercent(usage) < settings.gcHighPercent;
+  const verdict = due
+    ? isForced
+      ? 'No collection is due; --force collects all the same.'
+      : 'A collection is due.'
+    : isForced
+      ? 'No collection is due, and --force evicts nothing: usage is below the low watermark.'
+      : 'No collection is due.';
   const lines = [
     `blocks ${blocksUsedPercent(usage).toFixed(1)} % used, inodes ${inodesUsedPercent(usage).toFixed(1)} % used; ` +
       `collects at ${settings.gcHighPercent} %, down to below ${settings.gcLowPercent} %`,
-    due ? 'A collection is due.' : 'No collection is due.',
+    verdict,
+    ...(trees > 0 ? [`trash  ${formatCount(trees)} left in ${trashName} are deleted first`] : []),
+    ...overdue.map(
+      ({ jobId, uid }) =>
+        `lease  job=${jobId} uid=${uid} is over for slurmctld: released first, and its entries may go`,
+    ),
   ];
   const describe = (entry: (typeof plan.evict)[number]): string =>
     formatLogLine('', {

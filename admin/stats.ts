@@ -45,6 +45,12 @@ export function runStats({ since, json }: StatsOptions): Promise<number> {
   });
 }
 
+const sourceTitles: Readonly<Record<(typeof startSources)[number], string>> = {
+  job: 'JOBS',
+  step: 'STEPS',
+  warm: 'WARM',
+};
+
 const resultTitles: Readonly<Record<StartResult, string>> = {
   reused: 'from the cache',
   waited: "waited for another job's unpack",
@@ -67,6 +73,7 @@ function toJson({ starts, evictions, collections }: Counters, nowMs: number): un
     untilMs: nowMs,
     jobs: ofSource(starts.job),
     steps: ofSource(starts.step),
+    warm: ofSource(starts.warm),
     evictions: Object.fromEntries(evictionReasons.map((reason) => [reason, evictions[reason] ?? 0])),
     collections,
   };
@@ -99,7 +106,7 @@ function describe(counters: Counters, nowMs: number): string {
       .filter((code) => startSources.some((source) => (starts[source].codes[code] ?? 0) > 0))
       .map((code) => row(`    ${code}`, ({ codes }) => codes[code] ?? 0));
   const rows = [
-    ['', 'JOBS', 'STEPS'],
+    ['', ...startSources.map((source) => sourceTitles[source])],
     ['containers', ...cells(startSources.map(total))],
     ...results.flatMap((result) => [
       row(`  ${resultTitles[result]}`, (one) => one.results[result] ?? 0),
@@ -114,7 +121,10 @@ function describe(counters: Counters, nowMs: number): string {
   return [
     `Since ${new Date(sinceMs).toISOString().slice(0, 16)}Z (${formatDuration(nowMs - sinceMs)}; ${keptDays} days are kept)`,
     '',
-    ...renderTable(rows, [1, 2]),
+    ...renderTable(
+      rows,
+      startSources.map((_, index) => index + 1),
+    ),
     '',
     `hit ratio  ${served === 0 ? '-' : `${((100 * hits) / served).toFixed(1)} %`}`,
     `unpacking  ${formatDuration(sum(({ unpackMs }) => unpackMs))} spent, ${formatDuration(sum(({ savedMs }) => savedMs))} saved`,

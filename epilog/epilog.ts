@@ -24,14 +24,14 @@ import {
 } from '../lib/core/settings.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
-import { touchEntry } from '../lib/store/held-entry.ts';
+import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
-import { startBackgroundCollector, startWarming } from '../lib/system/background.ts';
+import { startBackgroundCollector, startInBackground, startWarming } from '../lib/system/background.ts';
 import { readNames, type Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
@@ -95,9 +95,17 @@ export async function runEpilog(environment: Environment = process.env): Promise
     unpacking: report.imagesStarted > 0 ? report.imagesStarted : undefined,
     gc: report.collectorStarted ? 'started' : undefined,
     code: errors.length > 0 ? faultCode(errors[0]) : undefined,
-    reason: errors.length > 0 ? errors.map(describeError).join('; ') : undefined,
+    reason: errors.length > 0 ? describeError(errors[0]) : undefined,
     total_ms: Math.round(performance.now()),
   });
+  for (const error of errors.slice(1))
+    log.write(isFaultOfNode(error) ? 'error' : 'warning', 'epilog', {
+      job: job?.jobId,
+      uid: job?.uid,
+      result: 'failed',
+      code: faultCode(error),
+      reason: describeError(error),
+    });
   const logged = log.flush();
   if (parsed.settings !== undefined)
     recordEvents(
@@ -113,7 +121,7 @@ function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, r
   // Without a configuration there still may be a holder, and its lease where leases are by default.
   const runtimePath = parsed.settings?.runtimePath ?? defaultRuntimePath;
   attempt(report, () => {
-    markUsed(job, parsed.settings, runtimePath);
+    markUsed(job, parsed.settings, runtimePath, environment['CONTAINER_CACHE_CONF']);
   });
   attempt(report, () => {
     const { record, stopped } = releaseLease(runtimePath, job.jobId);
@@ -152,12 +160,22 @@ function attempt(report: Report, step: () => void): void {
 }
 
 /** Before the release, so that the collector never sees an entry that is neither held nor just used. */
-function markUsed(job: Job, settings: Settings | undefined, runtimePath: string): void {
+function markUsed(
+  job: Job,
+  settings: Settings | undefined,
+  runtimePath: string,
+  configPath: string | undefined,
+): void {
   const record = readLease(runtimePath, job.jobId);
   if (record === undefined || settings === undefined) return;
   if (hasMounts(userPath(settings.basePath, record.uid), readMounts())) return;
   const user = { uid: record.uid, gid: job.gid };
   for (const name of record.entries) touchEntry(user, entryPath(settings.basePath, record.uid, name));
+  const due = record.entries.filter((name) =>
+    claimVerification(user, entryPath(settings.basePath, record.uid, name)),
+  );
+  // At the lowest priority: it reads the names of all files, once a day.
+  if (due.length > 0) startInBackground(['verify', '--background', ...due], configPath, '/');
 }
 
 function sweepBase(job: Job, settings: Settings, environment: Environment, report: Report): void {

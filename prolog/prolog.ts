@@ -74,6 +74,8 @@ export async function runProlog(environment: Environment = process.env): Promise
     outcome = { job, acquired: undefined, warning: undefined, error };
   }
   logOutcome(log, outcome);
+  if (job !== undefined && outcome.error !== undefined && isFaultOfNode(outcome.error))
+    await warnOfDataPath(log, job, parsed.enrootSysconfPath, outcome.error);
   const logged = log.flush();
   if (job?.container !== undefined && parsed.settings !== undefined)
     recordEvents(parsed.settings.statePath, [startEvent('job', outcome.acquired, outcome.error)]);
@@ -115,6 +117,13 @@ async function unlessOver<T>(jobId: number, environment: Environment, work: Prom
   } finally {
     clearTimeout(timer);
   }
+}
+
+/** Only our Prolog makes a user directory in the base: what else needs it while we do not, should be known. */
+async function warnOfDataPath(log: Log, job: Job, sysconfPath: string, error: unknown): Promise<void> {
+  const { describeDataPathHazard } = await import('../lib/store/data-path.ts');
+  const reason = describeDataPathHazard(sysconfPath, job, error);
+  if (reason !== undefined) log.write('warning', 'data-path', { job: job.jobId, uid: job.uid, reason });
 }
 
 export type Prepared = Pick<Outcome, 'acquired' | 'warning'> & Partial<Pick<Outcome, 'error' | 'keptEntry'>>;
@@ -259,7 +268,9 @@ async function serve(
   }
   const warning = source.kind === 'registry' ? source.warning : undefined;
   const useless = context.isShared ? whyUnshared(context, acquired.entry.name) : undefined;
-  return { acquired, warning: warning ?? useless };
+  const damage =
+    acquired.damage === undefined ? undefined : `the entry was damaged and is made anew: ${acquired.damage}`;
+  return { acquired, warning: damage ?? warning ?? useless };
 }
 
 const longestNoteBytes = 4096;

@@ -59,7 +59,7 @@ export const checkBase: Check = async (context) => {
 };
 
 const faultRemedy = (basePath: string): string =>
-  `mount what is not mounted; for each directory down to ${basePath}: chown root, chmod go-w, no symlink`;
+  `what is said above; for each directory down to ${basePath}: its disk mounted, root's, sticky (chmod +t) if others may write it, no symlink`;
 
 /** @returns undefined for an ordinary disk */
 function diskFinding(basePath: string, filesystem: string): Finding | undefined {

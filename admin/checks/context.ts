@@ -95,6 +95,4 @@ export function installDirectory({ executable }: Pick<CheckContext, 'executable'
 }
 
 /** What to do about a path that others can change. */
-export function ownershipRemedy({ path }: PathFault): string {
-  return `chown root ${path} && chmod go-w ${path}`;
-}
+export const ownershipRemedy = ({ cure }: PathFault): string => cure;

@@ -3,13 +3,13 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import {
+  dataPathLine,
   isOurMountsFile,
   mountsBefore,
   parseEnrootConf,
   type EnrootSetting,
 } from '../../lib/core/enroot-conf.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
-import { userPath } from '../../lib/core/layout.ts';
 import { mountsFileName } from '../../lib/store/node-facts.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
@@ -36,7 +36,7 @@ export const checkEnrootFiles: Check = async (context) => {
     isolation === 'shared' || isolation === 'off'
       ? report.ok(`not needed: isolation=${isolation}`)
       : await mountsFinding(context);
-  return [mounts, await dataPathFinding(context)];
+  return [mounts, ...(await dataPathFindings(context))];
 };
 
 async function mountsFinding(context: CheckContext): Promise<Finding> {
@@ -74,25 +74,43 @@ async function mountsFinding(context: CheckContext): Promise<Finding> {
   return report.ok(`${path} is the first there`);
 }
 
-/** Containers of users lie where enroot.conf says, the cache's where we say: it is best if that is one place. */
-async function dataPathFinding({ settings }: CheckContext): Promise<Finding> {
-  const lines = await readEnrootConf(settings.enrootSysconfPath);
+/**
+ * Where containers lie that are not from the cache: asked for a user who is new to this node, in a job and in the epilog of pyxis, which has
+ * no HOME. Both must work while we do not.
+ */
+async function dataPathFindings({ settings }: CheckContext): Promise<Finding[]> {
+  const { basePath, enrootSysconfPath } = settings;
+  const conf = `${enrootSysconfPath}/enroot.conf`;
   const uid = isRoot() ? nobody.uid : (process.getuid?.() ?? nobody.uid);
-  const found = await evaluate(lines);
-  const wanted = userPath(settings.basePath, uid);
-  const remedy = `in ${settings.enrootSysconfPath}/enroot.conf: ENROOT_DATA_PATH ${settings.basePath}/$(id -u)`;
+  const remedy = `in ${conf}, before other lines for it: ${dataPathLine(basePath)}`;
+  const found = await evaluate(await readEnrootConf(enrootSysconfPath));
   if (found === undefined)
-    return reportData.bad(
-      `the shell cannot evaluate ${settings.enrootSysconfPath}/enroot.conf for uid ${uid}`,
-      remedy,
+    return [reportData.bad(`the shell cannot evaluate ${conf} for uid ${uid}`, remedy)];
+  const { inJob, inEpilog, problem } = found;
+  const findings: Finding[] = [];
+  if (inJob !== inEpilog)
+    findings.push(
+      reportData.warn(
+        `its data path is ${inJob} in a job and ${inEpilog} in pyxis' epilog, which has no HOME: what the one makes the other does not find`,
+        `use neither HOME nor variables of the job in ${conf}; or ${remedy}`,
+      ),
     );
-  if (found.replace(/\/+$/, '') === wanted) return reportData.ok(`its data path is ${wanted} for uid ${uid}`);
-  return reportData.warn(
-    `its data path is ${found} for uid ${uid}, the cache's ${wanted}: named containers and what a user sees by ` +
-      '"enroot list" lie apart from the cache, and with container_scope=job the stubs are removed by our Epilog alone',
-    `leave it, or ${remedy}`,
-  );
+  if (problem !== '')
+    findings.push(
+      reportData.warn(
+        isBelow(basePath, inJob)
+          ? `its data path is ${inJob} for uid ${uid}, which only our Prolog makes: while it does not (a typo in the configuration, a disk that is ` +
+              "not mounted, a removal), enroot fails for who is new here, and with container_scope=job pyxis' epilog drains the node"
+          : `its data path is ${inJob} for uid ${uid}, which cannot be made: ${problem}`,
+        isBelow(basePath, inJob) ? remedy : `nothing, if a Prolog of yours makes it; else ${remedy}`,
+      ),
+    );
+  if (findings.length === 0)
+    findings.push(reportData.ok(`its data path is ${inJob} for uid ${uid}, who is new to this node`));
+  return findings;
 }
+
+const isBelow = (directory: string, path: string): boolean => `${path}/`.startsWith(`${directory}/`);
 
 /** enroot.conf first, then enroot.conf.d/*.conf in the order of their names. */
 async function readEnrootConf(sysconfPath: string): Promise<EnrootSetting[]> {
@@ -108,20 +126,47 @@ async function readEnrootConf(sysconfPath: string): Promise<EnrootSetting[]> {
   return settings;
 }
 
-/** As enroot does it: the first value of a key counts, and later ones may refer to it. */
+/**
+ * As enroot does it, with the options of its shell: of a key the first value counts that is not empty, and later lines may refer to it. Once
+ * for the epilog, without HOME, and once for a job. Nothing is made: `mkdir -p` fails where the nearest directory cannot be written.
+ */
 const evaluationScript = `
-while [ $# -ge 2 ]; do
-  if [ -z "\${!1-}" ]; then
-    value=$(eval "echo $2") || exit 1
-    export "$1=$value"
-  fi
-  shift 2
-done
-printf '%s' "\${ENROOT_DATA_PATH:-\${XDG_DATA_HOME:-$HOME/.local/share}/enroot}"`;
+set -euo pipefail
+printf '%s %s\\n' "$@" | bash -n
+data_path() (
+  while [ $# -ge 2 ]; do
+    value=$(eval "echo $2" 2>/dev/null) || true
+    [ -n "\${!1-}" ] || export "$1=$value"
+    shift 2
+  done
+  printf '%s\\n' "\${ENROOT_DATA_PATH:-\${XDG_DATA_HOME:-\${HOME:-$(echo ~)}/.local/share}/enroot}"
+)
+home=$(unset HOME; echo ~)
+job=$(export HOME="$home"; data_path "$@")
+unset HOME
+epilog=$(data_path "$@")
+problem=
+nearest=$job
+while [ ! -e "$nearest" ] && [ ! -L "$nearest" ]; do nearest=$(dirname "$nearest"); done
+if [ "\${job#"$home"/}" != "$job" ]; then :
+elif [ ! -d "$nearest" ]; then problem="$nearest is no directory"
+elif [ "$nearest" != "$job" ] && { [ ! -w "$nearest" ] || [ ! -x "$nearest" ]; }; then problem="$nearest cannot be written"
+fi
+printf '%s\\n%s\\n%s\\n' "$job" "$epilog" "$problem"`;
+
+interface DataPath {
+  readonly inJob: string;
+  readonly inEpilog: string;
+  /** Why it could not be made; empty: it could, or it is in the user's home directory. */
+  readonly problem: string;
+}
 
 /** @returns undefined if the shell fails */
-function evaluate(settings: readonly EnrootSetting[]): Promise<string | undefined> {
+async function evaluate(settings: readonly EnrootSetting[]): Promise<DataPath | undefined> {
   const pairs = settings.flatMap(({ key, value }) => [key, value]);
-  const environment = { HOME: '/home/nobody', USER: 'nobody' };
-  return runAsAnybody('bash', ['-c', evaluationScript, 'bash', ...pairs], environment);
+  const output = await runAsAnybody('bash', ['-c', evaluationScript, 'bash', ...pairs], { USER: 'nobody' });
+  const [inJob, inEpilog, problem = ''] = output?.split('\n') ?? [];
+  return inJob === undefined || inEpilog === undefined || inJob === ''
+    ? undefined
+    : { inJob, inEpilog, problem };
 }

@@ -16,7 +16,7 @@ export type Identity =
 const longestScriptBytes = 256 * 1024;
 const mark = 'container-cache';
 /** What a path in a script may hold without quotes, and the word after it. */
-const pathInScript = /(\/[\w./@%+=:,-]+)(?:["']?[ \t]+([\w-]+))?/g;
+export const pathInScript = /(\/[\w./@%+=:,-]+)(?:["']?[ \t]+([\w-]+))?/g;
 
 /**
  * Nothing is executed to find out: a Prolog may do anything.
@@ -44,7 +44,8 @@ export function identify(executable: string | undefined, path: string, program: 
   return { kind: 'foreign' };
 }
 
-function readScript(path: string): string | undefined {
+/** @returns undefined: no script, or not ours to read */
+export function readScript(path: string): string | undefined {
   try {
     const text = readSmallFile(realpathSync(path), longestScriptBytes);
     return text?.startsWith('#!') === true ? text : undefined;

@@ -6,6 +6,7 @@ import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { createLimitMs } from '../../lib/core/settings.ts';
 import {
   batchStartTimeoutSeconds,
+  messageTimeoutSeconds,
   prologTimeoutSeconds,
   runsAtAllocation,
   runsSerially,
@@ -66,7 +67,7 @@ async function programFindings(
 }
 
 /** What slurmd would run for a value: the file, or what matches the pattern (glob(7)). */
-async function expand({ slurm }: CheckContext, value: string): Promise<string[]> {
+export async function expand({ slurm }: Pick<CheckContext, 'slurm'>, value: string): Promise<string[]> {
   // A name without a slash is looked for beside slurm.conf.
   const path = value.startsWith('/') ? value : join(dirname(slurm?.path ?? '/etc/slurm/slurm.conf'), value);
   if (!/[*?[]/.test(path)) return [path];
@@ -166,6 +167,7 @@ function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[]
           `BatchStartTimeout is ${start} s; the first job with an image may take ${limit} to start`,
           `in slurm.conf: BatchStartTimeout=${2 * limitSeconds}`,
         ),
+    messageFinding(conf, limitSeconds),
     prolog === undefined
       ? report.ok('slurmd sets the Prolog no time limit')
       : prolog > limitSeconds
@@ -176,6 +178,16 @@ function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[]
               'or a shorter create_timeout',
           ),
   ];
+}
+
+/** slurmd tells srun when its Prolog takes about as long as MessageTimeout. Nothing else comes of it. */
+function messageFinding(conf: SlurmConf, limitSeconds: number): Finding {
+  const seconds = messageTimeoutSeconds(conf);
+  if (seconds > limitSeconds) return report.ok(`MessageTimeout=${seconds}`);
+  return report.ok(
+    `MessageTimeout is ${seconds} s: of a Prolog that unpacks for longer srun prints "Prolog hung on node", which is harmless: ` +
+      'nothing is stopped, and with create_mode=background no Prolog takes that long',
+  );
 }
 
 /** What is wrong with a TaskProlog fails every task, so it had better not be there. */
@@ -222,7 +234,7 @@ async function isMountedInContainers({ settings }: CheckContext, path: string): 
 
 const versionLimitMs = 10_000;
 
-async function findSlurmVersion(): Promise<Version | undefined> {
+export async function findSlurmVersion(): Promise<Version | undefined> {
   for (const file of ['slurmd', 'scontrol']) {
     try {
       const { stdout } = await run({ file, args: ['-V'], timeoutMs: versionLimitMs });

@@ -23,6 +23,26 @@ export function parseEnrootConf(text: string): EnrootSetting[] {
   });
 }
 
+/**
+ * Where containers of a user lie by the first ENROOT_DATA_PATH, if that can be told without a shell: `/raid/data/$(id -u)`.
+ *
+ * @returns undefined: there is none, or only the shell can tell; a line that tests what it names is among those
+ */
+export function plainDataPath(settings: readonly EnrootSetting[], uid: number): string | undefined {
+  const value = settings.find(({ key }) => key === 'ENROOT_DATA_PATH')?.value ?? '';
+  const path = value
+    .replace(/^(["'])(.*)\1$/, '$2')
+    .replaceAll(/\$\(id -u\)|`id -u`|\$\{?E?UID\b\}?|\$\{?SLURM_JOB_UID\b\}?/g, String(uid));
+  return /^(?:\/[\w.@%+=:,-]+)+\/?$/.test(path) ? withoutLastSlashes(path) : undefined;
+}
+
+/**
+ * The line of enroot.conf that we recommend: the user's directory in the base if it is there and can be written; else nothing, and of a
+ * value that is empty enroot takes the next one, or its own default (enroot's config::export, 3.4 to 4.1).
+ */
+export const dataPathLine = (basePath: string): string =>
+  `ENROOT_DATA_PATH $(d=${basePath}/$(id -u) && test -w $d && echo $d)`;
+
 /** The only line of our file in mounts.d; enroot puts the variable's value in its place. */
 const mountsLine = '${CONTAINER_CACHE_FSTAB}';
 

@@ -4,6 +4,7 @@
  */
 
 import { isAmount, parseJsonObject } from './json.ts';
+import { parseWatched, type WatchedDirectory } from './watched-directories.ts';
 
 export interface EntryMetadata {
   /** The image as the job named it. */
@@ -15,6 +16,8 @@ export interface EntryMetadata {
   readonly inodes: number;
   /** The boot in which it was made: until it is settled, it is good for that one only. */
   readonly bootId: string | undefined;
+  /** What some directories of it were like when it was published; undefined: nobody looked. */
+  readonly watched?: readonly WatchedDirectory[] | undefined;
 }
 
 /** The lock file's mode: of a new entry, and of one that is on the disk as a whole. */
@@ -24,8 +27,11 @@ export const settledLockMode = 0o400;
 /** Whether an entry outlives a power loss: what is written stays in memory for half a minute. */
 export const isSettled = (lockMode: number): boolean => (lockMode & 0o200) === 0;
 
-/** An image path of PATH_MAX bytes, all of them escaped to six, fits. */
-export const longestEntryMetadataBytes = 32 * 1024;
+/** An image path of PATH_MAX bytes, all of them escaped to six, fits, and the watched directories. */
+export const longestEntryMetadataBytes = 40 * 1024;
+
+/** In place of a boot: of no boot ever, so that an entry that is not settled is good for none. */
+export const damagedBootId = 'damaged';
 
 export function formatEntryMetadata(metadata: EntryMetadata): string {
   return `${JSON.stringify({ version: 1, ...metadata })}\n`;
@@ -36,6 +42,7 @@ export function parseEntryMetadata(text: string): EntryMetadata | undefined {
   const value = parseJsonObject(text);
   if (value === undefined) return undefined;
   const { version, image, createdAtMs, unpackMs, bytes, inodes, bootId } = value;
+  const watched = parseWatched(value['watched']);
   if (version !== 1 || typeof image !== 'string') return undefined;
   if (!isAmount(createdAtMs) || !isAmount(unpackMs) || !isAmount(bytes) || !isAmount(inodes))
     return undefined;
@@ -46,5 +53,6 @@ export function parseEntryMetadata(text: string): EntryMetadata | undefined {
     bytes,
     inodes,
     bootId: typeof bootId === 'string' ? bootId : undefined,
+    ...(watched === undefined ? {} : { watched }),
   };
 }

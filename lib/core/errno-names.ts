@@ -30,3 +30,11 @@ export function errnoName(errno: number): string | undefined {
   const name = names[Math.abs(errno) - 1];
   return name === '-' ? undefined : name;
 }
+
+/** A message of Node, with the names of the error numbers that Node does not know. */
+export function nameErrnos(message: string): string {
+  return message.replace(
+    /Unknown system error -?(\d{1,5})(?:: Unknown system error -?\1)?/g,
+    (text, number: string) => errnoName(Number(number)) ?? text,
+  );
+}

@@ -3,7 +3,7 @@
  * would drain a node for one user's mistake or malice: whatever a user can bring about is a job's fault, also what a user can use
  * up for everybody (a disk, processes, memory). Anything else that is thrown is a bug of ours.
  */
-import { errnoName } from './errno-names.ts';
+import { errnoName, nameErrnos } from './errno-names.ts';
 
 /** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
 export const bypassCodes = [
@@ -120,9 +120,14 @@ function chainOf(error: unknown): unknown[] {
   return chain;
 }
 
-/** The message of an error and of its causes, outermost first, as one line. */
+/** The message of an error and of its causes, outermost first, as one line. What was said already is not said again. */
 export function describeError(error: unknown): string {
-  return chainOf(error)
-    .map((one) => (one instanceof Error ? one.message : typeof one === 'string' ? one : 'unknown error'))
-    .join(': ');
+  const said: string[] = [];
+  for (const one of chainOf(error)) {
+    const message = one instanceof Error ? one.message : typeof one === 'string' ? one : 'unknown error';
+    const text = nameErrnos(message);
+    if (text === '' || said.some((earlier) => earlier.includes(text))) continue;
+    said.push(text);
+  }
+  return said.join(': ');
 }

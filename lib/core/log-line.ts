@@ -13,11 +13,17 @@ const longestLine = 2048;
 export function formatLogLine(word: string, fields: Readonly<Record<string, LogValue>>): string {
   const parts = [word];
   for (const [key, value] of Object.entries(fields)) {
-    if (value !== undefined) parts.push(`${key}=${typeof value === 'number' ? value : formatValue(value)}`);
+    if (value !== undefined)
+      parts.push(`${key}=${typeof value === 'number' ? formatNumber(value) : formatValue(value)}`);
   }
   const line = parts.join(' ');
   return line.length > longestLine ? `${line.slice(0, longestLine - 1)}…` : line;
 }
+
+/** Times and sizes come from divisions and clocks: nobody wants to read their fractions. */
+const formatNumber = (value: number): string =>
+  // Plus 0: no minus before a zero.
+  Number.isFinite(value) ? String(Math.round(value) + 0) : '-';
 
 function formatValue(value: string): string {
   const text = shorten(escapeControls(value));

@@ -6,6 +6,7 @@
  */
 import { isFaultOfNode, NodeFault } from './faults.ts';
 import { escapeControls } from './log-line.ts';
+import { nearestWord } from './nearest-word.ts';
 
 export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 
@@ -165,6 +166,7 @@ export interface ParsedSettings {
   /** Valid even if the rest is not: the failure policy must be known to report a failure. */
   readonly onFailure: OnFailure;
   readonly logTarget: LogTarget;
+  readonly enrootSysconfPath: string;
   readonly problems: readonly string[];
 }
 
@@ -190,7 +192,9 @@ export function parseSettings(text: string, file: string): ParsedSettings {
     const key = line.slice(0, separator).trim();
     const value = line.slice(separator + 1).trim();
     if (!isKey(key)) {
-      problems.push(`${where}: unknown key ${quoted(key)}, want one of ${settingKeys.join(', ')}`);
+      const nearest = nearestWord(key, settingKeys);
+      const hint = nearest === undefined ? 'container-cache.conf(5) has all of them' : `is it ${nearest}?`;
+      problems.push(`${where}: unknown key ${quoted(key)}; ${hint}`);
       return;
     }
     const earlier = lineOf.get(key);
@@ -230,8 +234,9 @@ export function parseSettings(text: string, file: string): ParsedSettings {
   }
   const onFailure = values.on_failure ?? 'continue';
   const logTarget = values.log_target ?? 'syslog';
+  const enrootSysconfPath = values.enroot_sysconf_path ?? '/etc/enroot';
   if (basePath === undefined || problems.length > 0)
-    return { settings: undefined, onFailure, logTarget, problems };
+    return { settings: undefined, onFailure, logTarget, enrootSysconfPath, problems };
   return {
     settings: {
       basePath,
@@ -244,7 +249,7 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       imageFreshness: values.image_freshness ?? 'always',
       onFailure,
       isolation: values.isolation ?? 'auto',
-      enrootSysconfPath: values.enroot_sysconf_path ?? '/etc/enroot',
+      enrootSysconfPath,
       enrootPath: values.enroot_path,
       runtimePath: values.runtime_dir ?? defaultRuntimePath,
       statePath: values.state_dir ?? '/var/lib/container-cache',
@@ -255,6 +260,7 @@ export function parseSettings(text: string, file: string): ParsedSettings {
     },
     onFailure,
     logTarget,
+    enrootSysconfPath,
     problems,
   };
 }
@@ -271,10 +277,12 @@ export function exitCodeOf(errors: readonly unknown[], onFailure: OnFailure): 0 
   return onFailure === 'fail' && errors.some(isFaultOfNode) ? 1 : 0;
 }
 
-/** @throws NodeFault BAD_CONFIG naming every problem of the file */
+/** @throws NodeFault BAD_CONFIG naming the first problem of the file; `container-cache check` names all */
 export function requireSettings(parsed: ParsedSettings): Settings {
-  if (parsed.settings === undefined) throw new NodeFault('BAD_CONFIG', parsed.problems.join('; '));
-  return parsed.settings;
+  if (parsed.settings !== undefined) return parsed.settings;
+  const [first = 'it cannot be read', ...others] = parsed.problems;
+  const more = others.length === 0 ? '' : ` (and ${others.length} more: container-cache check)`;
+  throw new NodeFault('BAD_CONFIG', `${first}${more}`);
 }
 
 const longestQuote = 80;

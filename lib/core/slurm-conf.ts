@@ -135,6 +135,14 @@ export function batchStartTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number 
   return Number.isNaN(seconds) ? defaultBatchStartTimeoutSeconds : seconds;
 }
 
+export const defaultMessageTimeoutSeconds = 10;
+
+/** Seconds after which, less two, slurmd has srun print "Prolog hung on node". */
+export function messageTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number {
+  const seconds = Number.parseInt(conf.last('MessageTimeout') ?? '', 10);
+  return Number.isNaN(seconds) ? defaultMessageTimeoutSeconds : seconds;
+}
+
 /**
  * Whether a TaskProlog under pyxis needs slurmstepd's own libraries inside the container: from Slurm 24.11 until 25.05
  * slurmstepd executes itself again for it (NVIDIA/pyxis issue 163).

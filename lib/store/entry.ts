@@ -27,14 +27,17 @@ import { faultCode, isUsedUp, JobFault } from '../core/faults.ts';
 import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
 import { createLockName, directoryName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
+import type { WatchedDirectory } from '../core/watched-directories.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
 import { bootId } from '../system/boot.ts';
+import { withDirectory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
 import { holdEntry, type HeldEntry } from './held-entry.ts';
+import { pickWatched } from './watched-directories.ts';
 import { uniqueHex } from '../system/unique.ts';
 
 export interface AcquireRequest {
@@ -95,6 +98,8 @@ export interface Acquired {
   readonly entry: HeldEntry;
   readonly result: AcquireResult;
   readonly unpackMs: number | undefined;
+  /** Why an entry that was there could not be used and was made anew. */
+  readonly damage?: string | undefined;
 }
 
 /**
@@ -155,8 +160,9 @@ const mostRounds = 5;
 function hold(
   { user, userPath }: Pick<AcquireRequest, 'user' | 'userPath'>,
   name: string,
+  onDamage?: (what: string) => void,
 ): Promise<HeldEntry | undefined> {
-  return holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts());
+  return holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts(), onDamage);
 }
 
 async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
@@ -164,11 +170,15 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   const startedAtMs = performance.now();
   const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
   let hasWaited = false;
+  let damage: string | undefined;
+  const onDamage = (what: string): void => {
+    damage = what;
+  };
   let { name } = key;
   for (let round = 1; ; round++) {
     // Without a lock: of many that have the same image each under another path, none waits until another has read its own.
     name ??= await key.identify(remainingMs());
-    const found = name === undefined ? undefined : await hold(request, name);
+    const found = name === undefined ? undefined : await hold(request, name, onDamage);
     if (found !== undefined)
       return { entry: found, result: hasWaited ? 'waited' : 'reused', unpackMs: undefined };
 
@@ -182,10 +192,17 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
       if (made !== undefined)
         return { entry: made, result: waited ? 'waited' : 'reused', unpackMs: undefined };
       const creator = await request.creator();
+      // Before the unpack: one that is in use cannot be replaced.
+      if (name !== undefined && damage !== undefined) {
+        const damaged = name;
+        await underOwnLock(request, damaged, remainingMs, () => {
+          setDamagedAside(creator, request, damaged, damage);
+        });
+      }
       const unpackStartMs = performance.now();
       const { entry, isNew } = await createEntry(creator, request, name, remainingMs);
       return isNew
-        ? { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs) }
+        ? { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs), damage }
         : { entry, result: 'reused', unpackMs: undefined };
     } finally {
       closeSync(fd);
@@ -241,14 +258,19 @@ function openCreateLock(path: string): number {
  * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it is of a boot that is
  * over. Under the create lock nobody else deals with it.
  */
-function setDamagedAside(creator: EntryCreator, request: AcquireRequest, name: string): void {
+function setDamagedAside(
+  creator: EntryCreator,
+  request: AcquireRequest,
+  name: string,
+  damage?: string,
+): void {
   const path = `${request.userPath}/${directoryName(name)}`;
   const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
   if (!exists) return;
   if (creator.isMounted(directoryName(name))) {
     throw new JobFault(
       'ENTRY_DAMAGED',
-      `Cannot use entry "${path}": it has no lock file, and a process has it mounted`,
+      `Cannot use entry "${path}": ${damage ?? 'it has no lock file'}, and a process has it mounted`,
     );
   }
   const lock = withUserIds(request.user, () => unlessErrno(isGone, () => openRegularFile(lockPath(path))));
@@ -256,7 +278,7 @@ function setDamagedAside(creator: EntryCreator, request: AcquireRequest, name: s
     if (lock !== undefined && !tryFlock(lock, 'exclusive'))
       throw new JobFault(
         'ENTRY_DAMAGED',
-        `Cannot use entry "${path}": its lock file was changed, and it is in use`,
+        `Cannot use entry "${path}": ${damage ?? 'its lock file was changed'}, and it is in use`,
       );
     creator.discard(directoryName(name));
   } finally {
@@ -286,6 +308,7 @@ async function createEntry(
       createdAtMs: Date.now(),
       unpackMs: Math.round(performance.now() - startedAtMs),
       bootId: bootId(),
+      watched: watchQuietly(user, rootfsPath),
       ...space,
     });
     return await underOwnLock(request, name, remainingMs, async () => {
@@ -305,6 +328,15 @@ async function createEntry(
   } catch (error) {
     discardQuietly(creator, partial);
     throw error;
+  }
+}
+
+/** An entry that nobody watches is an entry all the same. */
+function watchQuietly(user: UserIds, rootfsPath: string): WatchedDirectory[] | undefined {
+  try {
+    return withUserIds(user, () => withDirectory(rootfsPath, pickWatched));
+  } catch {
+    return undefined;
   }
 }
 

@@ -5,14 +5,32 @@
  *   2. flock it shared, without waiting.
  *   3. Look whether the path still leads to the file that is locked.
  *   4. Unless its mode says that it is settled (entry.ts), look whether it was made since the boot.
+ *   5. Look whether names are missing in the directories that are watched (watched-directories.ts).
  *
  * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we were first) or
  * the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way is the user's own.
  */
-import { closeSync, fstatSync, futimesSync, lstatSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fstatSync,
+  ftruncateSync,
+  futimesSync,
+  lstatSync,
+  writeSync,
+} from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
 import { isUsedUp, JobFault } from '../core/faults.ts';
-import { isSettled, longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
+import {
+  damagedBootId,
+  formatEntryMetadata,
+  isSettled,
+  longestEntryMetadataBytes,
+  newLockMode,
+  parseEntryMetadata,
+  type EntryMetadata,
+} from '../core/entry-metadata.ts';
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
@@ -21,6 +39,7 @@ import { withDirectory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
+import { findHole } from './watched-directories.ts';
 
 export interface HeldEntry {
   readonly name: string;
@@ -46,13 +65,14 @@ export async function holdEntry(
   path: string,
   name: string,
   mounts: readonly Mount[],
+  onDamage?: (what: string) => void,
 ): Promise<HeldEntry | undefined> {
   if (hasMounts(path, mounts)) {
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
   }
   const deadlineMs = performance.now() + evictionLimitMs;
   for (;;) {
-    const attempt = withUserIds(user, () => tryHold(user, path));
+    const attempt = withUserIds(user, () => tryHold(user, path, onDamage));
     if (attempt === 'missing') return undefined;
     if (attempt !== 'refused') return { name, path, fd: attempt.fd };
     if (performance.now() > deadlineMs) {
@@ -65,7 +85,7 @@ export async function holdEntry(
   }
 }
 
-function tryHold(user: UserIds, path: string): Attempt {
+function tryHold(user: UserIds, path: string, onDamage?: (what: string) => void): Attempt {
   const entry = unlessErrno(isGone, () => lstatSync(path));
   if (entry === undefined) return 'missing';
   if (!entry.isDirectory() || entry.uid !== user.uid) {
@@ -82,8 +102,18 @@ function tryHold(user: UserIds, path: string): Attempt {
         `Cannot use entry "${path}": its lock file is not uid ${user.uid}'s own`,
       );
     }
+    const metadata = parseEntryMetadata(readStart(fd, longestEntryMetadataBytes).toString('utf8'));
     // After a power loss any file of it may be empty, this one too.
-    if (!isSettled(locked.mode) && !isOfThisBoot(fd)) return 'missing';
+    if (!isSettled(locked.mode) && !isOfThisBoot(metadata)) {
+      if (metadata?.bootId === damagedBootId) onDamage?.('files of it are missing');
+      return 'missing';
+    }
+    const { watched } = metadata ?? {};
+    const hole = watched && withDirectory(path, (directory) => findHole(directory, watched));
+    if (hole !== undefined) {
+      onDamage?.(hole);
+      return 'missing';
+    }
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
     isHeld = leadsTo(lockPath(path), fd);
@@ -93,9 +123,8 @@ function tryHold(user: UserIds, path: string): Attempt {
   }
 }
 
-function isOfThisBoot(fd: number): boolean {
+function isOfThisBoot(metadata: EntryMetadata | undefined): boolean {
   const boot = bootId();
-  const metadata = parseEntryMetadata(readStart(fd, longestEntryMetadataBytes).toString('utf8'));
   return boot === undefined || metadata?.bootId === boot;
 }
 
@@ -106,6 +135,52 @@ function openLockFile(entry: string): number {
     if (isGone.some((number) => number === errnoOf(cause)) || isUsedUp(cause)) throw cause;
     throw new JobFault('ENTRY_DAMAGED', `Cannot open the lock file of entry "${entry}"`, { cause });
   }
+}
+
+const verificationIntervalMs = 24 * 3600 * 1000;
+
+/**
+ * Whether it is time to count the files of an entry; the caller then does. The time of the last count is the lock file's own.
+ */
+export function claimVerification(user: UserIds, path: string): boolean {
+  return (
+    withUserIds(user, () =>
+      unlessErrno([...isGone, 'EACCES', 'EPERM', 'ELOOP', 'ENXIO'], () => {
+        const fd = openRegularFile(lockPath(path));
+        try {
+          const now = new Date();
+          if (Math.abs(now.getTime() - fstatSync(fd).mtimeMs) < verificationIntervalMs) return false;
+          futimesSync(fd, now, now);
+          return true;
+        } finally {
+          closeSync(fd);
+        }
+      }),
+    ) ?? false
+  );
+}
+
+/** Has an entry that others may hold be made anew by the next job: it is not settled, and of no boot. */
+export function markDamaged(user: UserIds, path: string): void {
+  withUserIds(user, () => {
+    const reading = openRegularFile(lockPath(path));
+    try {
+      const metadata = parseEntryMetadata(readStart(reading, longestEntryMetadataBytes).toString('utf8'));
+      fchmodSync(reading, newLockMode);
+      if (metadata === undefined) return;
+      const writing = openRegularFile(lockPath(path), constants.O_RDWR);
+      try {
+        if (!leadsTo(lockPath(path), reading)) return;
+        const text = formatEntryMetadata({ ...metadata, bootId: damagedBootId });
+        ftruncateSync(writing, 0);
+        writeSync(writing, text, 0);
+      } finally {
+        closeSync(writing);
+      }
+    } finally {
+      closeSync(reading);
+    }
+  });
 }
 
 /**

@@ -153,6 +153,9 @@ async function decideIsolation(
   if (enrootVersion === undefined) return failed('off', `${enrootPath} does not tell its version`);
   if (!isKnownEnroot(enrootVersion))
     return decided('off', `${enrootPath} is version ${enrootVersion}, want 3.4 to 4.x`);
+  const { describeHiddenBase } = await import('./hidden-base.ts');
+  const hidden = await describeHiddenBase(settings, process.env['SLURM_CONF']);
+  if (hidden !== undefined) return decided('off', hidden);
   if (settings.isolation !== 'auto') return decided(settings.isolation);
   const probe = await probeOverlay(base.path, enrootPath);
   return probe.works

@@ -5,22 +5,27 @@
  */
 import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../system/slurm-jobs.ts';
 import type { Log } from '../system/syslog.ts';
+import type { LeaseRecord } from '../core/lease-record.ts';
 import { listHeldLeases, readLease, releaseLease } from './lease.ts';
 
 /** Whoever is younger may be a job that slurmctld has not told of yet, or one whose Epilog is at work. */
 const overdueAfterMs = 10 * 60_000;
 
-/**
- * Releases the leases of jobs that have no process here and that slurmctld no longer knows as active. If it does not say, none.
- */
-export async function releaseOverdueLeases(runtimePath: string, log: Log['write']): Promise<void> {
+/** The leases of jobs that have no process here and that slurmctld no longer knows as active. If it does not say, none. */
+export async function findOverdueLeases(runtimePath: string): Promise<LeaseRecord[]> {
   const old = listHeldLeases(runtimePath).filter(({ sinceMs }) => Date.now() - sinceMs > overdueAfterMs);
-  if (old.length === 0) return;
+  if (old.length === 0) return [];
   const here = jobsWithProcesses(findJobVariables());
   const quiet = old.filter(({ jobId }) => !here.has(jobId));
   const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)));
-  if (active === undefined) return;
-  for (const { jobId, uid, entries, sinceMs } of quiet.filter((lease) => !active.has(lease.jobId))) {
+  return active === undefined ? [] : quiet.filter((lease) => !active.has(lease.jobId));
+}
+
+/**
+ * Releases them.
+ */
+export async function releaseOverdueLeases(runtimePath: string, log: Log['write']): Promise<void> {
+  for (const { jobId, uid, entries, sinceMs } of await findOverdueLeases(runtimePath)) {
     // A job that was over may have been requeued meanwhile, and its Prolog have taken another lease.
     if (readLease(runtimePath, jobId)?.sinceMs !== sinceMs) continue;
     releaseLease(runtimePath, jobId);

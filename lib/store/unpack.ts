@@ -83,13 +83,13 @@ export function isUnsquashfsMissing(): Promise<boolean> {
 }
 
 async function unpackFault(
-  { imagePath, timeoutMs }: UnpackRequest,
+  { imagePath }: UnpackRequest,
   cause: CommandFailed,
   complaint: string | undefined,
 ): Promise<Error> {
   const text = `${complaint ?? ''} ${cause.stderrTail}`;
   if (cause.timedOut) {
-    return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" within ${timeoutMs} ms`, { cause });
+    return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" in time`, { cause });
   }
   if (text.includes('Disk quota exceeded')) {
     return new JobFault(
@@ -106,7 +106,7 @@ async function unpackFault(
       cause,
     });
   }
-  const what = complaint === undefined || cause.stderrTail.includes(complaint) ? '' : `: ${complaint}`;
+  const what = complaint === undefined || cause.message.includes(complaint) ? '' : `: ${complaint}`;
   return new JobFault('UNPACK_FAILED', `Cannot unpack "${imagePath}"${what}`, { cause });
 }
 

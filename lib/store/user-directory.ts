@@ -21,6 +21,7 @@ import { trashName } from '../core/layout.ts';
 import { diskRemedy, filesystemHindrance } from '../core/filesystem.ts';
 import { hasMounts, missingMounts, mountOf, type Mount } from '../core/mountinfo.ts';
 import type { NodeFacts } from '../core/node-facts.ts';
+import { cureOf, cureOfBase } from '../core/path-cure.ts';
 import type { Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
@@ -74,9 +75,10 @@ export function openBase(
 function openSafeBase(basePath: string): Directory {
   const base = openDirectory(basePath);
   try {
-    if (base.stats.uid !== 0) throw new Error(`owned by uid ${base.stats.uid}, want root`);
-    if ((base.stats.mode & groupOrOtherMayWrite) !== 0) {
-      throw new Error(`mode ${octal(base.stats.mode)}, want 0755: nobody but root may write`);
+    const { uid, mode } = base.stats;
+    if (uid !== 0 || (mode & groupOrOtherMayWrite) !== 0) {
+      const what = uid === 0 ? `mode ${octal(mode)}` : `owned by uid ${uid}, mode ${octal(mode)}`;
+      throw new Error(`${what}, want root and 0755; ${cureOfBase(basePath, uid, mode)}`);
     }
     return base;
   } catch (error) {
@@ -106,10 +108,14 @@ function checkAncestors(basePath: string): void {
       const found = stats.isDirectory()
         ? `owned by uid ${stats.uid}, mode ${octal(stats.mode)}`
         : 'no directory';
+      const { uid, mode } = stats;
+      const cure = stats.isDirectory()
+        ? cureOf({ path, uid, mode, isDirectory: true, isEnd: false })
+        : 'name the directory that it leads to';
       throw new NodeFault(
         'BASE_UNSAFE',
         `Cannot use container_cache_data_path "${basePath}": "${path}" is ${found}, ` +
-          'want a directory of root that nobody else can write (or a sticky one)',
+          `so that others can put something else in its place; ${cure}`,
       );
     }
     if (path === '/') return;

@@ -151,6 +151,7 @@ export function asUser(
       : ['--no-new-privs', ...(isRoot() ? ['--bounding-set=-all'] : [])];
   return {
     ...command,
+    program: command.program ?? command.file,
     file: 'setpriv',
     args: [
       ...ids,

@@ -152,6 +152,13 @@ export function removeDirectoryBeneath(directory: Directory, name: string): void
 
 /** The names in an open directory, as they are met. @throws BeneathError */
 export function* namesBeneath(directory: Directory): Generator<string> {
+  for (const { name } of itemsBeneath(directory)) yield name;
+}
+
+/** The same with what they seem to be: by the time it is opened it may be something else. */
+export function* itemsBeneath(
+  directory: Directory,
+): Generator<{ readonly name: string; readonly isDirectory: boolean }> {
   const act = <T>(action: () => T): T => {
     try {
       return action();
@@ -164,7 +171,7 @@ export function* namesBeneath(directory: Directory): Generator<string> {
   );
   try {
     for (let item = act(() => open.readSync()); item !== null; item = act(() => open.readSync()))
-      yield item.name;
+      yield { name: item.name, isDirectory: item.isDirectory() };
   } finally {
     open.closeSync();
   }

@@ -1,12 +1,15 @@
 /** Who, beside root, decides what a path leads to, and who cannot get there. */
 import { lstatSync, readlinkSync, realpathSync, statSync, type Stats } from 'node:fs';
 import { dirname, resolve } from 'node:path';
+import { cureOf } from '../core/path-cure.ts';
 
 export interface PathFault {
   /** The directory or file on the way that is at fault. */
   readonly path: string;
   /** `owned by uid 1000, mode 0777` */
   readonly found: string;
+  /** What to do so that nobody else can change it. */
+  readonly cure: string;
 }
 
 const groupOrOtherMayWrite = 0o022;
@@ -84,7 +87,15 @@ function findOnTheWay(
       const stats = statSync(step);
       if (!isRight(stats, step === end)) {
         const mode = (stats.mode & 0o7777).toString(8).padStart(4, '0');
-        return { path: step, found: `owned by uid ${stats.uid}, mode ${mode}` };
+        const { uid } = stats;
+        const cure = cureOf({
+          path: step,
+          uid,
+          mode: stats.mode,
+          isDirectory: stats.isDirectory(),
+          isEnd: step === end,
+        });
+        return { path: step, found: `owned by uid ${uid}, mode ${mode}`, cure };
       }
       if (step === '/') break;
     }

@@ -7,6 +7,7 @@
  */
 import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
+import { formatDuration } from '../core/readable.ts';
 import { readEnd, readStart } from './files.ts';
 import { openScratchFile } from './unnamed-file.ts';
 
@@ -16,6 +17,8 @@ export const childEnvironment: Readonly<Record<string, string>> = { PATH: system
 
 export interface Command {
   readonly file: string;
+  /** What it is called in messages, where `file` only runs it; else `file`. */
+  readonly program?: string;
   readonly args: readonly string[];
   readonly timeoutMs: number;
   /** Beside PATH and LC_ALL. */
@@ -37,7 +40,12 @@ export interface CommandResult {
 
 /** The same command, which the kernel kills when we die. */
 export function endingWithUs(command: Command): Command {
-  return { ...command, file: 'setpriv', args: ['--pdeathsig=KILL', '--', command.file, ...command.args] };
+  return {
+    ...command,
+    program: command.program ?? command.file,
+    file: 'setpriv',
+    args: ['--pdeathsig=KILL', '--', command.file, ...command.args],
+  };
 }
 
 /** Bytes of stdout kept, and of stderr, whose end is kept. */
@@ -76,11 +84,30 @@ interface CommandEnd {
 }
 
 function describeEnd(command: Command, end: CommandEnd): string {
-  const tail = end.stderrTail === '' ? '' : `: ${end.stderrTail}`;
-  if (end.timedOut) return `${command.file} did not end within ${command.timeoutMs} ms and was killed${tail}`;
-  if (end.signal !== undefined) return `${command.file} was ended by ${end.signal}${tail}`;
-  if (end.exitCode !== undefined) return `${command.file} exited with ${end.exitCode}${tail}`;
-  return `${command.file} could not be started${tail}`;
+  const cause = findCause(end.stderrTail);
+  const tail = cause === '' ? '' : `: ${cause}`;
+  const program = command.program ?? command.file;
+  if (end.timedOut)
+    return `${program} did not end within ${formatDuration(command.timeoutMs)} and was killed${tail}`;
+  if (end.signal !== undefined) return `${program} was ended by ${end.signal}${tail}`;
+  if (end.exitCode !== undefined) return `${program} exited with ${end.exitCode}${tail}`;
+  return `${program} could not be started${tail}`;
+}
+
+/** What programs say about what goes well, and what follows from an error that was told before. */
+const noCause = /^(?:\[(?:INFO|WARN|WARNING|DEBUG)\]|$)/;
+const aftermath = /Broken pipe|Exiting with failure status|Error is not recoverable|exit status of all/i;
+const complaint =
+  /error|fail|fatal|cannot|can't|could not|unable|denied|refused|invalid|no such|not found|no space/i;
+
+/** The line of a program's stderr that says why it failed: the first complaint, else the last line that says anything. */
+function findCause(stderrTail: string): string {
+  const lines = stderrTail.split('\n').map((line) => line.trim());
+  // The first may be the end of a line.
+  const whole =
+    lines.length > 1 && Buffer.byteLength(stderrTail) > stderrTailBytes - 4 ? lines.slice(1) : lines;
+  const said = whole.filter((line) => !noCause.test(line));
+  return said.find((line) => complaint.test(line) && !aftermath.test(line)) ?? said.at(-1) ?? '';
 }
 
 /** Some failures to start are events of the child, others (no memory, too long a command line) are thrown. */

@@ -15,6 +15,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { build, distDirectory } from '../../build/build.ts';
+import { dataPathLine } from '../../lib/core/enroot-conf.ts';
 import type { Finding, FindingStatus } from '../../lib/core/findings.ts';
 import { createLockName, entryName, leasePath, partialName, stubMarkPath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
@@ -89,7 +90,7 @@ class RightNode implements AsyncDisposable {
       mkdirSync(join(right.root, directory), { recursive: true });
     right.configure({});
     right.write('real/enroot', '#!/bin/sh\n# A real one.\necho 4.1.2\n', 0o755);
-    right.write('enroot/enroot.conf', `ENROOT_DATA_PATH ${node.basePath}/$(id -u)\n`);
+    right.write('enroot/enroot.conf', `${dataPathLine(node.basePath)}\n`);
     copyFileSync(join(libexec, mountsName), right.path('enroot/mounts.d', mountsName));
     right.write('enroot/mounts.d/10-system.fstab', '/proc /proc none rbind\n');
     right.slurmConf({});
@@ -243,6 +244,8 @@ whole('a node that is right is well, and nothing of it is changed', async () => 
       'enroot',
       'mounts.d',
       'pyxis',
+      'namespace',
+      'cleaners',
       'clock',
       'leftovers',
       'node',
@@ -278,6 +281,7 @@ whole('a user is told what only root can look at', async () => {
     result,
     ['skip', 'base', /only root/],
     ['skip', 'wrapper', /only root/],
+    ['skip', 'cleaners', /only root/],
     ['skip', 'leftovers', /only root/],
   );
 });
@@ -662,23 +666,46 @@ wrapping('the file in mounts.d is missing, wrong, changeable, or not the first',
 });
 
 wrapping(
-  'the data path of enroot.conf, drop-ins and variables included, is compared for a user',
+  'the data path of enroot.conf, drop-ins and variables included, is tried for a user who is new here',
   async () => {
     await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
-    right.write('enroot/enroot.conf', '');
+    const { basePath } = right.node;
+    const conf = (line: string): void => {
+      right.write('enroot/enroot.conf', `# first\n${line}\n`);
+    };
+    const nothing = textsOf(right.check(), 'enroot').find((text) => text.startsWith('its data path'));
+    assert.match(nothing ?? '', /\/\.local\/share\/enroot for uid 65534/);
+    // What our Prolog alone can make.
+    const onlyOurs = /which only our Prolog makes/;
+    for (const line of [
+      `ENROOT_DATA_PATH ${basePath}/$(id -u)`,
+      `ENROOT_DATA_PATH="${basePath}/\${UID}/x"`,
+    ]) {
+      conf(line);
+      const result = right.check();
+      assertProblems(result, ['warn', 'enroot', onlyOurs]);
+      assert.ok(problems(result)[0]!.remedy!.includes(`${basePath}/$(id -u) && test -w $d && echo $d)`));
+    }
+    mkdirSync(right.path('enroot/enroot.conf.d'));
+    conf(`ENROOT_RUNTIME_PATH ${basePath}`);
+    right.write('enroot/enroot.conf.d/a.conf', 'ENROOT_DATA_PATH "${ENROOT_RUNTIME_PATH}/${UID}"\n');
+    right.write('enroot/enroot.conf.d/b.conf', 'ENROOT_DATA_PATH /other\n');
+    assertProblems(right.check(), ['warn', 'enroot', onlyOurs]);
+    // An empty value gives way to the next.
+    right.write('enroot/enroot.conf.d/a.conf', `${dataPathLine(basePath)}\n`);
     assertProblems(right.check(), [
       'warn',
       'enroot',
-      /data path is \/home\/nobody\/\.local\/share\/enroot for uid 65534/,
+      /is \/other for uid 65534, which cannot be made: \/ cannot be written/,
     ]);
-    mkdirSync(right.path('enroot/enroot.conf.d'));
-    right.write('enroot/enroot.conf', `ENROOT_RUNTIME_PATH ${right.node.basePath}\n`);
-    right.write('enroot/enroot.conf.d/a.conf', 'ENROOT_DATA_PATH "${ENROOT_RUNTIME_PATH}/${UID}"\n');
-    right.write('enroot/enroot.conf.d/b.conf', 'ENROOT_DATA_PATH /other\n');
+    right.write('enroot/enroot.conf.d/b.conf', 'ENROOT_DATA_PATH /tmp/of/$(id -u)\n');
     assertProblems(right.check());
-    right.write('enroot/enroot.conf', 'ENROOT_DATA_PATH "$(\n');
+    rmSync(right.path('enroot/enroot.conf.d'), { recursive: true });
+    conf('ENROOT_DATA_PATH ${HOME}/containers');
+    assertProblems(right.check(), ['warn', 'enroot', /in pyxis' epilog, which has no HOME/]);
+    conf('ENROOT_DATA_PATH "$(');
     assertProblems(right.check(), ['bad', 'enroot', /the shell cannot evaluate/]);
-    right.write('enroot/enroot.conf', 'ENROOT_DATA_PATH $(sleep 1000)\n');
+    conf('ENROOT_DATA_PATH $(sleep 1000)');
     assertProblems(right.check(), ['bad', 'enroot', /the shell cannot evaluate/]);
     assert.equal(
       processes().filter(({ commandLine }) => commandLine.includes('sleep 1000')),
@@ -705,6 +732,91 @@ wrapping('pyxis is not loaded, is missing, or has an importer', async () => {
 });
 
 wrapping.run();
+
+const harm = suite('check: what others do to the base', { skip: unlessPrivateMachine });
+
+harm('scripts of Slurm that delete entries, and those that they run, are named with the line', async () => {
+  await using right = await RightNode.start(['cleaners']);
+  const { basePath } = right.node;
+  mkdirSync(right.path('epilog.d'));
+  const scripts = (main: string, part = ''): void => {
+    right.write('epilog.sh', `#!/bin/bash\n${main}\n${join(libexec, 'epilog')}\n`, 0o755);
+    right.write('epilog.d/50-part', `#!/bin/bash\nset -e\n${part}\n`, 0o755);
+  };
+  right.slurmConf({ Epilog: right.path('epilog.sh'), HealthCheckProgram: right.path('health') });
+  scripts(`run-parts ${right.path('epilog.d')}`, 'rm -rf /tmp/job.$SLURM_JOB_ID');
+  right.write('health', '#!/bin/sh\ntrue\n', 0o755);
+  assertProblems(right.check());
+  scripts(
+    `run-parts ${right.path('epilog.d')}`,
+    `data="$(sudo -u x sh -c 'echo "${basePath}/$(id -u)"')"\nrm -rf "$data"`,
+  );
+  assertProblems(right.check(), ['bad', 'cleaners', /epilog\.d\/50-part:4 would delete entries/]);
+  scripts(`find ${basePath} -mtime +30 -delete`);
+  right.write('health', `#!/bin/sh\n/usr/sbin/tmpwatch 240 ${basePath}/.\n`, 0o755);
+  assertProblems(
+    right.check(),
+    ['bad', 'cleaners', /epilog\.sh:2 would delete entries/],
+    ['bad', 'cleaners', /health:2 would delete entries/],
+  );
+});
+
+harm('lines of tmpfiles.d and crontabs that delete entries are named, and the line that helps', async () => {
+  await using right = await RightNode.start(['cleaners']);
+  const { basePath } = right.node;
+  mkdirSync('/run/tmpfiles.d', { recursive: true });
+  const file = '/run/tmpfiles.d/zz-site.conf';
+  const cron = '/etc/cron.d/zz-site';
+  mkdirSync('/etc/cron.d', { recursive: true });
+  try {
+    writeFileSync(file, `d ${right.root} 0755 root root 10d\n`);
+    const result = right.check();
+    const aged = problems(result).filter(({ text }) => text.includes(basePath));
+    assert.match(aged[0]?.text ?? '', /zz-site\.conf:1 .* older than 10d/);
+    const line = /echo '(.*)' >/.exec(aged[0]?.remedy ?? '')?.[1] ?? '';
+    writeFileSync(
+      file,
+      `d ${right.root} 0755 root root 10d\n${line}\nx ${right.node.runtimePath}\nx ${right.node.statePath}\n`,
+    );
+    assertProblems(right.check());
+    rmSync(file);
+    writeFileSync(cron, `0 3 * * 0 root find ${basePath} -mtime +7 -exec rm -rf {} +\n`);
+    assertProblems(right.check(), ['bad', 'cleaners', /cron\.d\/zz-site:1 would delete entries/]);
+    writeFileSync(cron, `0 3 * * 0 root find ${basePath} -mtime +7 -name 'pyxis_*' -exec rm -rf {} +\n`);
+    assertProblems(right.check());
+  } finally {
+    for (const one of [file, cron]) rmSync(one, { force: true });
+  }
+});
+
+harm('directories that each job has for itself hide the base', async () => {
+  await using right = await RightNode.start(['namespace']);
+  const { basePath } = right.node;
+  assertProblems(right.check());
+  right.slurmConf({ JobContainerType: 'job_container/tmpfs', PrologFlags: 'Contain' });
+  right.write('slurm/job_container.conf', `AutoBasePath=true\nBasePath=/x Dirs=/tmp,${right.root}\n`);
+  const hidden = /job_container\/tmpfs gives each job a .* of its own, so that jobs do not see/;
+  const result = right.check();
+  assert.ok(problems(result).every(({ status, text }) => status === 'bad' && hidden.test(text)));
+  assert.ok(problems(result).some(({ text }) => text.includes(`do not see ${basePath}`)));
+  right.write('slurm/job_container.conf', 'AutoBasePath=true BasePath=/x Dirs=/tmp,/var/tmp\n');
+  assertProblems(right.check());
+  assert.match(textsOf(right.check(), 'namespace')[0] ?? '', /job_container\/tmpfs: \/tmp, \/var\/tmp/);
+  right.slurmConf({});
+  right.write('slurm/plugstack.conf', `optional /opt/private-tmpdir.so base=/scratch mount=${right.root}\n`);
+  assert.ok(problems(right.check()).some(({ text }) => text.startsWith('private-tmpdir.so gives each job')));
+});
+
+harm('a slurmd with mounts of its own sees another base', async () => {
+  await using right = await RightNode.start(['namespace']);
+  const script = `mount -t tmpfs none ${right.node.basePath} && exec ${right.path('slurmd')} infinity`;
+  right.stopSlurmd();
+  right.run('unshare', ['--mount', 'sh', '-c', script], { PATH: '/usr/bin:/bin' });
+  await until('slurmd runs there', () => problems(right.check()).length > 0);
+  assertProblems(right.check(), ['bad', 'namespace', /slurmd \(\d+\) sees another .* than we do/]);
+});
+
+harm.run();
 
 const leftovers = suite('check: clock, leftovers, node', { skip: unlessPrivateMachine });
 

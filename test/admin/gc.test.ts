@@ -110,6 +110,22 @@ plan('says for people what goes, what would be spared, and why the rest stays', 
   assert.match(stdout, /^keep .* because=young$/m);
 });
 
+plan('says what --force does, at any usage', async () => {
+  await using node = await crowdedNode({ gc_min_age: 60 });
+  const verdict = async (...parameters: string[]): Promise<string> =>
+    (await node.gc('--dry-run', ...parameters)).stdout.split('\n')[1]!;
+  const { stdout } = await node.gc('--dry-run', '--force');
+  assert.is(
+    await verdict('--force'),
+    'No collection is due, and --force evicts nothing: usage is below the low watermark.',
+  );
+  assert.not.match(stdout, /^evict/m);
+  assert.match(stdout, /^trash  1 left in \.trash/m);
+  node.configure({ container_cache_gc_high: 100, container_cache_gc_low: 0, gc_min_age: 60 });
+  assert.is(await verdict('--force'), 'No collection is due; --force collects all the same.');
+  assert.is(await verdict(), 'No collection is due.');
+});
+
 plan('an image name in an entry cannot move the cursor of who reads the plan', async () => {
   await using node = await TestNode.start({ settings: everything });
   const image = '/x\u001b[2J\nevict  uid=0';
@@ -262,6 +278,10 @@ overdue('go when slurmctld no longer knows the job; what it knows stays', async 
   await using node = await withLeases(11);
   using _ = squeue('8\\n');
   const [entry = ''] = node.lease(7)!.entries;
+  const forecast = await node.gc('--dry-run');
+  assert.match(forecast.stdout, /^lease  job=7 uid=\d+ is over for slurmctld/m);
+  assert.not.match(forecast.stdout, /job=8/);
+  assert.equal(heldJobs(node), [7, 8]);
   const { lines } = await node.gc('--background', '--force');
   assert.equal(heldJobs(node), [8]);
   assert.equal([holders(7).length, holders(8).length], [0, 1]);

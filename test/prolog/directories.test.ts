@@ -93,7 +93,7 @@ for (const [name, spoil, reason] of [
       mkdirSync(path);
       chownSync(path, alice.uid, 0);
     },
-    /owned by uid 59001, want root/,
+    /owned by uid 59001, mode \d+, want root and 0755; chown root /,
   ],
   [
     'writable for its group',
@@ -101,7 +101,7 @@ for (const [name, spoil, reason] of [
       mkdirSync(path);
       chmodSync(path, 0o775);
     },
-    /mode 0775, want 0755/,
+    /mode 0775, want root and 0755; chmod go-w /,
   ],
   [
     'writable for everybody',
@@ -109,7 +109,7 @@ for (const [name, spoil, reason] of [
       mkdirSync(path);
       chmodSync(path, 0o757);
     },
-    /mode 0757, want 0755/,
+    /mode 0757, want root and 0755; leave it to its users, and use a directory of its own/,
   ],
   [
     'writable for everybody and sticky',
@@ -117,7 +117,7 @@ for (const [name, spoil, reason] of [
       mkdirSync(path);
       chmodSync(path, 0o1777);
     },
-    /mode 1777, want 0755/,
+    /mode 1777, want root and 0755; leave it to its users, and use a directory of its own/,
   ],
   [
     'in a directory that everybody can write',
@@ -125,7 +125,7 @@ for (const [name, spoil, reason] of [
       mkdirSync(path);
       chmodSync(dirname(path), 0o777);
     },
-    /mode 0777, want a directory of root that nobody else can write/,
+    /mode 0777, so that others can put something else in its place; chmod \+t /,
   ],
   [
     "in a user's directory",

@@ -1,8 +1,8 @@
 /** What is wrong with the configuration or with what slurmd says: named in the log, and the exit code that the admin chose. */
 // test: timeout 300 s
 import { randomBytes } from 'node:crypto';
-import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { dirname, join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
 import { smallTree, type Tree } from '../helpers/image.ts';
 import { holders, TestNode } from '../helpers/node.ts';
@@ -29,7 +29,7 @@ for (const [what, text, reason] of [
   [
     'an unknown key',
     (node: TestNode) => `${base(node)}gc_minage=5\n`,
-    /:3: unknown key \\"gc_minage\\", want one of/,
+    /:3: unknown key \\"gc_minage\\"; is it gc_min_age\?; the job/,
   ],
   [
     'a value of the wrong type',
@@ -75,6 +75,49 @@ for (const [what, text, reason] of [
     },
   );
 }
+
+config('says so if enroot keeps containers where only we make directories, and only then', async () => {
+  await using node = await TestNode.start();
+  const image = node.image();
+  const conf = join(node.root, 'sysconf/enroot.conf');
+  mkdirSync(`${conf}.d`, { recursive: true });
+  const dropIn = join(`${conf}.d`, '50-site.conf');
+  const broken = `${base(node)}enroot_sysconf_path=${dirname(conf)}\ngc_minage=5\n`;
+  const told = async (line: string, text = broken, file = conf): Promise<string | undefined> => {
+    for (const one of [conf, dropIn]) rmSync(one, { force: true });
+    writeFileSync(file, `# comment\nENROOT_CACHE_PATH /x\n${line}\n`);
+    rmSync(syslogPath, { force: true });
+    node.writeConfig(text);
+    assert.is((await node.prolog({ id: 7, user: alice, image })).exitCode, 0);
+    return /^<28>data-path job=7 uid=\d+ reason="(.*)"$/m.exec(readFileSync(syslogPath, 'utf8'))?.[1];
+  };
+  const own = join(node.root, 'closed', String(alice.uid));
+  for (const line of [
+    `ENROOT_DATA_PATH ${node.basePath}/$(id -u)`,
+    `ENROOT_DATA_PATH="${node.basePath}/\${UID}"`,
+    `ENROOT_DATA_PATH ${dirname(own)}/$EUID/enroot`,
+  ])
+    for (const file of [conf, dropIn])
+      assert.match(
+        (await told(line, broken, file)) ?? '',
+        /pyxis has container_scope=job its epilog drains this node/,
+        line,
+      );
+  for (const line of [
+    '',
+    'ENROOT_DATA_PATH ${HOME}/enroot',
+    `ENROOT_DATA_PATH $(d=${node.basePath}/$(id -u); [ -w "$d" ] && echo "$d")`,
+    'ENROOT_DATA_PATH /tmp/enroot-data/user-$(id -u)',
+  ])
+    assert.is(await told(line), undefined, line);
+  // It is there already.
+  mkdirSync(own, { recursive: true });
+  command('chown', String(alice.uid), own);
+  assert.is(await told(`ENROOT_DATA_PATH ${dirname(own)}/$EUID/enroot`), undefined);
+  // Another job has its directory, made by us.
+  const good = `${base(node)}enroot_sysconf_path=${dirname(conf)}\n`;
+  assert.is(await told(`ENROOT_DATA_PATH ${node.basePath}/$(id -u)`, good), undefined);
+});
 
 config('that is not there, is no file or is huge: the log says so and the job runs', async () => {
   await using node = await TestNode.start();

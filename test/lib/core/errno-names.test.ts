@@ -1,5 +1,7 @@
 /** errno-names.ts: the table is complete, and of one mind with Node. */
 import { getSystemErrorMap } from 'node:util';
+import { describeError, faultCode } from '../../../lib/core/faults.ts';
+import { errnoOf } from '../../../lib/system/errno.ts';
 import { errnoName, errnoNames } from '../../../lib/core/errno-names.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
@@ -25,6 +27,29 @@ test('has no name for what is no error number', () => {
 test('lists each once', () => {
   assert.is(errnoNames.length, 131);
   assert.is(new Set(errnoNames).size, errnoNames.length);
+});
+
+/** What Node throws for a system call that failed so. */
+function thrownBy(number: number): Error {
+  const [code = `Unknown system error -${number}`, meaning = code] = getSystemErrorMap().get(-number) ?? [];
+  return Object.assign(new Error(`${code}: ${meaning}, open '/x'`), {
+    code,
+    errno: -number,
+    syscall: 'open',
+  });
+}
+
+test('whatever system call fails, what we read and decide by has its name, and no number', () => {
+  for (let number = 1; number <= 133; number++) {
+    const name = errnoName(number);
+    if (name === undefined) continue;
+    assert.is(errnoOf(thrownBy(number)), name);
+    const text = describeError(new Error('Cannot open', { cause: thrownBy(number) }));
+    assert.not.match(text, /Unknown|-\d/);
+    assert.ok(text.startsWith(`Cannot open: ${name}`), text);
+  }
+  assert.is(faultCode(thrownBy(122)), 'QUOTA_EXCEEDED');
+  assert.is(describeError(thrownBy(122)), "EDQUOT, open '/x'");
 });
 
 test.run();

@@ -104,7 +104,17 @@ describe('names an error and its causes, outermost first', () => {
 describe('ends where an error is its own cause', () => {
   const error = new Error('round');
   error.cause = error;
-  assert.is(describeError(error), 'round: round: round: round: round');
+  assert.is(describeError(error), 'round');
+});
+
+describe('says nothing twice', () => {
+  const cause = new Error('EIO: i/o error, read');
+  const middle = new Error(`Cannot read "/x": ${cause.message}`, { cause });
+  assert.is(
+    describeError(new Error('Cannot unpack', { cause: middle })),
+    'Cannot unpack: Cannot read "/x": EIO: i/o error, read',
+  );
+  assert.is(describeError(new Error(cause.message, { cause })), cause.message);
 });
 
 describe('has something to say about whatever is thrown', () => {

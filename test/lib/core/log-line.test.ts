@@ -32,7 +32,7 @@ format('is a word and its keys, quoted where a value is more than a plain word',
   };
   assert.is(
     formatLogLine('prolog', fields),
-    'prolog job=42 image="/x/my image.sqsh" entry=pyxis_cache_u1_00 reason="" unpack_ms=1.5',
+    'prolog job=42 image="/x/my image.sqsh" entry=pyxis_cache_u1_00 reason="" unpack_ms=2',
   );
 });
 
@@ -98,6 +98,18 @@ format('a value that grows by its escapes does not push the later keys off the l
       assert.ok(value.startsWith(unescape(image).replace(/…$/, '')));
     }
   }
+});
+
+format('every number is a whole one', () => {
+  assert.is(
+    formatLogLine('x', { ms: 101.80136700000003, a: -0.2, b: 1e15 + 0.5 }),
+    'x ms=102 a=0 b=1000000000000001',
+  );
+  assert.is(formatLogLine('x', { a: Number.NaN, b: Infinity }), 'x a=- b=-');
+  forAll(200, (random) => {
+    const value = (random.integer(-1_000_000, 1_000_000) * Math.PI) / random.integer(1, 1000);
+    assert.match(formatLogLine('x', { value }), /^x value=-?\d+$/);
+  });
 });
 
 format('a line has a limit, however many keys', () => {

@@ -220,13 +220,33 @@ parse('the data path must be there', () => {
   assert.is(problems('').length, 1);
 });
 
-parse('an unknown key is named, with those that are known', () => {
-  for (const key of ['gc_minage', 'GC_MIN_AGE', '', 'toString', '__proto__', 'container_cache_gc_high.']) {
-    assert.is(
-      problemOf(`${key}=1`),
-      `${file}:2: unknown key ${JSON.stringify(key)}, want one of ${settingKeys.join(', ')}`,
-    );
+parse('an unknown key is named, with the one that is like it, and never with all of them', () => {
+  for (const [key, nearest] of [
+    ['gc_minage', 'gc_min_age'],
+    ['GC_MIN_AGE', 'gc_min_age'],
+    ['container_cache_gc_high.', 'container_cache_gc_high'],
+    ['container-cache-data-path', 'container_cache_data_path'],
+    ['data_path', 'container_cache_data_path'],
+    ['container_cache_pin', 'pin'],
+    ['isloation', 'isolation'],
+    ['enroot_sysconf', undefined],
+    ['', undefined],
+    ['toString', undefined],
+    ['__proto__', undefined],
+    ['x', undefined],
+  ] as const) {
+    const hint = nearest === undefined ? 'container-cache.conf(5) has all of them' : `is it ${nearest}?`;
+    assert.is(problemOf(`${key}=1`), `${file}:2: unknown key ${JSON.stringify(key)}; ${hint}`);
   }
+});
+
+parse('each key is recognised with any one letter of it missing', () => {
+  for (const key of settingKeys.filter((one) => one.length > 3))
+    for (let at = 0; at < key.length; at++)
+      assert.ok(
+        problemOf(`${key.slice(0, at)}${key.slice(at + 1)}=1`).endsWith(`; is it ${key}?`),
+        `${key} ${at}`,
+      );
 });
 
 parse('a line without "=" is shown', () => {
@@ -346,14 +366,15 @@ parse.run();
 
 const require = suite('requireSettings()');
 
-require('a broken file is a fault of the node that names every problem', () => {
+require('a broken file is a fault of the node that names the first problem and counts the others', () => {
   const fault = assert.throws(
     () => read('gc_min_age=soon\nx=1'),
     NodeFault,
-    /gc_min_age: .*; .*unknown key "x".*; /,
+    /^\/etc\/slurm\/x\.conf:1: gc_min_age: found "soon", [^;]* \(and 2 more: container-cache check\)$/,
   );
   assert.is(fault.code, 'BAD_CONFIG');
-  assert.match(fault.message, /container_cache_data_path: not set/);
+  const alone = assert.throws(() => read(`${base}x=1`), NodeFault, /unknown key "x"/);
+  assert.not.match(alone.message, /more/);
 });
 
 require.run();

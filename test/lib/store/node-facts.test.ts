@@ -66,6 +66,32 @@ test('are written by the first Prolog, of a job without a container, too, and no
   assert.equal([second.nodeLine, statSync(path).mtimeMs, enroot.calls().length], [undefined, written, 1]);
 });
 
+test('say it once where Slurm hides the base from jobs, and no more once it does not', async () => {
+  const { node, enroot } = await startNode({ isolation: 'overlay' });
+  await using _ = node;
+  const conf = join(node.root, 'slurm.conf');
+  const environment = { SLURM_CONF: conf };
+  writeFileSync(conf, 'JobContainerType=job_container/tmpfs\n');
+  const dirs = (text: string): void => {
+    writeFileSync(join(node.root, 'job_container.conf'), `AutoBasePath=true BasePath=/x Dirs=${text}\n`);
+  };
+  dirs(`/tmp,${node.root}`);
+  const lines = [];
+  for (const id of [1, 2, 3]) lines.push((await node.prolog({ id, user: alice, environment })).nodeLine);
+  assert.equal(
+    [lines[0]?.level, lines[0]?.fields['isolation'], ...lines.slice(1)],
+    ['warning', 'off', undefined, undefined],
+  );
+  assert.match(
+    lines[0]?.fields['reason'] ?? '',
+    /^job_container\/tmpfs gives each job a \/.* of its own, where .* is not to be seen/,
+  );
+  dirs('/tmp,/dev/shm');
+  node.configure({ enroot_path: enroot.enrootPath, isolation: 'overlay', image_freshness: 'if-not-present' });
+  const after = await node.prolog({ id: 4, user: alice, environment });
+  assert.is(after.nodeLine?.fields['isolation'], 'overlay');
+});
+
 test('are found out anew after a change of the configuration or of enroot', async () => {
   const { node, enroot } = await startNode({ isolation: 'overlay' });
   await using _ = node;

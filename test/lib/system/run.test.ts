@@ -135,6 +135,23 @@ for (const runner of [run, runBriefly]) {
     assert.is(failure.stderrTail, 'oops');
     assert.ok(Number.isSafeInteger(failure.durationMs));
     assert.is((await failureOf('exit 1')).message, 'sh exited with 1');
+    // Of all that a program says, the line that tells why.
+    for (const [said, cause] of [
+      [
+        '[INFO] Fetching layers\\n[ERROR] URL returned error code: 401\\n',
+        '[ERROR] URL returned error code: 401',
+      ],
+      ['[INFO] Fetching layers\\n', ''],
+      [
+        'tar: a: Cannot write: No space left\\ntar: b: Cannot write: No space left\\ntar: Exiting with failure status\\n',
+        'tar: a: Cannot write: No space left',
+      ],
+      ['gzip: stdout: Broken pipe\\ncurl: (7) Failed to connect\\n', 'curl: (7) Failed to connect'],
+      ['first\\n\\nlast\\n\\n', 'last'],
+    ] as const) {
+      const failed = await failureOf(`printf '${said}' >&2; exit 5`);
+      assert.is(failed.message, `sh exited with 5${cause === '' ? '' : `: ${cause}`}`);
+    }
   });
 
   test('a signal is a failure that tells it', async () => {

@@ -1,0 +1,117 @@
+/** Do jobs see the same base as the Prolog? Plugins of Slurm, PAM and systemd can give them other directories. */
+import { globSync, statSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
+import { reporter, type Finding } from '../../lib/core/findings.ts';
+import {
+  directoriesOfSpankPlugin,
+  hiddenBy,
+  isTmpfsPlugin,
+  polyinstantiatedDirectories,
+  privateDirectories,
+} from '../../lib/core/private-directories.ts';
+import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
+import { answers, readText, type Check, type CheckContext } from './context.ts';
+import { findSlurmVersion } from './slurm.ts';
+
+const report = reporter('namespace');
+
+interface Hiding {
+  /** What hides: `job_container/tmpfs`. */
+  readonly by: string;
+  readonly directories: readonly string[];
+  readonly remedy: string;
+}
+
+export const checkNamespace: Check = async (context) => {
+  const hidings = [
+    ...(await tmpfsPlugin(context)),
+    ...(await spankPlugins(context)),
+    ...(await pamNamespace(context)),
+  ];
+  const { basePath, runtimePath } = context.settings;
+  const findings = hidings.flatMap((hiding) =>
+    [basePath, runtimePath].flatMap((path) => {
+      const again = `; then rm ${runtimePath}/node`;
+      const directory = hiddenBy(path, hiding.directories);
+      if (directory === undefined) return [];
+      return [
+        report.bad(
+          `${hiding.by} gives each job a ${directory} of its own, so that jobs do not see ${path}: their containers never start from the cache`,
+          hiding.remedy + again,
+        ),
+      ];
+    }),
+  );
+  findings.push(...slurmdFindings(context));
+  if (findings.length > 0) return findings;
+  const shown = hidings.map(({ by, directories }) => `${by}: ${directories.join(', ')}`).join('; ');
+  return [
+    report.ok(
+      shown === ''
+        ? `jobs see ${basePath} as the Prolog does`
+        : `jobs see ${basePath}; images in directories of their own (${shown}) only a step can find`,
+    ),
+  ];
+};
+
+async function tmpfsPlugin({ slurm }: CheckContext): Promise<Hiding[]> {
+  const type = slurm?.conf.last('JobContainerType') ?? slurm?.conf.last('NamespaceType');
+  if (slurm === undefined || !isTmpfsPlugin(type)) return [];
+  const directory = dirname(slurm.path ?? '/etc/slurm/slurm.conf');
+  const file = `${directory}/${type === 'namespace/linux' ? 'namespace.yaml' : 'job_container.conf'}`;
+  const directories = privateDirectories(await readText(file), await findSlurmVersion());
+  return [
+    {
+      by: type ?? '',
+      directories,
+      remedy: `move container_cache_data_path elsewhere, or (Slurm 23.02 and newer) take its directory out of Dirs= in ${file}`,
+    },
+  ];
+}
+
+async function spankPlugins({ slurm }: CheckContext): Promise<Hiding[]> {
+  if (slurm === undefined) return [];
+  const file = plugstackPath(slurm.conf.last('PlugStackConfig'), slurm.path);
+  if (!(await answers(file))) return [];
+  return (await readPlugstack(file, readText)).plugins.flatMap(({ path, parameters }) => {
+    const directories = directoriesOfSpankPlugin(basename(path), parameters);
+    if (directories.length === 0) return [];
+    const remedy = `move container_cache_data_path elsewhere, or have ${basename(path)} leave its directory alone (${file})`;
+    return [{ by: basename(path), directories, remedy }];
+  });
+}
+
+/** With UsePAM a step opens a session of the service "slurm". */
+async function pamNamespace({ slurm }: CheckContext): Promise<Hiding[]> {
+  if (!/^(?:1|yes)$/i.test(slurm?.conf.last('UsePAM') ?? '')) return [];
+  const services = await Promise.all(['/etc/pam.d/slurm', '/etc/pam.d/slurm.so'].map(readText));
+  if (!services.some((text) => /^[^#\n]*pam_namespace/m.test(text ?? ''))) return [];
+  const files = ['/etc/security/namespace.conf', ...globSync('/etc/security/namespace.d/*.conf').sort()];
+  const texts = await Promise.all(files.map(readText));
+  const directories = texts.flatMap((text) => polyinstantiatedDirectories(text ?? ''));
+  return [
+    {
+      by: 'pam_namespace',
+      directories,
+      remedy: `move container_cache_data_path elsewhere, or mend ${files[0] ?? ''}`,
+    },
+  ];
+}
+
+/** A unit with PrivateTmp=yes, ProtectHome= or TemporaryFileSystem=, or a slurmd in a container: its Prolog sees what it sees. */
+function slurmdFindings({ slurmd, isRoot, settings }: CheckContext): Finding[] {
+  if (slurmd === undefined || !isRoot) return [];
+  return [settings.basePath, settings.runtimePath].flatMap((path) => {
+    const [ours, theirs] = [path, `/proc/${slurmd.pid}/root${path}`].map((one) =>
+      unlessErrno([...isGone, 'EACCES', 'ESRCH'], () => statSync(one)),
+    );
+    if (ours === undefined || (ours.dev === theirs?.dev && ours.ino === theirs.ino)) return [];
+    return [
+      report.bad(
+        `slurmd (${slurmd.pid}) ${theirs === undefined ? 'does not see' : 'sees another'} ${path} than we do: it has mounts of its own`,
+        'run container-cache where slurmd runs; or take PrivateTmp=, ProtectHome= and the like out of its unit: systemctl cat slurmd',
+      ),
+    ];
+  });
+}
