@@ -222,11 +222,14 @@ async function openCreator(
     readUsage: () => readUsage(base.path),
     // Both are root's to do: the next Prolog or Epilog does.
     startCollector: () => undefined,
-    makeRoom: () => Promise.resolve(),
+    makeRoom: () => Promise.resolve('over-limit' as const),
+    measureCache: () => Promise.resolve(Infinity),
     onProgress: () => undefined,
+    onShortage: () => undefined,
   };
   return {
     fill: (...parameters) => fillRootfs(context, ...parameters),
+    recover: () => Promise.resolve(false),
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       discard(userDirectory.path, name, jobId, user.uid);

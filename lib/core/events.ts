@@ -32,8 +32,11 @@ export interface StartEvent {
   readonly image?: string | undefined;
 }
 
-/** Why an entry went: usage reached the high watermark; a new image wanted its room; an admin said so. */
-export const evictionReasons = ['watermark', 'room', 'rm'] as const;
+/**
+ * Why an entry went: usage reached the high watermark; a new image needed its room; the cache reached its own limit; its user's
+ * quota was used up; an admin said so.
+ */
+export const evictionReasons = ['watermark', 'room', 'size', 'quota', 'rm'] as const;
 export type EvictionReason = (typeof evictionReasons)[number];
 
 export interface EvictionEvent {

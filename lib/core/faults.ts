@@ -8,7 +8,7 @@ import { errnoName, nameErrnos } from './errno-names.ts';
 /** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
 export const bypassCodes = [
   ...(['UNSUPPORTED_OPTION', 'BAD_REFERENCE', 'IMAGE_UNREADABLE', 'NOT_SQUASHFS'] as const),
-  ...(['NOT_CACHED', 'UNPACKING', 'REGISTRY_REFUSED'] as const),
+  ...(['NOT_CACHED', 'UNPACKING', 'TOO_LARGE', 'REGISTRY_REFUSED'] as const),
 ] as const;
 
 export const jobFaultCodes = [

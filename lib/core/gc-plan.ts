@@ -2,6 +2,7 @@
  * What the collector may evict, decided without a disk or a clock.
  */
 import type { SpaceNeed } from './image.ts';
+import type { SizeLimit } from './settings.ts';
 
 /** A filesystem's numbers, as statfs(2) gives them. */
 export interface Usage {
@@ -35,6 +36,8 @@ export interface CollectionPolicy {
   readonly gcHighPercent: number;
   readonly gcLowPercent: number;
   readonly gcMinAgeSeconds: number;
+  /** What all entries together may take. */
+  readonly maxSize?: SizeLimit | undefined;
 }
 
 export type KeepReason = 'leased' | 'mounted' | 'pinned' | 'young';
@@ -76,6 +79,46 @@ export function isCollectionDue(usage: Usage, policy: CollectionPolicy, need?: S
 export function isGoalReached(usage: Usage, policy: CollectionPolicy): boolean {
   return usedPercent(usage) < policy.gcLowPercent;
 }
+
+/** What all entries together may take on this filesystem, bytes; undefined: no such limit. */
+export function maxCacheBytes({ totalBytes }: Usage, { maxSize }: CollectionPolicy): number | undefined {
+  if (maxSize === undefined) return undefined;
+  return 'bytes' in maxSize ? maxSize.bytes : Math.floor((totalBytes * maxSize.percent) / 100);
+}
+
+/**
+ * How many of the candidates must go, in their order, until `isEnough`.
+ *
+ * @param sizes what each would free, measured; those that were not measured count as nothing
+ * @returns undefined if all of them are not enough: then none should go
+ */
+export function countUntil(
+  usage: Usage,
+  sizes: readonly SpaceNeed[],
+  isEnough: (forecast: Usage) => boolean,
+): number | undefined {
+  let forecast = usage;
+  for (let count = 0; ; count++) {
+    if (isEnough(forecast)) return count;
+    const size = sizes[count];
+    if (size === undefined) return undefined;
+    forecast = without(forecast, size);
+  }
+}
+
+/**
+ * Whether a collection for the watermark evicts even if it cannot reach its goal. With `container_cache_gc_low=0` the goal is
+ * an empty cache: no disk can be less than 0 percent full, and all that may go should go.
+ */
+export const wantsEmptyCache = ({ gcLowPercent }: CollectionPolicy): boolean => gcLowPercent === 0;
+
+/**
+ * Where other files fill the disk, so that no collection reaches its goal, an entry that is used goes only when its room is needed: it
+ * would be unpacked again by the next job. One that nobody used for a day costs nobody more than that one unpack.
+ */
+const staleAfterMs = 86_400_000;
+
+export const isStale = ({ usedAtMs }: EntryFacts, nowMs: number): boolean => nowMs - usedAtMs > staleAfterMs;
 
 /**
  * Why an entry stays, or undefined. An entry "used" in the future (a clock set back, a forged time) is the most recently

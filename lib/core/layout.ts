@@ -19,6 +19,7 @@
  *   /run/container-cache/node                                       nodeFactsPath
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /run/container-cache/registries/1000                            registryMemoryPath
+ *   /run/container-cache/sizes, gc-missed                           entrySizesPath, missedGoalPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
  *   /var/lib/container-cache/events/2026-11-24                      eventsPath
  *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
@@ -86,6 +87,9 @@ export const countersPath = (statePath: string): string => `${statePath}/counter
 export const pinsPath = (statePath: string): string => `${statePath}/pins`;
 
 export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
+/** What entries take on disk, as root counted it; and when a collection last said that it cannot reach its goal. */
+export const entrySizesPath = (runtimePath: string): string => `${runtimePath}/sizes`;
+export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/gc-missed`;
 /** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 

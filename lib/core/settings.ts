@@ -52,6 +52,8 @@ export interface Settings {
   readonly gcLowPercent: number;
   /** `gc_min_age`, seconds since its last use during which an entry is kept. 0: no such protection. */
   readonly gcMinAgeSeconds: number;
+  /** `container_cache_max_size`, what all entries together may take on disk; undefined: as much as the watermarks leave them. */
+  readonly maxSize: SizeLimit | undefined;
   /** `create_timeout`, seconds a job may wait for its entry. 0: a limit that grows with the image (createLimitMs). */
   readonly createTimeoutSeconds: number;
   /** `create_processors`, threads of an unpack. 0: as many as the node has. */
@@ -81,6 +83,9 @@ export interface Settings {
   readonly logLevel: LogLevel;
   readonly syslogFacility: SyslogFacility;
 }
+
+/** An amount of bytes, or a share of the base's filesystem. */
+export type SizeLimit = { readonly bytes: number } | { readonly percent: number };
 
 export interface ConfiguredPin {
   /** A name or a uid. */
@@ -118,6 +123,22 @@ function absolutePath(value: string): string {
   return value.replace(/\/$/, '');
 }
 
+const unitBytes = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 } as const;
+
+function sizeLimit(value: string): SizeLimit {
+  const [, amount, unit = ''] = /^(\d{1,15}(?:\.\d{1,3})?) ?(%|[KMGT]?(?:i?B)?)$/i.exec(value) ?? [];
+  const number = Number(amount ?? Number.NaN);
+  if (unit === '%' && number > 0 && number <= 100) return { percent: number };
+  const factor = unitBytes[unit.toUpperCase().replace(/I?B$/, '') as keyof typeof unitBytes] as
+    number | undefined;
+  const bytes = Math.floor(number * (factor ?? Number.NaN));
+  if (!(bytes > 0 && bytes <= Number.MAX_SAFE_INTEGER))
+    throw new Wanted(
+      'bytes with K, M, G or T behind them, such as 500G, or percent of the disk, such as 40%',
+    );
+  return { bytes };
+}
+
 function pinOf(value: string): ConfiguredPin {
   const [, user, image] = /^([A-Za-z0-9_][A-Za-z0-9_.@\\-]*)[ \t]+([^\s.-].*)$/.exec(value) ?? [];
   if (user === undefined || image === undefined)
@@ -131,6 +152,7 @@ const settingReaders = {
   container_cache_data_path: absolutePath,
   container_cache_gc_high: integer(1, 100, 'percent'),
   container_cache_gc_low: integer(0, 99, 'percent'),
+  container_cache_max_size: sizeLimit,
   gc_min_age: integer(0, 365 * oneDayInSeconds, 'seconds'),
   create_timeout: integer(0, oneDayInSeconds, 'seconds, 0 for a limit by size'),
   create_processors: integer(0, 1024, 'threads, 0 for all'),
@@ -243,6 +265,7 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       gcHighPercent,
       gcLowPercent,
       gcMinAgeSeconds: values.gc_min_age ?? 120,
+      maxSize: values.container_cache_max_size,
       createTimeoutSeconds: values.create_timeout ?? 0,
       createProcessors: values.create_processors ?? 0,
       createMode: values.create_mode ?? 'wait',

@@ -5,8 +5,11 @@
  *   2. Sweep: trash, partial directories of dead creators, their lock files, records of dead leases.
  *   3. Look at all entries of all users, plan (lib/core/gc-plan.ts), and evict one after the other until the goal is
  *      reached, by the filesystem's own numbers: what entries claim about their size decides nothing.
- *   4. If something is to be written that still does not fit: measure entries in the same order until what they take would be
- *      enough, and evict those; nothing, if all that may go is not enough.
+ *   4. For the cache's own limit (`container_cache_max_size`), then for what is to be written and still does not fit: the same.
+ *
+ * Each of these measures entries first, in the order of their last use, until what they take would be enough, and evicts those. If
+ * all that may go is not enough it evicts none: entries that other files leave no room for would be deleted and unpacked again by
+ * each job. (For the watermark, those that nobody used for a day go all the same.)
  *
  * To evict: flock the entry exclusively, without waiting (refused: a job holds it); look that no process has it mounted
  * and that nobody used it since the plan; rename it into the trash; delete it there.
@@ -26,12 +29,15 @@ import {
 import { longestEntryMetadataBytes, parseEntryMetadata, type EntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
+  countUntil,
   fits,
   isCollectionDue,
   isGoalReached,
+  isStale,
   keepReason,
+  maxCacheBytes,
   planCollection,
-  without,
+  wantsEmptyCache,
   type CollectionPlan,
   type CollectionPolicy,
   type EntryFacts,
@@ -51,6 +57,7 @@ import {
   isStepEventsName,
   leasesPath,
   lockPath,
+  missedGoalPath,
   parseCreateLockName,
   parseEntryDirectoryName,
   parseIdName,
@@ -65,14 +72,15 @@ import { abandonedAsides, sweepAsides } from '../system/aside.ts';
 import { inDirectory, openDirectory, readNames, withDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
-import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
+import { leadsTo, openRegularFile, readStart, writeFileAtomically } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { findMountedEntries, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
 import { findStub } from './stub.ts';
 import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
-import { Reclaim } from './reclaim.ts';
+import { EntrySizes } from './entry-sizes.ts';
+import { measureShare, Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
 
 export interface ForecastRequest {
@@ -88,6 +96,8 @@ export interface CollectRequest extends ForecastRequest {
   readonly runtimePath: string;
   /** Room to be made beside the watermarks. */
   readonly need?: SpaceNeed;
+  /** What is to be written is no entry: it does not count for `container_cache_max_size`. */
+  readonly isForOthers?: boolean;
   /** How long to wait for another collector. 0: leave the work to it. */
   readonly lockTimeoutMs: number;
   readonly deadlineMs?: number;
@@ -100,6 +110,8 @@ export interface CollectRequest extends ForecastRequest {
 
 export interface FoundEntry extends EntryFacts {
   readonly gid: number;
+  /** Of its directory. */
+  readonly inode: number;
   /** As the job named it; like the next two only claimed, by a file that is the user's. */
   readonly image: string | undefined;
   readonly createdAtMs: number | undefined;
@@ -109,6 +121,8 @@ export interface FoundEntry extends EntryFacts {
 export interface Forecast {
   readonly usage: Usage;
   readonly due: boolean;
+  /** Other files fill the disk: by what entries claim, the goal cannot be reached, and so nothing goes. */
+  readonly isInVain: boolean;
   readonly plan: CollectionPlan<FoundEntry>;
 }
 
@@ -118,6 +132,8 @@ export interface CollectResult {
   readonly freedBytes: number;
   readonly freedInodes: number;
   readonly kept: Readonly<Record<string, number>>;
+  /** Whether the cache, with what is to be written, is within `container_cache_max_size`. */
+  readonly isWithinLimit: boolean;
 }
 
 /** What a collection would do now; changes nothing. */
@@ -126,7 +142,15 @@ export function forecastCollection(request: ForecastRequest): Forecast {
   const usage = readUsage(base.path);
   const entries = listEntries(request);
   const due = force === true ? !isGoalReached(usage, policy) : isCollectionDue(usage, policy);
-  return { usage, due, plan: planCollection(entries, usage, policy, Date.now()) };
+  const plan = planCollection(entries, usage, policy, Date.now());
+  const isInVain =
+    force !== true &&
+    !wantsEmptyCache(policy) &&
+    countUntil(usage, plan.evict, (forecast) => isGoalReached(forecast, policy)) === undefined;
+  if (!due || !isInVain) return { usage, due, isInVain: false, plan };
+  const stale = plan.evict.filter((entry) => isStale(entry, Date.now()));
+  const reserve = plan.evict.filter((entry) => !stale.includes(entry));
+  return { usage, due, isInVain, plan: { ...plan, evict: stale, reserve: [...reserve, ...plan.reserve] } };
 }
 
 /** @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed over */
@@ -134,7 +158,7 @@ export async function collect(request: CollectRequest): Promise<CollectResult> {
   const result = await withCollectorLock(request, (trash) => collectLocked(request, trash));
   if (result !== undefined) return result;
   request.log('debug', 'gc', { result: 'locked', reason: 'another collector is at work' });
-  return { result: 'locked', evicted: [], freedBytes: 0, freedInodes: 0, kept: {} };
+  return { result: 'locked', evicted: [], freedBytes: 0, freedInodes: 0, kept: {}, isWithinLimit: false };
 }
 
 /**
@@ -160,6 +184,45 @@ export async function evictEntries(
   return outcomes ?? new Map(names.map((name) => [name, 'locked']));
 }
 
+/**
+ * Deletes entries of one user, however young, the least recently used first, until they took as much as is needed; without a need the
+ * given number of them.
+ *
+ * @returns how many
+ */
+export async function evictForQuota(
+  request: CollectRequest,
+  user: UserIds,
+  enough: { readonly need: SpaceNeed } | { readonly count: number },
+): Promise<number> {
+  const anyAge = { ...request, policy: { ...request.policy, gcMinAgeSeconds: 0 } };
+  const evicted = await withCollectorLock(request, async (trash) => {
+    // What was moved there still counts for the quota of its user.
+    await emptyTrash(request, trash);
+    const entries = listEntries(request).filter(({ uid }) => uid === user.uid);
+    const { evict: first, reserve } = planCollection(
+      entries,
+      readUsage(request.base.path),
+      anyAge.policy,
+      Date.now(),
+    );
+    const reclaim = new Reclaim();
+    let [count, bytes, inodes] = [0, 0, 0];
+    for (const entry of [...first, ...reserve]) {
+      const isEnough =
+        'need' in enough ? bytes >= enough.need.bytes && inodes >= enough.need.inodes : count >= enough.count;
+      if (isEnough || Date.now() > (request.deadlineMs ?? Infinity)) break;
+      const size = await reclaim.measure(entry, entryPath(request.base.path, entry.uid, entry.name));
+      if ((await evict(anyAge, trash, entry, 'quota')) !== undefined) continue;
+      count++;
+      bytes += size.bytes;
+      inodes += size.inodes;
+    }
+    return count;
+  });
+  return evicted ?? 0;
+}
+
 /** @returns undefined if another collector was at work for too long */
 async function withCollectorLock<T>(
   { base, lockTimeoutMs }: CollectRequest,
@@ -181,7 +244,7 @@ async function withCollectorLock<T>(
 }
 
 async function collectLocked(request: CollectRequest, trash: Directory): Promise<CollectResult> {
-  const { base, policy, need, log, force } = request;
+  const { base, policy, need, force } = request;
   const before = readUsage(base.path);
   sweep(request, trash);
   await emptyTrash(request, trash);
@@ -189,9 +252,11 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   const evicted: FoundEntry[] = [];
   let kept: Record<string, number> = {};
   const isFull = force === true || isCollectionDue(before, policy);
-  const due = isFull || isCollectionDue(before, policy, need);
-  const isLowEnough = (): boolean => !isFull || isGoalReached(readUsage(base.path), policy);
-  const hasRoom = (): boolean => need === undefined || fits(readUsage(base.path), need);
+  const sizes = new EntrySizes(request.runtimePath);
+  const limit = await measureLimit(request, sizes);
+  const due = isFull || limit.isExceeded() || isCollectionDue(before, policy, need);
+  const isLowEnough = (usage = readUsage(base.path)): boolean => !isFull || isGoalReached(usage, policy);
+  const hasRoom = (usage = readUsage(base.path)): boolean => need === undefined || fits(usage, need);
   const isLate = (): boolean => Date.now() > (request.deadlineMs ?? Infinity);
   const findCandidates = (): FoundEntry[] => {
     const entries = listEntries(request);
@@ -208,22 +273,43 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
     for (const entry of candidates) {
       if (isDone() || isLate()) break;
       const keptBecause = await evict(request, trash, entry, reason);
-      if (keptBecause === undefined) evicted.push(entry);
-      else kept[keptBecause] = (kept[keptBecause] ?? 0) + 1;
+      if (keptBecause === undefined) {
+        evicted.push(entry);
+        limit.forget(entry);
+      } else kept[keptBecause] = (kept[keptBecause] ?? 0) + 1;
     }
   };
-  if (due && !isLowEnough()) await evictUntil('watermark', isLowEnough, findCandidates());
-  if (need !== undefined && !hasRoom())
-    await evictUntil('room', hasRoom, await chooseForRoom(request, need, findCandidates(), isLate));
+  if (isFull && !isLowEnough()) {
+    const candidates = findCandidates();
+    const measure = (entry: FoundEntry): Promise<SpaceNeed> =>
+      sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
+    const chosen =
+      force === true || wantsEmptyCache(policy)
+        ? candidates
+        : ((await choose(request, candidates, measure, isLowEnough, isLate)) ??
+          candidates.filter((entry) => isStale(entry, Date.now())));
+    await evictUntil('watermark', isLowEnough, chosen);
+  }
+  if (limit.isExceeded()) await evictUntil('size', () => !limit.isExceeded(), limit.choose(findCandidates()));
+  if (need !== undefined && !hasRoom()) {
+    const reclaim = new Reclaim();
+    const measure = (entry: FoundEntry): Promise<SpaceNeed> =>
+      reclaim.measure(entry, entryPath(base.path, entry.uid, entry.name));
+    const chosen = await choose(request, findCandidates(), measure, hasRoom, isLate);
+    await evictUntil('room', hasRoom, chosen ?? []);
+  }
+  sizes.save();
   const after = readUsage(base.path);
+  const isReached = isLowEnough() && hasRoom() && !limit.isExceeded();
   const result = {
-    result: !due ? 'not-due' : isLowEnough() && hasRoom() ? 'collected' : 'goal-missed',
+    result: !due ? 'not-due' : isReached ? 'collected' : 'goal-missed',
     evicted,
     freedBytes: after.freeBytes - before.freeBytes,
     freedInodes: after.freeInodes - before.freeInodes,
     kept,
+    isWithinLimit: !limit.isExceeded(),
   } as const;
-  logSummary(result, after, log);
+  logSummary(request, result, after, isLowEnough());
   if (result.result !== 'not-due')
     request.record({ kind: 'collection', atMs: Date.now(), result: result.result });
   return result;
@@ -233,29 +319,103 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
  * Whose image needs more than could be freed gets nothing evicted: else one that claims the right size, of a few bytes, would empty
  * the node's cache in vain.
  *
- * @returns the first of the candidates, enough of them; or none
+ * @returns the first of the candidates, enough of them; undefined if all of them are not
  */
-async function chooseForRoom(
+async function choose(
   { base }: CollectRequest,
-  need: SpaceNeed,
   candidates: readonly FoundEntry[],
+  measure: (entry: FoundEntry) => Promise<SpaceNeed>,
+  isEnough: (forecast: Usage) => boolean,
   isLate: () => boolean,
-): Promise<readonly FoundEntry[]> {
-  const reclaim = new Reclaim();
-  let forecast = readUsage(base.path);
-  for (const [index, entry] of candidates.entries()) {
-    if (isLate()) break;
-    const path = entryPath(base.path, entry.uid, entry.name);
-    forecast = without(forecast, await reclaim.measure({ uid: entry.uid, gid: entry.gid }, path));
-    if (fits(forecast, need)) return candidates.slice(0, index + 1);
+): Promise<readonly FoundEntry[] | undefined> {
+  const usage = readUsage(base.path);
+  const sizes: SpaceNeed[] = [];
+  for (const entry of candidates) {
+    if (isLate() || countUntil(usage, sizes, isEnough) !== undefined) break;
+    sizes.push(await measure(entry));
   }
-  return [];
+  const count = countUntil(usage, sizes, isEnough);
+  return count === undefined ? undefined : candidates.slice(0, count);
 }
 
-function logSummary(result: CollectResult, after: Usage, log: CollectRequest['log']): void {
+/** Where the cache stands with its own limit, what is to be written included. */
+interface LimitState {
+  readonly isExceeded: () => boolean;
+  /** Which of the candidates must go. If all of them are not enough for what is to be written: none. */
+  readonly choose: (candidates: readonly FoundEntry[]) => readonly FoundEntry[];
+  readonly forget: (entry: FoundEntry) => void;
+}
+
+async function measureLimit(request: CollectRequest, sizes: EntrySizes): Promise<LimitState> {
+  const { base, policy, need, isForOthers } = request;
+  const limit = maxCacheBytes(readUsage(base.path), policy);
+  if (limit === undefined) return { isExceeded: () => false, choose: () => [], forget: () => undefined };
+  const { bytesOf, partialBytes } = await measureCache(request, sizes);
+  const sum = (): number => [...bytesOf.values()].reduce((total, bytes) => total + bytes, partialBytes);
+  const wanted = isForOthers === true ? 0 : (need?.bytes ?? 0);
+  return {
+    isExceeded: () => sum() + wanted > limit,
+    forget: ({ name }) => {
+      bytesOf.delete(name);
+    },
+    choose: (candidates) => {
+      let rest = sum() + wanted;
+      let count = 0;
+      for (const { name } of candidates) {
+        if (rest <= limit) break;
+        rest -= bytesOf.get(name) ?? 0;
+        count++;
+      }
+      return rest > limit && wanted > 0 ? [] : candidates.slice(0, count);
+    },
+  };
+}
+
+interface CacheSize {
+  readonly bytesOf: Map<string, number>;
+  /** Of trees that are being unpacked. */
+  readonly partialBytes: number;
+}
+
+async function measureCache(request: ForecastRequest, sizes: EntrySizes): Promise<CacheSize> {
+  const { base } = request;
+  const bytesOf = new Map<string, number>();
+  for (const entry of listEntries(request)) {
+    const { bytes } = await sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
+    bytesOf.set(entry.name, bytes);
+  }
+  const mounts = readMounts();
+  const partials: { user: UserIds; path: string }[] = [];
+  for (const { user, directory } of userDirectories(base, mounts))
+    for (const name of namesIn(user, directory, mounts))
+      if (parsePartialName(name) !== undefined)
+        partials.push({ user, path: `${directory.path}/${name}/rootfs` });
+  let partialBytes = 0;
+  for (const { user, path } of partials) partialBytes += (await measureShare(user, path)).bytes;
+  return { bytesOf, partialBytes };
+}
+
+/** What all entries take, trees that are being unpacked included; for whoever is about to add one. */
+export async function measureCacheBytes(
+  request: ForecastRequest & { readonly runtimePath: string },
+): Promise<number> {
+  const sizes = new EntrySizes(request.runtimePath);
+  const { bytesOf, partialBytes } = await measureCache(request, sizes);
+  sizes.save();
+  return [...bytesOf.values()].reduce((total, bytes) => total + bytes, partialBytes);
+}
+
+function logSummary(
+  request: CollectRequest,
+  result: CollectResult,
+  after: Usage,
+  isLowEnough: boolean,
+): void {
+  if (result.result !== 'goal-missed') forgetMissedGoal(request);
   if (result.result === 'not-due') return;
+  const isOldNews = result.result === 'goal-missed' && !isLowEnough && noteMissedGoal(request);
   const kept = Object.entries(result.kept).map(([reason, count]) => [`kept_${reason}`, count] as const);
-  log(result.result === 'collected' ? 'info' : 'warning', 'gc', {
+  request.log(result.result === 'collected' ? 'info' : isOldNews ? 'debug' : 'warning', 'gc', {
     result: result.result,
     evicted: result.evicted.length,
     freed_bytes: result.freedBytes,
@@ -266,8 +426,31 @@ function logSummary(result: CollectResult, after: Usage, log: CollectRequest['lo
     reason:
       result.result === 'collected'
         ? undefined
-        : 'nothing more may be evicted, or all of it would not be enough: what remains is in use or young, or not ours',
+        : isLowEnough
+          ? 'all that may be evicted would not be enough: the rest is in use or young, or not part of the cache'
+          : 'all that may be evicted would not bring the disk below the low watermark, so what was used lately stays: other ' +
+            'files fill the disk, or the rest is in use or young',
   });
+}
+
+/** For how long a collector in the background does not say once more that it cannot reach its goal. */
+const missedGoalMs = 60 * 60_000;
+
+/** @returns whether it was said lately */
+function noteMissedGoal({ runtimePath, inBackground }: CollectRequest): boolean {
+  const path = missedGoalPath(runtimePath);
+  try {
+    const ageMs = Date.now() - (unlessErrno(isGone, () => lstatSync(path).mtimeMs) ?? 0);
+    const isOldNews = inBackground === true && ageMs >= 0 && ageMs < missedGoalMs;
+    if (!isOldNews) writeFileAtomically(path, '', { mode: 0o600 });
+    return isOldNews;
+  } catch {
+    return false;
+  }
+}
+
+function forgetMissedGoal({ runtimePath }: CollectRequest): void {
+  rmSync(missedGoalPath(runtimePath), { force: true });
 }
 
 /** What somebody may mount on their user directory may refuse us. */
@@ -347,6 +530,7 @@ function lookAtEntry(
     uid: user.uid,
     gid: user.gid,
     name,
+    inode: stats.ino,
     usedAtMs: stats.mtimeMs,
     leased,
     bytes: metadata?.bytes ?? 0,

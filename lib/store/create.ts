@@ -4,8 +4,8 @@
  * Only a job whose image is not on the node comes here, so this module is loaded only then.
  */
 import { mkdirSync, rmSync } from 'node:fs';
-import { JobFault, NodeFault } from '../core/faults.ts';
-import { fits, isCollectionDue, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
+import { faultCode, JobFault, NodeFault } from '../core/faults.ts';
+import { fits, isCollectionDue, maxCacheBytes, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import { entryName } from '../core/layout.ts';
 import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
 import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
@@ -15,7 +15,8 @@ import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
 import type { Enroot } from './enroot.ts';
 import type { Filled } from './entry.ts';
-import { probeSquashfs, type ImageSource, type RegistrySource, type SquashfsSource } from './image-source.ts';
+import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+import { measureShare } from './reclaim.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
 
 export interface CreateContext {
@@ -28,10 +29,25 @@ export interface CreateContext {
   readonly readUsage: () => Usage;
   /** Starts a collector and lets it run. */
   readonly startCollector: () => void;
-  /** Runs a collector to its end, to make room. */
-  readonly makeRoom: (need: SpaceNeed, limitMs: number) => Promise<void>;
+  /** Runs a collector to its end, to make room, and to keep the cache within `container_cache_max_size`. */
+  readonly makeRoom: (need: SpaceNeed, limitMs: number) => Promise<RoomResult>;
+  /** What all entries take; asked for only where there is a `container_cache_max_size`. */
+  readonly measureCache: () => Promise<number>;
   readonly onProgress: (progress: CreateProgress) => void;
+  /** What is known of a failure for want of room: what the image needs, and what had been written of it. */
+  readonly onShortage: (shortage: KnownShortage) => void;
 }
+
+export interface KnownShortage {
+  /** Undefined: not known before the image is here. */
+  readonly need: SpaceNeed | undefined;
+  readonly written: SpaceNeed | undefined;
+  /** A collection has been tried for it. */
+  readonly isHopeless: boolean;
+}
+
+/** `over-limit`: the cache would take more than `container_cache_max_size`. Whether there is room now, the disk tells. */
+export type RoomResult = 'done' | 'over-limit';
 
 export interface CreateProgress {
   readonly phase: 'import' | 'unpack';
@@ -52,23 +68,35 @@ export async function fillRootfs(
   const { user, source } = context;
   if (isCollectionDue(context.readUsage(), context.policy)) context.startCollector();
 
-  const squashfs =
-    source.kind === 'path' ? source : await importImage(context, source, partialPath, remainingMs());
-  await ensureRoom(context, squashfs, remainingMs());
-  context.onProgress({ phase: 'unpack', percent: 0 });
-  const reading = name === undefined ? hashFile(user, squashfs.path, remainingMs()) : undefined;
-  // Where the unpack fails, nobody asks for it.
-  reading?.catch(() => undefined);
-  await unpackSquashfs({
-    user,
-    imagePath: squashfs.path,
-    destination: rootfsPath,
-    processors: context.processors,
-    timeoutMs: remainingMs(),
-    onPercent: (percent) => {
-      context.onProgress({ phase: 'unpack', percent });
-    },
-  });
+  let reading: Promise<FileContent> | undefined;
+  let squashfs: SquashfsSource | undefined = source.kind === 'path' ? source : undefined;
+  try {
+    squashfs ??= await importImage(context, source, partialPath, remainingMs());
+    await ensureRoom(context, squashfs, remainingMs());
+    context.onProgress({ phase: 'unpack', percent: 0 });
+    reading = name === undefined ? hashFile(user, squashfs.path, remainingMs()) : undefined;
+    // Where the unpack fails, nobody asks for it.
+    reading?.catch(() => undefined);
+    await unpackSquashfs({
+      user,
+      imagePath: squashfs.path,
+      destination: rootfsPath,
+      processors: context.processors,
+      timeoutMs: remainingMs(),
+      onPercent: (percent) => {
+        context.onProgress({ phase: 'unpack', percent });
+      },
+    });
+  } catch (error) {
+    const code = faultCode(error);
+    if (code === 'NO_SPACE' || code === 'QUOTA_EXCEEDED')
+      context.onShortage({
+        need: squashfs && (await measureImageIfPossible(user, squashfs, remainingMs())),
+        written: await measureShare(user, partialPath),
+        isHopeless: error instanceof RoomFault,
+      });
+    throw error;
+  }
   const space = await settlePermissions(user, rootfsPath, remainingMs());
   // Somebody may have replaced the file while it was read: what was unpacked must be what the entry's name says.
   const content = await reading;
@@ -97,10 +125,12 @@ async function nameOf(
 
 async function importImage(
   context: CreateContext,
-  { image, importUri }: RegistrySource,
+  source: ImageSource,
   partialPath: string,
   limitMs: number,
 ): Promise<SquashfsSource> {
+  if (source.kind === 'path') return source;
+  const { image, importUri } = source;
   if (context.enroot === undefined)
     throw new NodeFault('TOOL_MISSING', `Cannot import "${importUri}": no enroot`);
   const squashfsPath = `${partialPath}/image.squashfs`;
@@ -111,17 +141,29 @@ async function importImage(
   return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
 }
 
+/** Found out before anything was written, after whatever a collection could do. */
+class RoomFault extends JobFault {}
+
 /**
  * Compares what the image needs with what is free, and has the collector make room if it must.
  *
  * The estimate is quick and high; only where it says no are the files of the image really added up.
  *
- * @throws JobFault NO_SPACE, UNPACK_FAILED
+ * @throws JobFault NO_SPACE, TOO_LARGE, UNPACK_FAILED
  */
 async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limitMs: number): Promise<void> {
   const estimate = estimateSpace(squashfs.superblock);
-  if (fits(context.readUsage(), estimate)) return;
+  const cacheLimit = maxCacheBytes(context.readUsage(), context.policy);
+  const isWithinLimit = async (need: SpaceNeed): Promise<boolean> =>
+    cacheLimit === undefined || (await context.measureCache()) + need.bytes <= cacheLimit;
+  if (fits(context.readUsage(), estimate) && (await isWithinLimit(estimate))) return;
   const need = await measureImage(context.user, squashfs.path, squashfs.superblock, limitMs);
+  if (cacheLimit !== undefined && need.bytes > cacheLimit) {
+    throw new JobFault(
+      'TOO_LARGE',
+      `Cannot unpack "${squashfs.path}": it takes ${need.bytes} bytes, and container_cache_max_size is ${cacheLimit}`,
+    );
+  }
   const before = context.readUsage();
   const { totalBytes, totalInodes } = before;
   if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
@@ -132,10 +174,17 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
         `${totalBytes} bytes and ${totalInodes} inodes`,
     );
   }
-  if (!fits(before, need)) await context.makeRoom(need, limitMs);
+  const isLimitReached = !(await isWithinLimit(need));
+  if ((isLimitReached || !fits(before, need)) && (await context.makeRoom(need, limitMs)) === 'over-limit') {
+    throw new RoomFault(
+      'NO_SPACE',
+      `Cannot unpack "${squashfs.path}": with its ${need.bytes} bytes the cache would take more than container_cache_max_size, and ` +
+        'what it has is in use or young',
+    );
+  }
   const usage = context.readUsage();
   if (fits(usage, need)) return;
-  throw new JobFault(
+  throw new RoomFault(
     'NO_SPACE',
     `Cannot unpack "${squashfs.path}": ${usage.availableBytes} bytes and ${usage.freeInodes} inodes free, ` +
       `${need.bytes} bytes and ${need.inodes} inodes needed`,
@@ -150,7 +199,7 @@ const blockBytes = 4096;
  *
  * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT; NodeFault TOOL_MISSING
  */
-async function measureImage(
+export async function measureImage(
   user: UserIds,
   path: string,
   superblock: Superblock,
@@ -178,6 +227,19 @@ async function measureImage(
   }
   const claimed = estimateSpace(superblock).inodes;
   return { bytes, inodes: Math.min(claimed, names + ownInodes) };
+}
+
+async function measureImageIfPossible(
+  user: UserIds,
+  { path, superblock }: SquashfsSource,
+  limitMs: number,
+): Promise<SpaceNeed | undefined> {
+  try {
+    return await measureImage(user, path, superblock, limitMs);
+  } catch {
+    // What failed first is what matters.
+    return undefined;
+  }
 }
 
 /** A line like `-rw-r--r-- 0/0   1234 2026-01-02 03:04 squashfs-root/etc/fstab`. */

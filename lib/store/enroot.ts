@@ -11,6 +11,8 @@ import { isExecutable } from '../system/files.ts';
 import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
+import { ShortageWatch } from '../system/shortage.ts';
+import { shortageFault } from './unpack.ts';
 
 export interface Enroot {
   /** Where it reads its user's configuration and credentials, unless the environment says otherwise. */
@@ -21,7 +23,7 @@ export interface Enroot {
    * Writes the image as a squashfs file.
    *
    * @param uri of `image`, with the digest that is wanted if it is known
-   * @throws RegistryFault, JobFault CREATE_TIMEOUT
+   * @throws RegistryFault, JobFault CREATE_TIMEOUT, NO_SPACE, QUOTA_EXCEEDED
    */
   readonly importImage: (
     image: RegistryImage,
@@ -82,6 +84,8 @@ export async function openEnroot(
   const environment = {
     ...withoutSearchPath(jobEnvironment),
     HOME: knownHome ?? homelessPath(userPath),
+    // Whatever the job's: what is printed is looked at (shortage.ts).
+    LC_ALL: 'C',
     ENROOT_DATA_PATH: userPath,
     ENROOT_RUNTIME_PATH: userPath,
   };
@@ -93,6 +97,7 @@ export async function openEnroot(
     timeoutMs: number,
     variables: Readonly<Record<string, string>> = {},
     grace = graceSeconds,
+    onStderr?: (chunk: Buffer) => void,
   ): Promise<CommandResult> => {
     const seconds = Math.ceil(timeoutMs / 1000);
     const command = {
@@ -100,6 +105,7 @@ export async function openEnroot(
       args: [`--kill-after=${grace}s`, `${seconds}s`, file, ...args],
       environment: { ...environment, ...variables },
       timeoutMs: timeoutMs + 2 * grace * 1000,
+      ...(onStderr === undefined ? {} : { onStderr }),
     };
     return runForUser(user, command, { canGain: true, deathSignal: 'TERM' });
   };
@@ -127,14 +133,24 @@ export async function openEnroot(
       }
     },
     importImage: async (image, uri, squashfsPath, temporaryPath, timeoutMs) => {
+      const watch = new ShortageWatch();
       try {
-        await runBounded(['import', '--output', squashfsPath, uri], timeoutMs, {
-          ENROOT_TEMP_PATH: temporaryPath,
-          // Layers that nobody would ever delete.
-          ...(knownHome === undefined ? { HOME: temporaryPath } : {}),
-        });
+        await runBounded(
+          ['import', '--output', squashfsPath, uri],
+          timeoutMs,
+          {
+            ENROOT_TEMP_PATH: temporaryPath,
+            // Layers that nobody would ever delete.
+            ...(knownHome === undefined ? { HOME: temporaryPath } : {}),
+          },
+          graceSeconds,
+          watch.add,
+        );
       } catch (cause) {
         if (!(cause instanceof CommandFailed)) throw cause;
+        const shortage = watch.found;
+        if (shortage !== undefined)
+          throw shortageFault(shortage.code, `Cannot import "${uri}"`, shortage.line);
         if (isLate(cause)) throw new JobFault('CREATE_TIMEOUT', `Cannot import "${uri}"`, { cause });
         throw registryFault(image, cause);
       }

@@ -90,7 +90,21 @@ export interface EntryCreator {
   readonly discard: (name: string) => void;
   /** Whether some process has a directory of the user directory mounted. */
   readonly isMounted: (name: string) => boolean;
+  /**
+   * Makes room after something could not be written: of the disk, or of the user's quota.
+   *
+   * @param attempt that failed, from 1
+   * @returns whether another one is worth it
+   */
+  readonly recover: (
+    code: 'NO_SPACE' | 'QUOTA_EXCEEDED',
+    attempt: number,
+    limitMs: number,
+  ) => Promise<boolean>;
 }
+
+/** A quota may need several: nobody tells how much of it is left. */
+const mostAttempts = 4;
 
 export type AcquireResult = 'reused' | 'waited' | 'created';
 
@@ -106,10 +120,32 @@ export interface Acquired {
  * @throws JobFault, NodeFault; then nothing of the attempt is left but, after a crash, a partial directory
  */
 export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
+  const startedAtMs = performance.now();
+  const remainingMs = (): number => Math.max(0, request.limitMs - (performance.now() - startedAtMs));
+  let opening: Promise<EntryCreator> | undefined;
+  const creator = (): Promise<EntryCreator> => (opening ??= request.creator());
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await findOrCreate({ ...request, creator, limitMs: remainingMs() });
+    } catch (cause) {
+      const fault = faultOf(request, cause);
+      const code = faultCode(fault);
+      const isShortage = code === 'NO_SPACE' || code === 'QUOTA_EXCEEDED';
+      if (!isShortage || attempt === mostAttempts) throw fault;
+      if (!(await recover(creator, code, attempt, remainingMs()))) throw fault;
+    }
+  }
+}
+
+/** What fails here is not what failed first, and that is what matters. */
+async function recover(
+  creator: () => Promise<EntryCreator>,
+  ...[code, attempt, limitMs]: Parameters<EntryCreator['recover']>
+): Promise<boolean> {
   try {
-    return await findOrCreate(request);
-  } catch (cause) {
-    throw faultOf(request, cause);
+    return limitMs > 0 && (await (await creator()).recover(code, attempt, limitMs));
+  } catch {
+    return false;
   }
 }
 

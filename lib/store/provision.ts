@@ -3,9 +3,10 @@
  *
  * A module of its own so that a Prolog whose entry is there does not load it.
  */
+import { fits } from '../core/gc-plan.ts';
 import type { Settings } from '../core/settings.ts';
-import { collect } from './collector.ts';
-import { fillRootfs, type CreateContext } from './create.ts';
+import { collect, evictForQuota, measureCacheBytes, type CollectRequest } from './collector.ts';
+import { fillRootfs, type CreateContext, type KnownShortage } from './create.ts';
 import { openEnroot } from './enroot.ts';
 import type { EntryCreator } from './entry.ts';
 import { recordEvents } from './events.ts';
@@ -35,6 +36,19 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
   const { user, settings, base, userDirectory, source, configPath } = provision;
   const enroot =
     source.kind === 'registry' ? await openEnroot(settings.enrootPath, user, userDirectory.path) : undefined;
+  let known: KnownShortage | undefined;
+  const collectRequest = (limitMs: number): CollectRequest => ({
+    base,
+    runtimePath: settings.runtimePath,
+    policy: settings,
+    pinned: pinnedNames(settings.statePath, provision.log.write),
+    lockTimeoutMs: limitMs,
+    deadlineMs: Date.now() + limitMs,
+    log: provision.log.write,
+    record: (event) => {
+      recordEvents(settings.statePath, [event]);
+    },
+  });
   const context: CreateContext = {
     user,
     source,
@@ -47,28 +61,71 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
       startBackgroundCollector(settings.runtimePath, configPath);
     },
     makeRoom: async (need, limitMs) => {
-      await collect({
-        base,
-        runtimePath: settings.runtimePath,
-        policy: settings,
-        pinned: pinnedNames(settings.statePath, provision.log.write),
-        need,
-        lockTimeoutMs: limitMs,
-        deadlineMs: Date.now() + limitMs,
-        log: provision.log.write,
-        record: (event) => {
-          recordEvents(settings.statePath, [event]);
-        },
-      });
+      const { isWithinLimit } = await collect({ ...collectRequest(limitMs), need });
+      return isWithinLimit ? 'done' : 'over-limit';
     },
+    measureCache: () =>
+      measureCacheBytes({ base, runtimePath: settings.runtimePath, policy: settings, pinned: new Set() }),
     onProgress: provision.onProgress,
+    onShortage: (shortage) => {
+      known = shortage;
+    },
   };
   return {
-    fill: (...parameters) => fillRootfs(context, ...parameters),
+    fill: async (...parameters) => {
+      known = undefined;
+      const filled = await fillRootfs(context, ...parameters);
+      // Of several unpacks at once each saw the cache without the others.
+      if (settings.maxSize !== undefined) startBackgroundCollector(settings.runtimePath, configPath);
+      return filled;
+    },
+    recover: (code, attempt, limitMs) =>
+      code === 'NO_SPACE'
+        ? makeRoomAgain(collectRequest(limitMs), known, attempt)
+        : makeQuota(collectRequest(limitMs), user, known, attempt),
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
       moveNamesToTrash(base, userDirectory, [name]);
       startBackgroundCollector(settings.runtimePath, configPath);
     },
   };
+}
+
+/**
+ * After the disk was full in the middle of an unpack, which others that write make possible, or an image that needs more than it
+ * looks. Of an image that was not here yet nobody knows what it needs: then the disk is brought to below the low watermark.
+ */
+export async function makeRoomAgain(
+  request: CollectRequest,
+  known: KnownShortage | undefined,
+  attempt: number,
+): Promise<boolean> {
+  if (attempt > 1 || known?.isHopeless === true) return false;
+  const { need } = known ?? {};
+  if (need !== undefined && need.bytes > readUsage(request.base.path).totalBytes) return false;
+  const { evicted } = await collect(need === undefined ? { ...request, force: true } : { ...request, need });
+  return need === undefined ? evicted.length > 0 : fits(readUsage(request.base.path), need);
+}
+
+/** The first attempt is a little modest: what a listing says is more than what a tree takes. Nobody knows how much of a quota is left. */
+const quotaShares = [0.9, 1.25, Infinity] as const;
+
+export async function makeQuota(
+  request: CollectRequest,
+  user: UserIds,
+  known: KnownShortage | undefined,
+  attempt: number,
+): Promise<boolean> {
+  const { need, written } = known ?? {};
+  const share = quotaShares[attempt - 1] ?? Infinity;
+  const rest = (of: 'bytes' | 'inodes'): number =>
+    need === undefined ? 0 : Math.max(1, need[of] * share - (written?.[of] ?? 0));
+  const evicted = await evictForQuota(
+    request,
+    user,
+    need === undefined
+      ? { count: 2 ** (attempt - 1) }
+      : { need: { bytes: rest('bytes'), inodes: rest('inodes') } },
+  );
+  return evicted > 0;
 }

@@ -23,25 +23,10 @@ export class Reclaim {
   async measure(user: UserIds, path: string): Promise<SpaceNeed> {
     let blocks = 0;
     let inodes = 0;
-    const count = (line: string): void => {
-      const [size, names, inode] = line.split(' ');
-      if (inode !== undefined && !this.#isLastName(inode, Number(names))) return;
-      blocks += Number(size);
+    await walk(user, path, (size, names, inode) => {
+      if (inode !== undefined && !this.#isLastName(inode, names)) return;
+      blocks += size;
       inodes++;
-    };
-    const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
-    const command = asUser(
-      user,
-      {
-        file: 'find',
-        args: [path, '-mount', ...print],
-        timeoutMs: measureLimitMs,
-        onStdout: splitLines(count, 'latin1').add,
-      },
-      { canGain: false, groups: 'none' },
-    );
-    await run(command).catch((error: unknown) => {
-      if (!(error instanceof CommandFailed)) throw error;
     });
     return { bytes: blocks * blockBytes, inodes };
   }
@@ -53,4 +38,41 @@ export class Reclaim {
       this.#missingNames.set(inode, missing);
     return missing === 0;
   }
+}
+
+/** What a tree takes, a file with several names as its share for each of them; what its user cannot read is left out. */
+export async function measureShare(user: UserIds, path: string): Promise<SpaceNeed> {
+  let blocks = 0;
+  let inodes = 0;
+  await walk(user, path, (size, names) => {
+    blocks += size / names;
+    inodes += 1 / names;
+  });
+  return { bytes: Math.round(blocks * blockBytes), inodes: Math.round(inodes) };
+}
+
+/** Calls back for each name: blocks of the file, number of its names; of a file, not of a directory, also its inode. */
+async function walk(
+  user: UserIds,
+  path: string,
+  onName: (blocks: number, names: number, inode: string | undefined) => void,
+): Promise<void> {
+  const count = (line: string): void => {
+    const [size, names, inode] = line.split(' ');
+    onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
+  };
+  const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
+  const command = asUser(
+    user,
+    {
+      file: 'find',
+      args: [path, '-mount', ...print],
+      timeoutMs: measureLimitMs,
+      onStdout: splitLines(count, 'latin1').add,
+    },
+    { canGain: false, groups: 'none' },
+  );
+  await run(command).catch((error: unknown) => {
+    if (!(error instanceof CommandFailed)) throw error;
+  });
 }

@@ -12,6 +12,7 @@ import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run, type Command } from '../system/run.ts';
+import { shortageIn, type Shortage } from '../system/shortage.ts';
 import { isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 
 export interface UnpackRequest {
@@ -87,20 +88,11 @@ async function unpackFault(
   cause: CommandFailed,
   complaint: string | undefined,
 ): Promise<Error> {
-  const text = `${complaint ?? ''} ${cause.stderrTail}`;
+  const shortage = shortageIn(`${complaint ?? ''} ${cause.stderrTail}`);
   if (cause.timedOut) {
     return new JobFault('CREATE_TIMEOUT', `Cannot unpack "${imagePath}" in time`, { cause });
   }
-  if (text.includes('Disk quota exceeded')) {
-    return new JobFault(
-      'QUOTA_EXCEEDED',
-      `Cannot unpack "${imagePath}": the disk quota of its user is used up`,
-      { cause },
-    );
-  }
-  if (text.includes('No space left on device')) {
-    return new JobFault('NO_SPACE', `Cannot unpack "${imagePath}": ${complaint ?? 'no space'}`, { cause });
-  }
+  if (shortage !== undefined) return shortageFault(shortage, `Cannot unpack "${imagePath}"`, complaint);
   if (isNotExecuted(cause) && (await isUnsquashfsMissing())) {
     return new NodeFault('TOOL_MISSING', `Cannot unpack "${imagePath}": is squashfs-tools installed?`, {
       cause,
@@ -108,6 +100,12 @@ async function unpackFault(
   }
   const what = complaint === undefined || cause.message.includes(complaint) ? '' : `: ${complaint}`;
   return new JobFault('UNPACK_FAILED', `Cannot unpack "${imagePath}"${what}`, { cause });
+}
+
+/** @param complaint the program's own line, such as `tar: x: Cannot write: No space left on device` */
+export function shortageFault(code: Shortage, what: string, complaint?: string): JobFault {
+  const why = code === 'NO_SPACE' ? 'the disk is full' : 'the disk quota of its user is used up';
+  return new JobFault(code, `${what}: ${why}${complaint === undefined ? '' : ` (${complaint})`}`);
 }
 
 /**
@@ -197,6 +195,8 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
     ),
   ).catch((cause: unknown) => {
     const isLate = cause instanceof CommandFailed && cause.timedOut;
+    const shortage = shortageIn(cause instanceof CommandFailed ? cause.stderrTail : '');
+    if (shortage !== undefined) throw shortageFault(shortage, `Cannot set the permissions of "${path}"`);
     throw new JobFault(
       isLate ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED',
       `Cannot set the permissions of "${path}"`,

@@ -479,6 +479,10 @@ test('settings of any valid value read back', () => {
       container_cache_data_path: path(),
       container_cache_gc_high: random.integer(low + 1, 100),
       container_cache_gc_low: low,
+      container_cache_max_size: random.pick([
+        `${random.integer(1, 999)}${random.pick(['', 'K', 'M', 'G', 'T'])}`,
+        '40%',
+      ]),
       gc_min_age: random.integer(0, 31_536_000),
       create_timeout: random.integer(0, 86_400),
       create_processors: random.integer(0, 1024),
@@ -501,8 +505,9 @@ test('settings of any valid value read back', () => {
       .join('');
     const { settings, problems } = parseSettings(text, '/x.conf');
     assert.equal(problems, []);
-    const { pins, ...rest } = settings ?? { pins: [] };
-    const { pin, ...others } = values;
+    const { pins, maxSize, ...rest } = settings ?? { pins: [], maxSize: undefined };
+    const { pin, container_cache_max_size: size, ...others } = values;
+    assert.equal(maxSize, { [size === '40%' ? 'percent' : 'bytes']: Object.values(maxSize ?? {})[0] });
     assert.equal(Object.values(rest).sort(), Object.values(others).sort());
     assert.equal(
       pins.map(({ user, image }) => `${user} ${image}`),

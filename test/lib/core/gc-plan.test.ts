@@ -1,17 +1,20 @@
 /** gc-plan.ts: what the collector may evict, decided without a disk or a clock. */
 import {
   blocksUsedPercent,
+  countUntil,
   fits,
   inodesUsedPercent,
   isCollectionDue,
   isGoalReached,
   keepReason,
+  maxCacheBytes,
   planCollection,
   usedPercent,
   type CollectionPolicy,
   type EntryFacts,
   type Usage,
 } from '../../../lib/core/gc-plan.ts';
+import type { SpaceNeed } from '../../../lib/core/image.ts';
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
@@ -287,3 +290,29 @@ plan('loses no entry, keeps what is in use, goes by age, and stops as soon as it
 });
 
 plan.run();
+
+const planned = suite('countUntil(), maxCacheBytes()');
+
+const size = (bytes: number, inodes = 0): SpaceNeed => ({ bytes, inodes });
+
+planned('as many go as are needed, and none if all of them are not enough', () => {
+  const isEnough = (usage: Usage): boolean => isGoalReached(usage, policy);
+  assert.is(countUntil(disk(799), [size(500)], isEnough), 0);
+  assert.is(countUntil(disk(850), [size(10), size(41), size(99)], isEnough), 2);
+  assert.is(countUntil(disk(850), [size(10), size(40)], isEnough), undefined);
+  assert.is(countUntil(disk(100, 850), [size(500, 50), size(0, 1)], isEnough), 2);
+  assert.is(countUntil(disk(900), [], isEnough), undefined);
+});
+
+planned('one that claims more than there is does not help where it is not what is lacking', () => {
+  const isEnough = (usage: Usage): boolean => fits(usage, size(10, 500));
+  assert.is(countUntil(disk(900, 900), [size(Number.MAX_SAFE_INTEGER)], isEnough), undefined);
+});
+
+planned('the limit of the cache is bytes, or a share of the whole disk, however full', () => {
+  assert.is(maxCacheBytes(disk(900), policy), undefined);
+  assert.is(maxCacheBytes(disk(900), { ...policy, maxSize: { bytes: 5 } }), 5);
+  assert.is(maxCacheBytes(disk(900), { ...policy, maxSize: { percent: 12.5 } }), 125);
+});
+
+planned.run();

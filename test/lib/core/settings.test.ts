@@ -44,6 +44,7 @@ parse('needs the data path only; the rest has defaults', () => {
     gcHighPercent: 85,
     gcLowPercent: 80,
     gcMinAgeSeconds: 120,
+    maxSize: undefined,
     createTimeoutSeconds: 0,
     createProcessors: 0,
     createMode: 'wait',
@@ -67,6 +68,7 @@ const everything = `
   container_cache_data_path=/mnt/nvme-0/containers/data_1
   container_cache_gc_high=90
   container_cache_gc_low=70
+  container_cache_max_size=1.5T
   gc_min_age=600
   create_timeout=1800
   create_processors=8
@@ -90,6 +92,7 @@ parse('every key sets what it is named after', () => {
     gcHighPercent: 90,
     gcLowPercent: 70,
     gcMinAgeSeconds: 600,
+    maxSize: { bytes: 1.5 * 2 ** 40 },
     createTimeoutSeconds: 1800,
     createProcessors: 8,
     createMode: 'background',
@@ -105,6 +108,47 @@ parse('every key sets what it is named after', () => {
     logLevel: 'debug',
     syslogFacility: 'local3',
   });
+});
+
+parse('a size is bytes with a unit, powers of 1024, or percent of the disk', () => {
+  const size = (text: string): unknown => read(`${base}container_cache_max_size=${text}`).maxSize;
+  for (const [text, bytes] of [
+    ['1', 1],
+    ['4096', 4096],
+    ['3K', 3072],
+    ['64M', 64 * 2 ** 20],
+    ['500G', 500 * 2 ** 30],
+    ['500 GiB', 500 * 2 ** 30],
+    ['500gb', 500 * 2 ** 30],
+    ['2T', 2 ** 41],
+  ] as const)
+    assert.equal(size(text), { bytes }, text);
+  assert.equal(
+    [size('40%'), size('0.5 %'), size('100%')],
+    [{ percent: 40 }, { percent: 0.5 }, { percent: 100 }],
+  );
+  for (const wrong of [
+    '',
+    '0',
+    '0K',
+    '0%',
+    '101%',
+    '-1',
+    '1P',
+    '1KK',
+    '5 0',
+    '%',
+    'K',
+    '1e9',
+    '99999999T',
+    '1.5.5G',
+    'toString',
+  ])
+    assert.match(
+      problemOf(`container_cache_max_size=${wrong}`),
+      /want bytes with K, M, G or T behind them/,
+      wrong,
+    );
 });
 
 parse('a key that this test does not know is one that nobody tested', () => {

@@ -1,0 +1,34 @@
+/**
+ * Why a program could not write, by what it says: whichever of the programs that we or enroot start it was (tar, zstd, curl, tee,
+ * mktemp, mksquashfs, unsquashfs …), it prints strerror(3). They run in the C locale.
+ */
+export type Shortage = 'NO_SPACE' | 'QUOTA_EXCEEDED';
+
+const shortages = [
+  ['QUOTA_EXCEEDED', /Disk quota exceeded|\bEDQUOT\b/],
+  ['NO_SPACE', /No space left on device|\bENOSPC\b/],
+] as const;
+
+/** @returns undefined for any other reason */
+export function shortageIn(text: string): Shortage | undefined {
+  return shortages.find(([, pattern]) => pattern.test(text))?.[0];
+}
+
+const longestKeptLine = 200;
+
+/** Reads all that a program prints: of a hundred complaints about a full disk the first counts, and the last may be of something else. */
+export class ShortageWatch {
+  /** The first complaint of that kind, with the code that it stands for. */
+  found: { readonly code: Shortage; readonly line: string } | undefined;
+  #tail = '';
+
+  readonly add = (chunk: Buffer): void => {
+    if (this.found !== undefined) return;
+    const text = this.#tail + chunk.toString('utf8');
+    const code = shortageIn(text);
+    const line = text.split(/[\r\n]+/).find((one) => shortageIn(one) === code);
+    if (code !== undefined) this.found = { code, line: (line ?? '').trim().slice(-longestKeptLine) };
+    // Bounded, whoever prints: enough for a phrase that two chunks share.
+    this.#tail = text.slice(-longestKeptLine);
+  };
+}
