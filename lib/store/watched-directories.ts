@@ -12,7 +12,7 @@ import type { Directory } from '../system/directory.ts';
 /** Where a container without them cannot even start; the rest is taken from the top down. */
 const important = [
   ...['bin', 'sbin', 'lib', 'lib64', 'etc', 'usr', 'usr/bin', 'usr/sbin', 'usr/lib', 'usr/lib64'],
-  ...['usr/local', 'usr/local/bin', 'usr/local/lib', 'opt', 'usr/share', 'var', 'var/lib'],
+  ...['usr/local', 'usr/local/bin', 'usr/local/lib', 'opt'],
 ];
 
 /** Counting more names would take its time; such a directory is not watched. */
