@@ -524,7 +524,8 @@ export class CrashBench implements AsyncDisposable {
     assert.equal(left, [], 'no process is left');
     assert.equal(namesIn(join(node.runtimePath, 'leases')), []);
     assert.equal(namesIn(join(node.runtimePath, 'jobs')), []);
-    assert.equal(without(namesIn(node.runtimePath), ['leases', 'jobs', 'node', 'collector.lock']), []);
+    const ofTheNode = ['leases', 'jobs', 'node', 'collector.lock', 'sizes', 'gc-missed'];
+    assert.equal(without(namesIn(node.runtimePath), ofTheNode), []);
     const known = [collectorLockName, trashName, String(alice.uid), String(bob.uid)];
     assert.equal(without(namesIn(node.basePath), known), []);
     assert.equal(node.trash(), []);
