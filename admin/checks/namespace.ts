@@ -43,7 +43,7 @@ export const checkNamespace: Check = async (context) => {
       ];
     }),
   );
-  findings.push(...slurmdFindings(context));
+  findings.push(...(await slurmdFindings(context)));
   if (findings.length > 0) return findings;
   const shown = hidings.map(({ by, directories }) => `${by}: ${directories.join(', ')}`).join('; ');
   return [
@@ -100,18 +100,23 @@ async function pamNamespace({ slurm }: CheckContext): Promise<Hiding[]> {
 }
 
 /** A unit with PrivateTmp=yes, ProtectHome= or TemporaryFileSystem=, or a slurmd in a container: its Prolog sees what it sees. */
-function slurmdFindings({ slurmd, isRoot, settings }: CheckContext): Finding[] {
+async function slurmdFindings({ slurmd, isRoot, settings }: CheckContext): Promise<Finding[]> {
   if (slurmd === undefined || !isRoot) return [];
-  return [settings.basePath, settings.runtimePath].flatMap((path) => {
-    const [ours, theirs] = [path, `/proc/${slurmd.pid}/root${path}`].map((one) =>
+  const findings: Finding[] = [];
+  for (const path of [settings.basePath, settings.runtimePath]) {
+    const both = [path, `/proc/${slurmd.pid}/root${path}`] as const;
+    // A disk that does not answer is the finding of another check.
+    if (!(await answers(both[0])) || !(await answers(both[1]))) continue;
+    const [ours, theirs] = both.map((one) =>
       unlessErrno([...isGone, 'EACCES', 'ESRCH'], () => statSync(one)),
     );
-    if (ours === undefined || (ours.dev === theirs?.dev && ours.ino === theirs.ino)) return [];
-    return [
+    if (ours === undefined || (ours.dev === theirs?.dev && ours.ino === theirs.ino)) continue;
+    findings.push(
       report.bad(
         `slurmd (${slurmd.pid}) ${theirs === undefined ? 'does not see' : 'sees another'} ${path} than we do: it has mounts of its own`,
         'run container-cache where slurmd runs; or take PrivateTmp=, ProtectHome= and the like out of its unit: systemctl cat slurmd',
       ),
-    ];
-  });
+    );
+  }
+  return findings;
 }

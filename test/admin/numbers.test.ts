@@ -203,7 +203,7 @@ test('evictions are counted by what they were for', async () => {
     node.plant(alice, { hash: hash.padStart(16, '0'), usedSecondsAgo: 1000 * Number(hash), bytes: 8192 });
   await print(node, 'rm', nameOf(node.entries(alice)[0]!));
   await node.gc('--force');
-  assert.equal((await stats(node)).evictions, { watermark: 2, room: 0, rm: 1 });
+  assert.equal((await stats(node)).evictions, { watermark: 2, room: 0, size: 0, quota: 0, rm: 1 });
   const text = await print(node, 'metrics');
   assert.is(metric(text, 'evictions_total{reason="watermark"}'), 2);
   assert.ok(metric(text, 'last_collection_timestamp_seconds') > Date.now() / 1000 - 600);

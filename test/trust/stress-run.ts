@@ -38,6 +38,7 @@ import {
   createLockName,
   directoryName,
   holderVariable,
+  imagesName,
   lockFileName,
   parseStubDirectoryName,
 } from '../../lib/core/layout.ts';
@@ -692,7 +693,7 @@ class Stress {
       if (this.#options.disk === 'starving')
         this.#expect(entries.length === 0, where, `I10: stay for no reason: ${entries.join()}`);
       const locks = new Set(entries.map((entry) => createLockName(nameOf(entry))));
-      const others = this.#node.others(user).filter((name) => !locks.has(name));
+      const others = this.#node.others(user).filter((name) => !locks.has(name) && name !== imagesName);
       this.#expect(others.length === 0, where, `I13: is left: ${others.join()}`);
     }
     for (const name of ['leases', 'jobs']) {

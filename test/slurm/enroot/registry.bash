@@ -179,8 +179,8 @@ authenticate() {
   if [ -n "$user" ] && grep -qs "^machine[[:space:]]\+${registry%:*}[[:space:]]\+login[[:space:]]\+${user}[[:space:]]" \
     "$credentials_file"; then
     info "Using credentials from file: $credentials_file"
-    # A process's arguments are for everybody to read: curl gets a file.
-    (umask 077 && mkdir -p "$private_directory" && evaluate_credentials >"$private_directory/$registry.$$")
+    # A process's arguments are for everybody to read: curl gets a file. Like the real one: where a variable is not set, nothing is in it.
+    (umask 077 && mkdir -p "$private_directory" && evaluate_credentials >"$private_directory/$registry.$$" 2>/dev/null) || true
     credentials=(--netrc-file "$private_directory/$registry.$$")
   elif [ -n "$user" ]; then
     credentials=(--user "$user")
