@@ -36,7 +36,7 @@ import { errnoOf, isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
-import { holdEntry, type HeldEntry } from './held-entry.ts';
+import { holdEntry, type HeldEntry, type OnDamage } from './held-entry.ts';
 import { pickWatched } from './watched-directories.ts';
 import { uniqueHex } from '../system/unique.ts';
 
@@ -196,7 +196,7 @@ const mostRounds = 5;
 function hold(
   { user, userPath }: Pick<AcquireRequest, 'user' | 'userPath'>,
   name: string,
-  onDamage?: (what: string) => void,
+  onDamage?: OnDamage,
 ): Promise<HeldEntry | undefined> {
   return holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts(), onDamage);
 }
@@ -207,8 +207,9 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
   let hasWaited = false;
   let damage: string | undefined;
-  const onDamage = (what: string): void => {
+  const onDamage = (what: string): boolean => {
     damage = what;
+    return false;
   };
   let { name } = key;
   for (let round = 1; ; round++) {

@@ -52,6 +52,9 @@ export interface HeldEntry {
 const evictionLimitMs = 2000;
 const evictionPollMs = 20;
 
+/** Is told what is missing. @returns true to hold the entry all the same, to look at it */
+export type OnDamage = (what: string) => boolean;
+
 type Attempt = { readonly fd: number } | 'missing' | 'refused';
 
 /**
@@ -65,7 +68,7 @@ export async function holdEntry(
   path: string,
   name: string,
   mounts: readonly Mount[],
-  onDamage?: (what: string) => void,
+  onDamage?: OnDamage,
 ): Promise<HeldEntry | undefined> {
   if (hasMounts(path, mounts)) {
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
@@ -85,7 +88,7 @@ export async function holdEntry(
   }
 }
 
-function tryHold(user: UserIds, path: string, onDamage?: (what: string) => void): Attempt {
+function tryHold(user: UserIds, path: string, onDamage?: OnDamage): Attempt {
   const entry = unlessErrno(isGone, () => lstatSync(path));
   if (entry === undefined) return 'missing';
   if (!entry.isDirectory() || entry.uid !== user.uid) {
@@ -105,15 +108,12 @@ function tryHold(user: UserIds, path: string, onDamage?: (what: string) => void)
     const metadata = parseEntryMetadata(readStart(fd, longestEntryMetadataBytes).toString('utf8'));
     // After a power loss any file of it may be empty, this one too.
     if (!isSettled(locked.mode) && !isOfThisBoot(metadata)) {
-      if (metadata?.bootId === damagedBootId) onDamage?.('files of it are missing');
-      return 'missing';
+      const isDamaged = metadata?.bootId === damagedBootId;
+      if (!isDamaged || onDamage?.('files of it are missing') !== true) return 'missing';
     }
     const { watched } = metadata ?? {};
     const hole = watched && withDirectory(path, (directory) => findHole(directory, watched));
-    if (hole !== undefined) {
-      onDamage?.(hole);
-      return 'missing';
-    }
+    if (hole !== undefined && onDamage?.(hole) !== true) return 'missing';
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
     isHeld = leadsTo(lockPath(path), fd);
