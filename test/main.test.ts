@@ -57,7 +57,7 @@ test('a file of any name is a Prolog, and an Epilog, for Slurm', async () => {
 test('a copy collects, called as the Epilog that it is', async () => {
   const directory = copies('epilog');
   await using node = await TestNode.start({
-    settings: { container_cache_gc_high: 2, container_cache_gc_low: 1, gc_min_age: 0 },
+    settings: { container_cache_gc_high: 1, container_cache_gc_low: 0, gc_min_age: 0 },
   });
   const entry = node.plant(alice, { hash: '0000000000000001', usedSecondsAgo: 1000 });
   const { line } = await node.epilog({ id: 1, user: alice, wrapper: as(join(directory, 'epilog')) });

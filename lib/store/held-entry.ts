@@ -112,7 +112,9 @@ function tryHold(user: UserIds, path: string, onDamage?: OnDamage): Attempt {
       if (!isDamaged || onDamage?.('files of it are missing') !== true) return 'missing';
     }
     const { watched } = metadata ?? {};
-    const hole = watched && withDirectory(path, (directory) => findHole(directory, watched));
+    // The collector may just have renamed the entry: what is locked below then says so.
+    const hole =
+      watched && unlessErrno(isGone, () => withDirectory(path, (directory) => findHole(directory, watched)));
     if (hole !== undefined && onDamage?.(hole) !== true) return 'missing';
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
