@@ -74,11 +74,12 @@ export async function holdEntry(
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
   }
   const deadlineMs = performance.now() + evictionLimitMs;
-  for (;;) {
+  for (let attempts = 1; ; attempts++) {
     const attempt = withUserIds(user, () => tryHold(user, path, onDamage));
     if (attempt === 'missing') return undefined;
     if (attempt !== 'refused') return { name, path, fd: attempt.fd };
-    if (performance.now() > deadlineMs) {
+    // Who was stopped meanwhile looks once more.
+    if (performance.now() > deadlineMs && attempts > 1) {
       throw new JobFault(
         'LOCK_TIMEOUT',
         `Cannot hold entry "${path}": its lock file has been locked exclusively for ${evictionLimitMs} ms`,

@@ -30,6 +30,7 @@ import {
   holderVariable,
   isStepEventsName,
   lockFileName,
+  parseCreateLockName,
   parseEntryDirectoryName,
 } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
@@ -262,6 +263,12 @@ export class TestNode implements AsyncDisposable {
     return this.#names(user).filter(
       (name) => parseEntryDirectoryName(user.uid, name) === undefined && !isStepEventsName(name),
     );
+  }
+
+  /** The create lock of the only image that the user has had unpacked: it is named by what images have in common, not by its entry. */
+  createLock(user: TestUser): string {
+    const name = this.others(user).find((one) => parseCreateLockName(one) !== undefined);
+    return join(this.userPath(user), name ?? 'no create lock');
   }
 
   /** What steps of the user have noted for their Epilog. */

@@ -13,7 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { createLockName, leasePath } from '../../lib/core/layout.ts';
+import { leasePath } from '../../lib/core/layout.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
 import { setModifiedAt, treeOfFiles } from '../helpers/image.ts';
@@ -25,7 +25,6 @@ import {
   TestNode,
   until,
   type RunningProgram,
-  nameOf,
 } from '../helpers/node.ts';
 import { alice, command, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
@@ -204,7 +203,7 @@ test('a create lock that a collector has removed locks nothing: who waits for it
   const image = node.image();
   await node.prolog({ id: 1, user: alice, image });
   const [entry = ''] = node.entries(alice);
-  const lock = join(node.userPath(alice), createLockName(nameOf(entry)));
+  const lock = node.createLock(alice);
   await node.epilog({ id: 1, user: alice });
   command('rm', '--recursive', entry);
   // Somebody has the lock, as the collector while it looks; then removes the file under it.

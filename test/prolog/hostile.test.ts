@@ -20,10 +20,9 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, join } from 'node:path';
-import { createLockName } from '../../lib/core/layout.ts';
 import { tryFlock, type FlockMode } from '../../lib/system/flock.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { holders, lockFileOf, TestNode, type ProgramResult, nameOf } from '../helpers/node.ts';
+import { holders, lockFileOf, TestNode, type ProgramResult } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -72,7 +71,7 @@ async function withEntry(): Promise<{ node: TestNode; image: string; entry: stri
   await node.prolog({ id: 1, user: alice, image });
   await node.epilog({ id: 1, user: alice });
   const [entry = ''] = node.entries(alice);
-  const createLock = join(node.userPath(alice), createLockName(nameOf(entry)));
+  const createLock = node.createLock(alice);
   return { node, image, entry, createLock };
 }
 
