@@ -1,5 +1,5 @@
 /** However one installs the executable (as links, copies, under other names), all of its programs run. */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   copyFileSync,

@@ -1,5 +1,5 @@
 /** `container-cache gc`: its plan, what it prints, its exit codes. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

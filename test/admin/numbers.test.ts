@@ -1,5 +1,5 @@
 /** What jobs, steps and collections leave in `stats`, `metrics` and the hits of `status`. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {
   chownSync,

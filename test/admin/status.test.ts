@@ -1,5 +1,5 @@
 /** `container-cache status`, `explain` and `rm`: what they show, what they refuse, their exit codes. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { existsSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';

@@ -1,5 +1,5 @@
 /** `container-cache warm`, `pin`, `unpin` and `verify`: entries ahead of time, entries that stay, entries that are still right. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {
   appendFileSync,

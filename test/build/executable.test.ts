@@ -2,7 +2,7 @@
  * The executable where it has nothing to lean on: no environment, no privilege, no Node, nowhere to
  * load an addon from. Each place is a mount namespace of its own; nothing is mounted on the machine.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {
   closeSync,

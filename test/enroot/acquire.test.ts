@@ -2,7 +2,7 @@
  * `container-cache acquire`, as the enroot wrapper calls it: the protocol of the Prolog in the hands of a user, and a holder that the
  * Epilog finds.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { digestsName, imagesName, parseCreateLockName } from '../../lib/core/layout.ts';

@@ -1,5 +1,5 @@
 /** The steps after a job: what the Epilog ends, removes and starts, and whom it leaves alone. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,

@@ -1,5 +1,5 @@
 /** create_mode=background: no job waits for an unpack, and the next one finds the entry. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { chmodSync, chownSync, closeSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { formatEvent } from '../../lib/core/events.ts';

@@ -1,5 +1,5 @@
 /** A job that is over while its Prolog is at work: the node is free at once, and the Epilog finds all that was begun. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { processes, TestNode, until, type RunningProgram } from '../helpers/node.ts';

@@ -1,5 +1,5 @@
 /** Making an entry: who makes it, what becomes of failures, and which images are served. */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   existsSync,

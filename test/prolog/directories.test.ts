@@ -1,5 +1,5 @@
 /** The base and the user directory: what is refused, what is made, what is set right, and that nothing is followed. */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   chownSync,

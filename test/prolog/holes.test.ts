@@ -1,5 +1,5 @@
 /** Entries from which somebody else's program deleted: no job starts from one for long. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { existsSync, readFileSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { lockPath } from '../../lib/core/layout.ts';

@@ -2,7 +2,7 @@
  * A user who arranges the own directory against the Prolog: nothing outside of it is opened, followed or changed, the Prolog
  * ends, and it never exits non-zero (I7, I9, I11).
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   chmodSync,
   chownSync,

@@ -1,5 +1,5 @@
 /** The lease that a Prolog leaves behind: a holder that outlives it, holds the entry, and has nothing else of it. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

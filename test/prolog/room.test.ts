@@ -1,5 +1,5 @@
 /** Room for a new entry, on real small filesystems: who makes it, who waits for it, and what happens where there is none. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
 import { readUsage } from '../../lib/system/disk-usage.ts';

@@ -1,5 +1,5 @@
 /** Users whom the node's passwd does not know (nss_slurm): what Slurm says of them is enough. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { chmodSync, chownSync, readFileSync, statSync } from 'node:fs';
 import { startAcquire } from '../helpers/acquire.ts';
 import { isAlive, processes, TestNode, until } from '../helpers/node.ts';

@@ -1,5 +1,5 @@
 /** Tests of the harness itself: what a test on a real Slurm may rely on. */
-// test: timeout 300 s
+// test: timeout 600 s
 
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

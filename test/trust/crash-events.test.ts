@@ -1,5 +1,5 @@
 /** What befalls a node beside kills of our programs: holders that die, reboots, Epilogs that do not come or come twice, clocks. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { existsSync, mkdirSync, readdirSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { longestLeaseRecordBytes } from '../../lib/core/lease-record.ts';

@@ -2,7 +2,7 @@
  * Whatever reads a text that others write: arbitrary texts, valid ones with pieces changed, and very long ones. What each parser makes
  * of good texts is with its own tests (test/lib/core); their property tests are referred to in docs/reliability.md.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import { mountsBefore, mountsPath, isOurMountsFile, parseEnrootConf } from '../../lib/core/enroot-conf.ts';
 import { formatEntryMetadata, parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { formatEvent, parseEvent } from '../../lib/core/events.ts';

@@ -2,7 +2,7 @@
  * What of root our programs hand on: capabilities, descriptors, file modes, limits and environment of what they start are set by us,
  * whatever slurmd's are.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import { chmodSync, existsSync, mkdtempSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { createLockName, leasePath, leasesPath } from '../../lib/core/layout.ts';

@@ -1,5 +1,5 @@
 /** The collector on real small filesystems: what goes, in which order, and what stays. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,

@@ -1,5 +1,5 @@
 /** Publishing an entry: what the kernel sees, in which order (I1, I2), and what is put aside first. */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawn } from 'node:child_process';
 import { lstatSync, readFileSync } from 'node:fs';
 import { basename, join } from 'node:path';

@@ -1,5 +1,5 @@
 /** What the Prolog finds out of its node for the enroot wrapper: when, as whom, and what it makes of an enroot it does not know. */
-// test: timeout 300 s
+// test: timeout 600 s
 import {
   existsSync,
   mkdirSync,

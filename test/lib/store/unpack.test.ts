@@ -2,7 +2,7 @@
  * A rootfs of ours beside the one that `enroot create` would have made: unsquashfs as the user, then what enroot 4.1 does to
  * permissions, worked out here bit by bit from its documented effect.
  */
-// test: timeout 300 s
+// test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,

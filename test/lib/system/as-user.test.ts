@@ -316,7 +316,7 @@ child('the rest of the command stays as it was', async () => {
   const onStart = (): void => undefined;
   const command = { ...cat, input: 'x', environment: { A: '1' }, onStart };
   const { file: _file, args: _args, ...rest } = asUser(alice, command);
-  assert.equal(rest, { timeoutMs: longMs, input: 'x', environment: { A: '1' }, onStart });
+  assert.equal(rest, { timeoutMs: longMs, input: 'x', environment: { A: '1' }, onStart, program: 'cat' });
   const { stdout } = await run(asUser(alice, { ...commandOf('env'), environment: { A: '1' } }));
   assert.match(stdout.toString(), /^PATH=\S+\nLC_ALL=C\nA=1\n$/);
 });
