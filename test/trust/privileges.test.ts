@@ -5,7 +5,7 @@
 // test: timeout 600 s
 import { chmodSync, existsSync, mkdtempSync, readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
-import { createLockName, leasePath, leasesPath } from '../../lib/core/layout.ts';
+import { leasePath, leasesPath } from '../../lib/core/layout.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
 import { openFiles, TestNode } from '../helpers/node.ts';
 import {
@@ -120,7 +120,7 @@ test('file modes do not depend on the umask of slurmd', async () => {
     assert.is(line['result'], 'created');
     const [entry = ''] = node.entries(alice);
     const { runtimePath } = node;
-    const lock = join(node.userPath(alice), createLockName(entry.slice(entry.lastIndexOf('/') + 1)));
+    const lock = node.createLock(alice);
     const jobFiles = ['', '/env', '/images'].map((name) => join(runtimePath, 'jobs/1', name));
     const files = [node.userPath(alice), entry, join(entry, '.pyxis_cache_lock'), lock, runtimePath];
     return [
