@@ -4,7 +4,7 @@
  * test/slurm/container-starts.test.ts has the containers themselves.
  */
 // test: timeout 600 s
-import { spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync, type ChildProcessByStdio } from 'node:child_process';
 import { once } from 'node:events';
 import {
   chmodSync,
@@ -24,6 +24,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import type { Readable, Writable } from 'node:stream';
 import { directoryName, unsharedName } from '../../lib/core/layout.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
@@ -481,22 +482,7 @@ stubs('a second start does not mount a layer that is in use: it begins with a co
   mkdirSync(join(upper, 'point'), { mode: 0o000 });
   writeFileSync(join(upper, 'etc/hosts'), '', { mode: 0o000 });
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, upper);
-  const running = spawn(
-    'setpriv',
-    [
-      ...[
-        `--reuid=${alice.uid}`,
-        `--regid=${alice.gid}`,
-        '--clear-groups',
-        'unshare',
-        '--user',
-        '--map-root-user',
-      ],
-      ...['--mount', 'sh', '-c'],
-      `mount -t overlay -o lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr x /mnt && echo up && exec cat`,
-    ],
-    { stdio: ['pipe', 'pipe', 'inherit'] },
-  );
+  const running = mountLayer(node, upper);
   try {
     await once(running.stdout, 'data');
     const second = node.run(['start', container]);
@@ -524,6 +510,20 @@ stubs('a second start does not mount a layer that is in use: it begins with a co
   assert.is(layerOf(node.run(['start', container])), upper);
 });
 
+/** A container of alice's that has the layer mounted, until its standard input ends. It prints a line when it has. */
+function mountLayer(node: WrapperNode, upper: string): ChildProcessByStdio<Writable, Readable, null> {
+  const ids = [`--reuid=${alice.uid}`, `--regid=${alice.gid}`, '--clear-groups'];
+  const layers = `lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr`;
+  return spawn(
+    'setpriv',
+    [
+      ...[...ids, 'unshare', '--user', '--map-root-user', '--mount', 'sh', '-c'],
+      `mount -t overlay -o ${layers} x /mnt && echo up && exec cat`,
+    ],
+    { stdio: ['pipe', 'pipe', 'inherit'] },
+  );
+}
+
 stubs('list shows containers as the real one would without us', async () => {
   await using node = await WrapperNode.start();
   assert.equal(parametersOf(node.run(['list', '-f'])), [['list', '-f']]);
@@ -543,22 +543,7 @@ stubs('list shows containers as the real one would without us', async () => {
   assert.equal([plain.exitCode, parametersOf(plain)], [0, [['list']]]);
 
   const upper = join(node.stub(), '.container-cache/upper');
-  const running = spawn(
-    'setpriv',
-    [
-      ...[
-        `--reuid=${alice.uid}`,
-        `--regid=${alice.gid}`,
-        '--clear-groups',
-        'unshare',
-        '--user',
-        '--map-root-user',
-      ],
-      ...['--mount', 'sh', '-c'],
-      `mount -t overlay -o lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr x /mnt && echo up && exec cat`,
-    ],
-    { stdio: ['pipe', 'pipe', 'inherit'] },
-  );
+  const running = mountLayer(node, upper);
   try {
     await once(running.stdout, 'data');
     const rows = (pid: number): string =>
