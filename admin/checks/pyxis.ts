@@ -3,6 +3,7 @@ import { basename } from 'node:path';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import type { Plugin } from '../../lib/core/plugstack.ts';
 import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
+import { isExecutable } from '../../lib/system/files.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
 import { answers, readText, type Check, type SlurmSource } from './context.ts';
 
@@ -29,14 +30,23 @@ async function pluginFindings({ path, parameters }: Plugin, { conf }: SlurmSourc
     return [report.bad(`${path} is not there`, 'install pyxis, or correct its line in plugstack.conf')];
   const shown = parameters.length === 0 ? '' : ` with ${parameters.join(' ')}`;
   const findings = [report.ok(`${path}${shown}`)];
-  const importer = parameters.find((parameter) => parameter.startsWith('importer='));
-  if (importer !== undefined)
-    findings.push(
-      report.ok(
-        `${importer}: images of registries come from that program; an entry is made of each file that it keeps after release`,
-      ),
-    );
+  const importer = parameters.find((one) => one.startsWith('importer='))?.slice('importer='.length);
+  if (importer !== undefined) findings.push(await importerFinding(importer));
   if (!path.startsWith('/') && conf.last('PluginDir') === undefined)
     findings[0] = report.ok(`${path}${shown}, in the PluginDir that Slurm was built with`);
   return findings;
+}
+
+async function importerFinding(path: string): Promise<Finding> {
+  const named = `importer=${path}`;
+  if (!(await answers(path)))
+    return report.bad(`${named} does not answer, and jobs wait for it`, 'look after its file server');
+  if (!isRegularFile(path) || !isExecutable(path))
+    return report.bad(
+      `${named} is no program: each job with an image of a registry fails`,
+      'install it on this node, or correct the line of pyxis in plugstack.conf',
+    );
+  return report.ok(
+    `${named}: images of registries come from that program; an entry is made of each file that it keeps after release`,
+  );
 }

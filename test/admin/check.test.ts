@@ -720,7 +720,7 @@ wrapping(
   },
 );
 
-wrapping('pyxis is not loaded, is missing, or has an importer', async () => {
+wrapping('pyxis is not loaded, is missing, or has an importer that is no program', async () => {
   await using right = await RightNode.start(['wrapper', 'mounts.d', 'pyxis']);
   mkdirSync(right.path('slurm/plugstack.conf.d'));
   right.write('slurm/plugstack.conf', 'include plugstack.conf.d/*.conf\noptional /lib/other.so\n');
@@ -728,9 +728,14 @@ wrapping('pyxis is not loaded, is missing, or has an importer', async () => {
   const plugin = right.path('slurm/spank_pyxis.so');
   right.write(
     'slurm/plugstack.conf.d/pyxis.conf',
-    `required ${plugin} container_scope=job importer=/x/import\n`,
+    `required ${plugin} container_scope=job importer=${right.path('import')}\n`,
   );
-  assertProblems(right.check(), ['warn', 'pyxis', /^importer=\/x\/import: /]);
+  right.write('import', '#!/bin/sh\n', 0o644);
+  assertProblems(right.check(), ['bad', 'pyxis', /\/import is no program: each job/]);
+  chmodSync(right.path('import'), 0o755);
+  const result = right.check();
+  assertProblems(result);
+  assert.match(textsOf(result, 'pyxis').join(), /importer=\S*\/import: images of registries come from/);
   rmSync(plugin);
   assertProblems(right.check(), ['bad', 'pyxis', /spank_pyxis\.so is not there/]);
   rmSync(right.path('slurm/plugstack.conf'));
