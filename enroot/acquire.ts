@@ -77,7 +77,7 @@ export async function runAcquire(parameters: readonly string[], environment: Env
     const settings = requireSettings(parsed);
     const held = await acquire({ jobId, user, image, existingOnly, settings, environment });
     ({ acquired, warning } = held);
-    process.stdout.write(`${acquired.entry.name} ${held.holderPid ?? '-'}\n`);
+    process.stdout.write(`${acquired.entry.name} ${held.holderPid ?? '-'} ${acquired.result}\n`);
   } catch (cause) {
     error = cause;
   }
@@ -95,7 +95,8 @@ export async function runAcquire(parameters: readonly string[], environment: Env
     unpack_ms: acquired?.unpackMs,
     total_ms: Math.round(performance.now()),
   });
-  if (jobId !== undefined && parsed.settings !== undefined)
+  // Of an entry that was there, the wrapper notes each container that starts from it.
+  if (jobId !== undefined && parsed.settings !== undefined && acquired?.result !== 'reused')
     noteStepStart(userPath(parsed.settings.basePath, user.uid), jobId, {
       ...startEvent('step', acquired, error),
       image: code === 'UNPACKING' ? wholeName(image) : undefined,

@@ -208,7 +208,7 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return;
   try {
-    report.stepStarts = takeStepStarts(userDirectory, job, job.jobId);
+    report.stepStarts = takeStepStarts(userDirectory, job, job.jobId, report.entries);
     const { partials, stubs } = withUserIds(job, () => findLeftovers(job, userDirectory));
     if (partials.length + stubs.length === 0) return;
     moveNamesToTrash(base, userDirectory, [...partials, ...stubs]);

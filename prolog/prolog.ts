@@ -77,7 +77,8 @@ export async function runProlog(environment: Environment = process.env): Promise
   if (job !== undefined && outcome.error !== undefined && isFaultOfNode(outcome.error))
     await warnOfDataPath(log, job, parsed.enrootSysconfPath, outcome.error);
   const logged = log.flush();
-  if (job?.container !== undefined && parsed.settings !== undefined)
+  // Of an entry that was there, the wrapper notes each container that starts from it.
+  if (job?.container !== undefined && parsed.settings !== undefined && outcome.acquired?.result !== 'reused')
     recordEvents(parsed.settings.statePath, [startEvent('job', outcome.acquired, outcome.error)]);
   await logged;
   return exitCodeOf(outcome.error === undefined ? [] : [outcome.error], parsed.onFailure);
@@ -261,6 +262,7 @@ async function serve(
       image: imageOfPyxis(listedAs),
       entry: acquired.entry.name,
       stamp: source.kind === 'path' ? source.stamp : (source.askedFrom ?? '-'),
+      result: acquired.result,
     });
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.

@@ -33,6 +33,22 @@ export interface StartEvent {
 }
 
 /**
+ * A container that starts from an entry: what the enroot wrapper notes, and the Epilog makes `reused` starts of. The first one from an
+ * entry that was made or waited for is that `start` itself.
+ */
+export interface ContainerEvent {
+  readonly entry: string;
+  readonly result: 'reused' | 'waited' | 'created';
+}
+
+export function parseContainerEvent(line: string): ContainerEvent | undefined {
+  const { kind, entry, result } = parseJsonObject(line) ?? {};
+  return kind === 'container' && isEntryName(entry) && isOneOf(['reused', 'waited', 'created'], result)
+    ? { entry, result }
+    : undefined;
+}
+
+/**
  * Why an entry went: usage reached the high watermark; a new image needed its room; the cache reached its own limit; its user's
  * quota was used up; an admin said so.
  */

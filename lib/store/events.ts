@@ -16,6 +16,7 @@ import {
 } from 'node:fs';
 import {
   formatEvent,
+  parseContainerEvent,
   parseEvent,
   type CacheEvent,
   type StartEvent,
@@ -146,8 +147,15 @@ const longestStepEventsBytes = 256 * 1024;
 /**
  * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries of that user are handed on, and
  * their time is now.
+ *
+ * @param jobEntries what the Prolog had leased for the job: starts from these are the job's, all others its steps'
  */
-export function takeStepStarts(userDirectory: Directory, user: UserIds, jobId: number): StartEvent[] {
+export function takeStepStarts(
+  userDirectory: Directory,
+  user: UserIds,
+  jobId: number,
+  jobEntries: readonly string[],
+): StartEvent[] {
   const path = inDirectory(userDirectory, stepEventsName(jobId));
   const text = withUserIds(user, () => {
     // Whatever lies there instead, and whatever it does, costs no more than these numbers.
@@ -159,10 +167,22 @@ export function takeStepStarts(userDirectory: Directory, user: UserIds, jobId: n
       return '';
     }
   });
-  const events = text.split('\n').flatMap((line) => parseEvent(line) ?? []);
-  return events
-    .filter((event) => event.kind === 'start')
+  const atMs = Date.now();
+  const lines = text.split('\n');
+  const starts = lines.flatMap((line): StartEvent[] => {
+    const event = parseEvent(line);
+    return event?.kind === 'start' ? [{ ...event, source: 'step', atMs }] : [];
+  });
+  const counted = new Set<string>();
+  const hits = lines.flatMap((line): StartEvent[] => {
+    const { entry, result } = parseContainerEvent(line) ?? {};
+    if (entry === undefined) return [];
+    const isCounted = result === 'reused' || counted.has(entry);
+    counted.add(entry);
+    const source = jobEntries.includes(entry) ? 'job' : 'step';
+    return isCounted ? [{ kind: 'start', source, result: 'reused', entry, atMs }] : [];
+  });
+  return [...starts, ...hits]
     .filter(({ entry }) => entry === undefined || isEntryNameOf(user.uid, entry))
-    .slice(0, mostStepStarts)
-    .map((event) => ({ ...event, source: 'step', atMs: Date.now() }));
+    .slice(0, mostStepStarts);
 }

@@ -7,6 +7,7 @@ import { chownSync, chmodSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../core/layout.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import type { AcquireResult } from './entry.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
 export interface JobFiles {
@@ -14,7 +15,7 @@ export interface JobFiles {
   readonly images: readonly JobImage[];
 }
 
-/** An image of the job and its entry, a line of `images`: the three with tabs between. */
+/** An image of the job and its entry, a line of `images`: the four with tabs between. */
 export interface JobImage {
   /** As pyxis hands it to enroot: the path that was given, or the URI with its `docker://`. */
   readonly image: string;
@@ -25,6 +26,8 @@ export interface JobImage {
    * may be there by the time of a step, or a file of one use that the Prolog has fetched for it.
    */
   readonly stamp: string;
+  /** How the Prolog came by the entry, for the wrapper to note with each start; else it tells nothing. */
+  readonly result?: AcquireResult | undefined;
 }
 
 const heldFileMark = '=';
@@ -52,7 +55,7 @@ export function writeJobFiles(
   // A tab or a newline in a name would make a line of its own; such an image is simply not listed.
   const lines = files.images
     .filter(({ image }) => !/[\t\n]/.test(image))
-    .map(({ image, entry, stamp }) => `${image}\t${entry}\t${stamp}\n`);
+    .map(({ image, entry, stamp, result = '-' }) => `${image}\t${entry}\t${stamp}\t${result}\n`);
   writeFileAtomically(`${path}/${jobImagesName}`, lines.join(''), owner);
   writeFileAtomically(`${path}/${jobEnvName}`, files.environment, owner);
   chownSync(path, 0, job.gid);

@@ -2,6 +2,7 @@
 // test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {
+  appendFileSync,
   chownSync,
   existsSync,
   lstatSync,
@@ -56,6 +57,17 @@ function metric(text: string, name: string): number {
   return Number(line.split(' ').at(-1));
 }
 
+/** What the enroot wrapper notes of containers that start from entries (test/enroot/wrapper.test.ts), each `result entry`. */
+function noteContainers(node: TestNode, jobId: number, ...containers: string[]): void {
+  const path = join(node.userPath(alice), `.steps-${jobId}.events`);
+  const lines = containers.map((container) => {
+    const [result, entry] = container.split(' ');
+    return `${JSON.stringify({ kind: 'container', entry, result })}\n`;
+  });
+  appendFileSync(path, lines.join(''));
+  chownSync(path, alice.uid, alice.gid);
+}
+
 test('a miss, a hit, a bypass and a fault of jobs are counted, and a job without an image is not', async () => {
   await using node = await TestNode.start({ settings: never });
   const image = node.image();
@@ -70,6 +82,12 @@ test('a miss, a hit, a bypass and a fault of jobs are counted, and a job without
   ].entries())
     results.push((await node.prolog({ id: id + 1, user: alice, ...request })).line['result']);
   assert.equal(results, ['created', 'reused', 'reused', 'bypassed', 'bypassed', 'none']);
+  const entry = nameOf(node.entries(alice)[0]!);
+  noteContainers(node, 1, `created ${entry}`);
+  noteContainers(node, 2, `reused ${entry}`);
+  noteContainers(node, 3, `reused ${entry}`);
+  assert.is((await stats(node)).jobs.hits, 0);
+  for (const id of [1, 2, 3]) await node.epilog({ id, user: alice });
   const { jobs, steps } = await stats(node);
   assert.equal([jobs.misses, jobs.hits, jobs.waits], [1, 2, 0]);
   assert.equal(jobs.bypasses, { UNSUPPORTED_OPTION: 1, IMAGE_UNREADABLE: 1 });
@@ -84,7 +102,7 @@ test('a miss, a hit, a bypass and a fault of jobs are counted, and a job without
   assert.is(metric(text, 'failures_total{source="job",code="NO_SPACE"}'), 0);
   assert.is(metric(text, 'unpack_seconds_bucket{source="job",le="+Inf"}'), 1);
   assert.is(metric(text, 'entries'), 1);
-  assert.is(metric(text, 'leases'), 3);
+  assert.is(metric(text, 'leases'), 0);
   const entries = JSON.parse(await print(node, 'status', '--json')) as { entries: { hits: number }[] };
   assert.equal(
     entries.entries.map(({ hits }) => hits),
@@ -93,12 +111,36 @@ test('a miss, a hit, a bypass and a fault of jobs are counted, and a job without
   assert.match(await print(node, 'stats'), /^hit ratio {2}66\.7 %$/m);
 });
 
+test('an entry that no container starts from is no hit: the job may not see the base', async () => {
+  await using node = await TestNode.start({ settings: never });
+  const image = node.image();
+  for (const id of [1, 2]) {
+    await node.prolog({ id, user: alice, image });
+    await node.epilog({ id, user: alice });
+  }
+  const { jobs } = await stats(node);
+  assert.equal([jobs.misses, jobs.hits], [1, 0]);
+});
+
+test('each further container of the job that made the entry is a hit', async () => {
+  await using node = await TestNode.start({ settings: never });
+  await node.prolog({ id: 1, user: alice, image: node.image() });
+  const made = `created ${nameOf(node.entries(alice)[0]!)}`;
+  noteContainers(node, 1, made, made, made);
+  await node.epilog({ id: 1, user: alice });
+  const { jobs, steps } = await stats(node);
+  assert.equal([jobs.misses, jobs.hits, steps.hits], [1, 2, 0]);
+});
+
 test('what a step acquired is counted by its Epilog', async () => {
   await using node = await TestNode.start({ settings: never });
   const image = node.image();
   await node.prolog({ id: 1, user: alice });
-  for (let step = 0; step < 2; step++)
-    assert.is((await startAcquire(node, [image], { jobId: 1 }).answer).exitCode, 0);
+  for (const result of ['created', 'reused']) {
+    const { exitCode } = await startAcquire(node, [image], { jobId: 1 }).answer;
+    assert.is(exitCode, 0);
+    noteContainers(node, 1, `${result} ${nameOf(node.entries(alice)[0]!)}`);
+  }
   assert.equal(node.stepEvents(alice), ['.steps-1.events']);
   assert.is((await stats(node)).steps.hits, 0);
   await node.epilog({ id: 1, user: alice });
@@ -115,7 +157,7 @@ const start: StartEvent = {
   entry: `pyxis_cache_u${alice.uid}_00deadbeef001122`,
 };
 
-test('a user can claim no more than starts of their own steps', async () => {
+test('a user can claim no more than starts from their own entries', async () => {
   await using node = await TestNode.start({ settings: never });
   await node.prolog({ id: 1, user: alice });
   const forged = [
@@ -124,6 +166,9 @@ test('a user can claim no more than starts of their own steps', async () => {
     formatEvent({ kind: 'eviction', atMs: 1, reason: 'rm', entry: start.entry! }),
     'no event\n',
     formatEvent({ ...start, source: 'warm' }),
+    `{"kind":"container","entry":"pyxis_cache_u${bob.uid}_00deadbeef001122","result":"reused"}\n`,
+    '{"kind":"container","entry":7,"result":"reused"}\n',
+    `{"kind":"container","entry":"${start.entry}","result":"free"}\n`,
   ];
   writeFileSync(join(node.userPath(alice), '.steps-1.events'), forged.join(''));
   chownSync(join(node.userPath(alice), '.steps-1.events'), alice.uid, alice.gid);

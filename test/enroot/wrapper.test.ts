@@ -597,6 +597,48 @@ stubs('remove is done by the real enroot, in the directory where the stub is', a
   assert.is(result.calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
 });
 
+stubs('a container that starts from an entry is noted, one that does not is not', async () => {
+  await using node = await WrapperNode.start();
+  const notes = join(node.userPath, `.steps-${jobId}.events`);
+  const lineOf = (result: string): string =>
+    `{"kind":"container","entry":"${node.entry}","result":"${result}"}\n`;
+  const stamp = stampOf(node.imagePath);
+  const start = ['start', container, 'true'];
+  // As a Prolog of the former version has left it.
+  node.createStub();
+  node.run(start);
+  assert.not(existsSync(notes));
+  node.run(['remove', '-f', container]);
+  for (const result of ['reused', 'waited', 'created']) {
+    node.writeImages(`${node.imagePath}\t${node.entry}\t${stamp}\t${result}\n`);
+    node.createStub();
+    node.run(start);
+  }
+  const noted = ['reused', 'waited', 'created'].map(lineOf).join('');
+  assert.is(readFileSync(notes, 'utf8'), noted);
+  rmSync(node.entryPath, { recursive: true });
+  assert.equal(parametersOf(node.run(start)).at(-1), start);
+  assert.is(readFileSync(notes, 'utf8'), noted);
+});
+
+stubs('what is in the place of the notes keeps no container from its start', async () => {
+  await using node = await WrapperNode.start();
+  node.writeImages(`${node.imagePath}\t${node.entry}\t${stampOf(node.imagePath)}\treused\n`);
+  const notes = join(node.userPath, `.steps-${jobId}.events`);
+  for (const put of [
+    () => command('mkfifo', '--mode=0666', notes),
+    () => mkdirSync(notes),
+    () => symlinkSync('/nowhere/at/all', notes),
+    () => writeFileSync(notes, '', { mode: 0o400 }),
+  ]) {
+    put();
+    node.createStub();
+    const result = node.run(['start', container, 'true']);
+    assert.equal([result.exitCode, result.output, parametersOf(result).length], [0, '', 1]);
+    rmSync(notes, { recursive: true });
+  }
+});
+
 stubs('an upgrade from version 0.1 does not keep a running step from its end', async () => {
   await using node = await WrapperNode.start();
   node.createStub();

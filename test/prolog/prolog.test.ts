@@ -252,7 +252,7 @@ job("the job's files tell its tasks where the entries are, to its own group only
   );
   assert.is(
     node.jobFile(7, 'images'),
-    `${image}\t${line['entry']!}\t${command('find', image, '-printf', '%s %T@ %C@')}\n`,
+    `${image}\t${line['entry']!}\t${command('find', image, '-printf', '%s %T@ %C@')}\tcreated\n`,
   );
   const envPath = join(node.runtimePath, 'jobs/7/env');
   const cat = (uid: number, gid: number): string[] => [

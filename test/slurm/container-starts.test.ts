@@ -1,9 +1,9 @@
 /** Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and enroot. */
 // test: timeout 1200 s
 
-import { existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { createLockName, directoryName } from '../../lib/core/layout.ts';
+import { createLockName, directoryName, eventsPath } from '../../lib/core/layout.ts';
 import {
   credentials,
   startDockerRegistry,
@@ -85,6 +85,12 @@ async function assertClean(containers: ContainerCluster): Promise<void> {
 async function unpacks({ cluster }: ContainerCluster, path: string): Promise<number> {
   const lines = await cluster.syslog();
   return lines.filter((line) => line.includes(`image=${path} `) && line.includes(' result=created')).length;
+}
+
+/** How many containers are counted as started from an entry that was there. */
+function hits({ statePath }: ContainerCluster): number {
+  const days = readdirSync(eventsPath(statePath)).map((day) => `${eventsPath(statePath)}/${day}`);
+  return days.flatMap((day) => readFileSync(day, 'utf8').match(/"result":"reused"/g) ?? []).length;
 }
 
 function readIfThere(file: string): string {
@@ -173,9 +179,11 @@ starts('the steps of a job may have several images', async (state) => {
   const containers = requireContainers(state);
   const paths = ['first', 'second'].map((name) => image(containers, name));
   const steps = [...paths, ...paths].map((path) => `srun --container-image=${path} ${TELL}`);
+  const before = hits(containers);
   const output = await runJob(containers, steps.join('\n'));
   assert.is(output, 'first overlay\nsecond overlay\nfirst overlay\nsecond overlay\n');
   await assertClean(containers);
+  assert.is(hits(containers) - before, 2);
 });
 
 starts('several tasks share one container', async (state) => {
