@@ -8,7 +8,14 @@
  */
 import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
-import { describeError, faultCode, isFaultOfNode, JobFault } from '../lib/core/faults.ts';
+import {
+  describeError,
+  faultCode,
+  isFaultOfNode,
+  isUsedUp,
+  JobFault,
+  NodeFault,
+} from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import type { StartEvent } from '../lib/core/events.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
@@ -27,18 +34,20 @@ import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
+import { checkRuntimeDirectory } from '../lib/store/runtime-directory.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
+import { UserTurn } from '../lib/store/users.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector, startInBackground, startWarming } from '../lib/system/background.ts';
-import { readNames, type Directory } from '../lib/system/directory.ts';
+import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { errnoOf, unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
+import { unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
-import { openLog } from '../lib/system/syslog.ts';
+import { openLog, type Log } from '../lib/system/syslog.ts';
 
 /** What the steps found and did. */
 interface Report {
@@ -73,7 +82,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
   let job: Job | undefined;
   try {
     job = readJob(environment);
-    finishJob(job, parsed, environment, report);
+    finishJob(job, parsed, environment, report, log.write);
   } catch (error) {
     report.errors.push(error);
   }
@@ -116,10 +125,17 @@ export async function runEpilog(environment: Environment = process.env): Promise
   return exitCodeOf(errors, parsed.onFailure);
 }
 
-function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, report: Report): void {
+function finishJob(
+  job: Job,
+  parsed: ParsedSettings,
+  environment: Environment,
+  report: Report,
+  log: Log['write'],
+): void {
   guardAgainstCrash();
   // Without a configuration there still may be a holder, and its lease where leases are by default.
   const runtimePath = parsed.settings?.runtimePath ?? defaultRuntimePath;
+  checkRuntimeDirectory(runtimePath);
   attempt(report, () => {
     markUsed(job, parsed.settings, runtimePath, environment['CONTAINER_CACHE_CONF']);
   });
@@ -136,7 +152,7 @@ function finishJob(job: Job, parsed: ParsedSettings, environment: Environment, r
     removeJobFiles(runtimePath, job.jobId);
   });
   attempt(report, () => {
-    sweepBase(job, requireSettings(parsed), environment, report);
+    sweepBase(job, requireSettings(parsed), environment, report, log);
   });
 }
 
@@ -178,11 +194,17 @@ function markUsed(
   if (due.length > 0) startInBackground(['verify', '--background', ...due], configPath, '/');
 }
 
-function sweepBase(job: Job, settings: Settings, environment: Environment, report: Report): void {
+function sweepBase(
+  job: Job,
+  settings: Settings,
+  environment: Environment,
+  report: Report,
+  log: Log['write'],
+): void {
   const base = openBase(settings);
   try {
     attempt(report, () => {
-      sweepUserDirectory(job, base, report);
+      sweepUserDirectory(job, base, report, log);
     });
     if (settings.createMode === 'background')
       attempt(report, () => {
@@ -204,21 +226,25 @@ function sweepBase(job: Job, settings: Settings, environment: Environment, repor
  * What this job left: partial directories of a Prolog or an acquire that was killed, and stubs of containers whose step did not
  * come to remove them. Whoever made them ended with the job.
  */
-function sweepUserDirectory(job: Job, base: Directory, report: Report): void {
+function sweepUserDirectory(job: Job, base: Directory, report: Report, log: Log['write']): void {
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return;
   try {
     report.stepStarts = takeStepStarts(userDirectory, job, job.jobId, report.entries);
-    const { partials, stubs } = withUserIds(job, () => findLeftovers(job, userDirectory));
-    if (partials.length + stubs.length === 0) return;
-    moveNamesToTrash(base, userDirectory, [...partials, ...stubs]);
-    report.partialsRemoved = partials.length;
-    report.stubsRemoved = stubs.length;
+    const turn = new UserTurn(job, userDirectory, [], log);
+    // Who has closed the directory leaves the rest to the collector.
+    const ofJob = (jobOf: typeof parseStubDirectoryName): string[] =>
+      unlessErrno(['EACCES'], () => turn.names((name) => jobOf(name)?.jobId === job.jobId)) ?? [];
+    const partials = ofJob(parsePartialName);
+    const stubs = ofJob(parseStubDirectoryName);
+    const isStub = (name: string): boolean =>
+      withUserIds(job, () => findStub(userDirectory, name)) !== undefined;
+    turn.end();
+    report.partialsRemoved = moveNamesToTrash(base, userDirectory, partials);
+    report.stubsRemoved = moveNamesToTrash(base, userDirectory, stubs.filter(isStub));
   } catch (cause) {
-    if (!userMadeErrnos.includes(errnoOf(cause) ?? '')) throw cause;
-    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}": it changed meanwhile`, {
-      cause,
-    });
+    if (cause instanceof NodeFault || isUsedUp(cause)) throw cause;
+    throw new JobFault('ENTRY_DAMAGED', `Cannot sweep "${userDirectory.path}"`, { cause });
   } finally {
     closeSync(userDirectory.fd);
   }
@@ -238,16 +264,4 @@ function startUnpacking(job: Job, starts: readonly StartEvent[], configPath: str
   const images = [...new Set(wanted)].slice(0, mostImages);
   if (images.length > 0) startWarming(job, images, configPath);
   return images.length;
-}
-
-function findLeftovers(job: Job, userDirectory: Directory): { partials: string[]; stubs: string[] } {
-  // Who has closed the directory leaves the rest to the collector.
-  const names = unlessErrno(['EACCES'], () => readNames(userDirectory)) ?? [];
-  return {
-    partials: names.filter((name) => parsePartialName(name)?.jobId === job.jobId),
-    stubs: names.filter(
-      (name) =>
-        parseStubDirectoryName(name)?.jobId === job.jobId && findStub(userDirectory, name) !== undefined,
-    ),
-  };
 }

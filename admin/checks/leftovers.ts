@@ -27,6 +27,7 @@ import { processUid } from '../../lib/system/processes.ts';
 import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../../lib/system/slurm-jobs.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
 import { answers, type Check, type CheckContext } from './context.ts';
+import { tellTrouble } from '../inventory.ts';
 
 const reportClock = reporter('clock');
 const report = reporter('leftovers');
@@ -101,7 +102,7 @@ async function openExistingBase({ settings }: CheckContext): Promise<Directory |
 const clockSkewMs = 60_000;
 
 function futureFindings({ settings }: CheckContext, base: Directory): Finding[] {
-  const { plan } = forecastCollection({ base, policy: settings, pinned: new Set() });
+  const { plan } = forecastCollection({ base, policy: settings, pinned: new Set(), log: tellTrouble });
   const entries: FoundEntry[] = [...plan.evict, ...plan.reserve, ...plan.kept.map(({ entry }) => entry)];
   const future = entries.filter(({ usedAtMs }) => usedAtMs > Date.now() + clockSkewMs);
   const [first] = future;

@@ -16,16 +16,7 @@
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */
-import {
-  closeSync,
-  constants,
-  fchmodSync,
-  lstatSync,
-  readdirSync,
-  rmSync,
-  unlinkSync,
-  type Stats,
-} from 'node:fs';
+import { closeSync, constants, fchmodSync, lstatSync, rmSync } from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata, type EntryMetadata } from '../core/entry-metadata.ts';
 import { describeError } from '../core/faults.ts';
 import {
@@ -60,21 +51,28 @@ import {
   missedGoalPath,
   parseCreateLockName,
   parseEntryDirectoryName,
-  parseIdName,
   parsePartialName,
   parseStubDirectoryName,
   parseUnsharedName,
 } from '../core/layout.ts';
-import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { abandonedAsides, sweepAsides } from '../system/aside.ts';
-import { inDirectory, openDirectory, readNames, withDirectory, type Directory } from '../system/directory.ts';
+import {
+  leadsToBeneath,
+  namesBeneath,
+  openFileBeneath,
+  openOrCreateFileBeneath,
+  removeFileBeneath,
+  statBeneath,
+  withDirectoryBeneath,
+} from '../system/beneath.ts';
+import { inDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
-import { isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
-import { leadsTo, openRegularFile, readStart, writeFileAtomically } from '../system/files.ts';
+import { isGone, unlessErrno } from '../system/errno.ts';
+import { openRegularFile, readStart, writeFileAtomically } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
-import { findMountedEntries, readMounts } from '../system/mounts.ts';
+import { MountScan, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { sweepLeases } from './lease.ts';
 import { findStub } from './stub.ts';
@@ -82,12 +80,15 @@ import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { measureShare, Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
+import { forEachUser, userBudget, type UserTurn } from './users.ts';
 
 export interface ForecastRequest {
   readonly base: Directory;
   readonly policy: CollectionPolicy;
   /** Names of entries that stay, however old (pins.ts). */
   readonly pinned: ReadonlySet<string>;
+  /** Gets a line for each user who cannot be looked at, or not wholly. */
+  readonly log: (level: LogLevel, word: string, fields: LogFields) => void;
   /** Collect even below the high watermark, down to the low one. */
   readonly force?: boolean;
 }
@@ -103,7 +104,6 @@ export interface CollectRequest extends ForecastRequest {
   readonly deadlineMs?: number;
   /** Nobody waits for it: trees are deleted at low priority. */
   readonly inBackground?: boolean;
-  readonly log: (level: LogLevel, word: string, fields: LogFields) => void;
   /** Gets what is to be counted. */
   readonly record: (event: CacheEvent) => void;
 }
@@ -140,7 +140,7 @@ export interface CollectResult {
 export function forecastCollection(request: ForecastRequest): Forecast {
   const { base, policy, force } = request;
   const usage = readUsage(base.path);
-  const entries = listEntries(request);
+  const entries = listEntries(request, new MountScan(base.path));
   const due = force === true ? !isGoalReached(usage, policy) : isCollectionDue(usage, policy);
   const plan = planCollection(entries, usage, policy, Date.now());
   const isInVain =
@@ -173,11 +173,12 @@ export async function evictEntries(
 ): Promise<ReadonlyMap<string, string | undefined>> {
   const anyAge = { ...request, policy: { ...request.policy, gcMinAgeSeconds: 0 } };
   const outcomes = await withCollectorLock(request, async (trash) => {
-    const entries = listEntries(request);
+    const mounted = new MountScan(request.base.path);
+    const entries = listEntries(request, mounted);
     const found = new Map<string, string | undefined>();
     for (const name of names) {
       const entry = entries.find((one) => one.name === name);
-      found.set(name, entry === undefined ? 'unknown' : await evict(anyAge, trash, entry, 'rm'));
+      found.set(name, entry === undefined ? 'unknown' : await evict(anyAge, trash, mounted, entry, 'rm'));
     }
     return found;
   });
@@ -199,7 +200,8 @@ export async function evictForQuota(
   const evicted = await withCollectorLock(request, async (trash) => {
     // What was moved there still counts for the quota of its user.
     await emptyTrash(request, trash);
-    const entries = listEntries(request).filter(({ uid }) => uid === user.uid);
+    const mounted = new MountScan(request.base.path);
+    const entries = listEntries(request, mounted).filter(({ uid }) => uid === user.uid);
     const { evict: first, reserve } = planCollection(
       entries,
       readUsage(request.base.path),
@@ -213,7 +215,7 @@ export async function evictForQuota(
         'need' in enough ? bytes >= enough.need.bytes && inodes >= enough.need.inodes : count >= enough.count;
       if (isEnough || Date.now() > (request.deadlineMs ?? Infinity)) break;
       const size = await reclaim.measure(entry, entryPath(request.base.path, entry.uid, entry.name));
-      if ((await evict(anyAge, trash, entry, 'quota')) !== undefined) continue;
+      if ((await evict(anyAge, trash, mounted, entry, 'quota')) !== undefined) continue;
       count++;
       bytes += size.bytes;
       inodes += size.inodes;
@@ -246,7 +248,8 @@ async function withCollectorLock<T>(
 async function collectLocked(request: CollectRequest, trash: Directory): Promise<CollectResult> {
   const { base, policy, need, force } = request;
   const before = readUsage(base.path);
-  sweep(request, trash);
+  const mounted = new MountScan(base.path);
+  sweep(request, trash, mounted);
   await emptyTrash(request, trash);
 
   const evicted: FoundEntry[] = [];
@@ -259,7 +262,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   const hasRoom = (usage = readUsage(base.path)): boolean => need === undefined || fits(usage, need);
   const isLate = (): boolean => Date.now() > (request.deadlineMs ?? Infinity);
   const findCandidates = (): FoundEntry[] => {
-    const entries = listEntries(request);
+    const entries = listEntries(request, mounted);
     const plan = planCollection(entries, readUsage(base.path), policy, Date.now());
     kept = {};
     for (const { reason } of plan.kept) kept[reason] = (kept[reason] ?? 0) + 1;
@@ -272,7 +275,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   ): Promise<void> => {
     for (const entry of candidates) {
       if (isDone() || isLate()) break;
-      const keptBecause = await evict(request, trash, entry, reason);
+      const keptBecause = await evict(request, trash, mounted, entry, reason);
       if (keptBecause === undefined) {
         evicted.push(entry);
         limit.forget(entry);
@@ -380,7 +383,7 @@ interface CacheSize {
 async function measureCache(request: ForecastRequest, sizes: EntrySizes): Promise<CacheSize> {
   const { base } = request;
   const bytesOf = new Map<string, number>();
-  for (const entry of listEntries(request)) {
+  for (const entry of listEntries(request, new MountScan(request.base.path))) {
     const { bytes } = await sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
     bytesOf.set(entry.name, bytes);
   }
@@ -453,55 +456,21 @@ function forgetMissedGoal({ runtimePath }: CollectRequest): void {
   rmSync(missedGoalPath(runtimePath), { force: true });
 }
 
-/** What somebody may mount on their user directory may refuse us. */
-const unreadable = ['EACCES', 'ENOTCONN', 'EIO'] as const;
-
-/** The user directories of a base: names that are a uid, directories, owned by that uid, with nothing mounted on them. */
-function* userDirectories(
-  base: Directory,
-  mounts: readonly Mount[],
-): Generator<{ user: UserIds; directory: Directory }> {
-  for (const name of readdirSync(`/proc/self/fd/${base.fd}`)) {
-    const uid = parseIdName(name);
-    if (uid === undefined || mounts.some((mount) => mount.mountPoint === `${base.path}/${name}`)) continue;
-    const directory = unlessErrno([...isGone, ...unreadable, 'ELOOP'], () =>
-      openDirectory(inDirectory(base, name), `${base.path}/${name}`),
-    );
-    if (directory === undefined) continue;
-    try {
-      if (directory.stats.uid === uid && directory.stats.dev === base.stats.dev) {
-        yield { user: { uid, gid: directory.stats.gid }, directory };
-      }
-    } finally {
-      closeSync(directory.fd);
-    }
-  }
-}
-
-/** Names in a user directory, those with something mounted on or below them left out: their server may never answer. */
-function namesIn(user: UserIds, directory: Directory, mounts: readonly Mount[]): string[] {
-  const covered = new Set(
-    mountPointsBelow(directory.path, mounts).map(
-      (point) => point.slice(directory.path.length + 1).split('/', 1)[0],
-    ),
-  );
-  const names = withUserIds(user, () => unlessErrno(unreadable, () => readNames(directory)));
-  return (names ?? []).filter((name) => !covered.has(name));
-}
-
-function listEntries({ base, pinned }: ForecastRequest): FoundEntry[] {
-  const isMounted = findMountedEntries(base.path);
-  const mounts = readMounts();
+function listEntries({ base, pinned, log }: ForecastRequest, mounted: MountScan): FoundEntry[] {
   const entries: FoundEntry[] = [];
-  for (const { user, directory } of userDirectories(base, mounts)) {
-    for (const found of namesIn(user, directory, mounts)) {
-      const name = parseEntryDirectoryName(user.uid, found);
-      if (name === undefined) continue;
-      const facts = withUserIds(user, () => lookAtEntry(user, directory, name));
-      if (facts !== undefined)
-        entries.push({ ...facts, mounted: isMounted(user.uid, found), pinned: pinned.has(name) });
-    }
-  }
+  forEachUser(base, readMounts(), log, (turn) => {
+    const { user, directory } = turn;
+    turn.each(
+      turn.names((found) => parseEntryDirectoryName(user.uid, found) !== undefined),
+      (found) => {
+        const name = parseEntryDirectoryName(user.uid, found);
+        const facts = name && withUserIds(user, () => lookAtEntry(user, directory, name));
+        if (facts === undefined || facts === '') return;
+        const isPinned = pinned.has(facts.name);
+        entries.push({ ...facts, mounted: mounted.isMounted(user.uid, found), pinned: isPinned });
+      },
+    );
+  });
   return entries;
 }
 
@@ -510,11 +479,10 @@ function lookAtEntry(
   directory: Directory,
   name: string,
 ): Omit<FoundEntry, 'mounted' | 'pinned'> | undefined {
-  const path = inDirectory(directory, directoryName(name));
-  const stats = unlessErrno(isGone, () => lstatSync(path));
+  const stats = unlessErrno(isGone, () => statBeneath(directory, directoryName(name)));
   // A directory of another owner was put there by somebody else, and a symlink or a file is no rootfs.
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return undefined;
-  const lock = openEntryLock(path);
+  const lock = openEntryLock(directory, directoryName(name));
   let metadata: EntryMetadata | undefined;
   let leased = false;
   if (lock !== undefined) {
@@ -542,9 +510,9 @@ function lookAtEntry(
 }
 
 /** @returns undefined if the entry has no lock file that is a regular file */
-function openEntryLock(path: string): number | undefined {
+function openEntryLock(userDirectory: Directory, name: string): number | undefined {
   try {
-    return openRegularFile(lockPath(path));
+    return openFileBeneath(userDirectory, lockPath(name));
   } catch {
     return undefined;
   }
@@ -554,6 +522,7 @@ function openEntryLock(path: string): number | undefined {
 async function evict(
   request: CollectRequest,
   trash: Directory,
+  mounted: MountScan,
   entry: FoundEntry,
   why: EvictionReason,
 ): Promise<string | undefined> {
@@ -561,14 +530,11 @@ async function evict(
   const user = { uid: entry.uid, gid: entry.gid };
   let trashed: string;
   try {
-    const userDirectory = openDirectory(inDirectory(base, String(entry.uid)), `${base.path}/${entry.uid}`);
-    try {
-      const moved = moveEntryAway({ userDirectory, trash }, user, entry, base.path, policy);
-      if ('kept' in moved) return moved.kept;
-      trashed = moved.trashed;
-    } finally {
-      closeSync(userDirectory.fd);
-    }
+    const moved = withDirectoryBeneath(base, String(entry.uid), (userDirectory) =>
+      moveEntryAway({ userDirectory, trash }, user, entry, mounted, policy),
+    );
+    if ('kept' in moved) return moved.kept;
+    trashed = moved.trashed;
   } catch (error) {
     log('warning', 'gc-kept', { uid: entry.uid, entry: entry.name, reason: describeError(error) });
     return 'failed';
@@ -594,29 +560,28 @@ function moveEntryAway(
   directories: { userDirectory: Directory; trash: Directory },
   user: UserIds,
   entry: FoundEntry,
-  basePath: string,
+  mounts: MountScan,
   policy: CollectionPolicy,
 ): Moved {
   const { userDirectory } = directories;
   const { name } = entry;
-  const path = inDirectory(userDirectory, directoryName(name));
+  const directory = directoryName(name);
   // An entry without a lock file can be no job's; the create lock keeps a Prolog from putting it aside at the same time.
   const lock = withUserIds(
     user,
-    () =>
-      openEntryLock(path) ??
-      openRegularFile(inDirectory(userDirectory, createLockName(name)), constants.O_CREAT),
+    () => openEntryLock(userDirectory, directory) ?? openCreateLock(userDirectory, createLockName(name)),
   );
   try {
     if (!tryFlock(lock, 'exclusive')) return { kept: 'leased' };
     // From here on nobody can hold the entry; but somebody may have held and released it since the plan.
-    const now: Stats | undefined = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
+    const now = withUserIds(user, () => unlessErrno(isGone, () => statBeneath(userDirectory, directory)));
     if (now === undefined) return { kept: 'gone' };
-    const lockPaths = [lockPath(path), inDirectory(userDirectory, createLockName(name))];
+    const lockPaths = [lockPath(directory), createLockName(name)];
     // EACCES: a closed entry, whose lock file nobody can reach.
-    if (!withUserIds(user, () => lockPaths.some((one) => leadsTo(one, lock, ['EACCES']))))
-      return { kept: 'replaced' };
-    const mounted = findMountedEntries(basePath)(user.uid, directoryName(name));
+    const isOurs = (one: string): boolean =>
+      unlessErrno(['EACCES'], () => leadsToBeneath(userDirectory, one, lock)) ?? false;
+    if (!withUserIds(user, () => lockPaths.some(isOurs))) return { kept: 'replaced' };
+    const mounted = mounts.isMounted(user.uid, directory);
     const reason = keepReason(
       { ...entry, leased: false, mounted, usedAtMs: now.mtimeMs },
       policy,
@@ -624,59 +589,18 @@ function moveEntryAway(
     );
     if (reason !== undefined) return { kept: reason };
     if (now.mtimeMs !== entry.usedAtMs) return { kept: 'used' };
-    return { trashed: moveToTrash(directories, directoryName(name)) };
+    return { trashed: moveToTrash(directories, directory) };
   } finally {
     closeSync(lock);
   }
 }
 
 /** What crashes left behind. */
-function sweep(request: CollectRequest, trash: Directory): void {
+function sweep(request: CollectRequest, trash: Directory, mounted: MountScan): void {
   const { base, log } = request;
-  const mounts = readMounts();
-  for (const { user, directory } of userDirectories(base, mounts)) {
-    // As the Prolog does: who closes their own directory does not keep entries by it.
-    if ((directory.stats.mode & 0o700) !== 0o700) fchmodSync(directory.fd, 0o700);
-    const names = namesIn(user, directory, mounts);
-    const present = new Set(names);
-    const partialsOf = new Map<string, string[]>();
-    for (const name of names) {
-      const partial = parsePartialName(name);
-      const entry = partial?.entry ?? parseCreateLockName(name)?.entry;
-      if (entry === undefined) continue;
-      const partials = partialsOf.get(entry) ?? [];
-      if (partial !== undefined) partials.push(name);
-      partialsOf.set(entry, partials);
-    }
-    sweepStubs(request, { userDirectory: directory, trash }, user, names);
-    for (const name of names.filter((one) => isEntryNameOf(user.uid, one)))
-      sweepFormerEntry(request, { userDirectory: directory, trash }, user, name);
-    if (names.includes(digestsName))
-      withUserIds(user, () => {
-        sweepDigests(directory);
-      });
-    if (names.includes(imagesName))
-      withUserIds(user, () => {
-        sweepImageIndex(directory);
-      });
-    withUserIds(user, () => {
-      sweepStepEvents(directory, names);
-      sweepUnshared(directory, names);
-    });
-    for (const [entry, partials] of partialsOf) {
-      try {
-        sweepCreator(
-          { userDirectory: directory, trash },
-          user,
-          entry,
-          partials,
-          present.has(directoryName(entry)),
-        );
-      } catch (error) {
-        log('warning', 'gc-kept', { uid: user.uid, entry, reason: describeError(error) });
-      }
-    }
-  }
+  forEachUser(base, readMounts(), log, (turn) => {
+    sweepUser(turn, trash, mounted);
+  });
   for (const path of [base.path, request.runtimePath, leasesPath(request.runtimePath)]) sweepAsides(path);
   for (const jobId of sweepLeases(request.runtimePath)) {
     log('warning', 'gc-lease', {
@@ -686,17 +610,65 @@ function sweep(request: CollectRequest, trash: Directory): void {
   }
 }
 
+function sweepUser(turn: UserTurn, trash: Directory, mounted: MountScan): void {
+  const { user, directory } = turn;
+  const directories = { userDirectory: directory, trash };
+  // As the Prolog does: who closes their own directory does not keep entries by it.
+  if ((directory.stats.mode & 0o700) !== 0o700) fchmodSync(directory.fd, 0o700);
+  const names = turn.names(
+    (name) =>
+      name === digestsName ||
+      name === imagesName ||
+      parseUnsharedName(name) !== undefined ||
+      isStepEventsName(name) ||
+      creatorOf(name) !== undefined ||
+      parseStubDirectoryName(name) !== undefined ||
+      isEntryNameOf(user.uid, name),
+  );
+  const partialsOf = new Map<string, string[]>();
+  for (const name of names) {
+    const entry = creatorOf(name);
+    if (entry === undefined) continue;
+    const partials = partialsOf.get(entry) ?? [];
+    if (parsePartialName(name) !== undefined) partials.push(name);
+    partialsOf.set(entry, partials);
+  }
+  turn.each(names, (name) => {
+    if (name === digestsName) {
+      withUserIds(user, () => {
+        sweepDigests(directory);
+      });
+    } else if (name === imagesName) {
+      withUserIds(user, () => {
+        sweepImageIndex(directory);
+      });
+    } else if (isStepEventsName(name)) {
+      withUserIds(user, () => {
+        sweepStepEvents(directory, name);
+      });
+    } else if (parseUnsharedName(name) !== undefined) {
+      withUserIds(user, () => {
+        sweepUnshared(directory, name);
+      });
+    } else if (parseStubDirectoryName(name) !== undefined) sweepStub(turn, directories, mounted, name);
+    else if (isEntryNameOf(user.uid, name)) sweepFormerEntry(turn, directories, mounted, name);
+  });
+  turn.each([...partialsOf.keys()], (entry) => {
+    sweepCreator(directories, user, entry, partialsOf.get(entry) ?? []);
+  });
+}
+
+const creatorOf = (name: string): string | undefined =>
+  parsePartialName(name)?.entry ?? parseCreateLockName(name)?.entry;
+
 /** Digests that were being written in a crash. The directory is the user's, who may have put anything there. */
 function sweepDigests(userDirectory: Directory): void {
-  const refusals = [...isGone, ...unreadable, 'ELOOP', 'EPERM', 'EISDIR', 'EBUSY', 'EROFS'];
-  unlessErrno(refusals, () => {
-    withDirectory(inDirectory(userDirectory, digestsName), (digests) => {
-      if (digests.stats.dev !== userDirectory.stats.dev) return;
-      for (const name of abandonedAsides(readNames(digests)))
-        unlessErrno(refusals, () => {
-          unlinkSync(inDirectory(digests, name));
-        });
-    });
+  withDirectoryBeneath(userDirectory, digestsName, (digests) => {
+    let read = 0;
+    for (const name of namesBeneath(digests)) {
+      if (++read > userBudget.names_of_ours) return;
+      for (const abandoned of abandonedAsides([name])) removeFileBeneath(digests, abandoned);
+    }
   });
 }
 
@@ -706,98 +678,71 @@ const mostIndexFiles = 1000;
 
 /** What was read of images (content.ts): a file for each that a job staged for itself. */
 function sweepImageIndex(userDirectory: Directory): void {
-  const refusals = [...isGone, ...unreadable, 'ELOOP', 'EPERM', 'EISDIR', 'EBUSY', 'EROFS'];
-  unlessErrno(refusals, () => {
-    withDirectory(inDirectory(userDirectory, imagesName), (index) => {
-      if (index.stats.dev !== userDirectory.stats.dev) return;
-      const names = readNames(index);
-      const remove = (name: string): void => {
-        unlessErrno(refusals, () => {
-          unlinkSync(inDirectory(index, name));
-        });
-      };
-      abandonedAsides(names).forEach(remove);
-      const files = names
-        .filter(isImageIndexName)
-        .map((name) => ({
-          name,
-          writtenMs: unlessErrno(refusals, () => lstatSync(inDirectory(index, name)))?.mtimeMs ?? 0,
-        }))
-        .sort((one, other) => other.writtenMs - one.writtenMs);
-      files
-        .filter(({ writtenMs }, rank) => rank >= mostIndexFiles || Date.now() - writtenMs > oldestIndexMs)
-        .forEach(({ name }) => {
-          remove(name);
-        });
-    });
+  withDirectoryBeneath(userDirectory, imagesName, (index) => {
+    const files: { readonly name: string; readonly writtenMs: number }[] = [];
+    let read = 0;
+    for (const name of namesBeneath(index)) {
+      // Beyond the budget their user keeps them.
+      if (++read > userBudget.names_of_ours) break;
+      for (const abandoned of abandonedAsides([name])) removeFileBeneath(index, abandoned);
+      if (isImageIndexName(name)) files.push({ name, writtenMs: statBeneath(index, name).mtimeMs });
+    }
+    files.sort((one, other) => other.writtenMs - one.writtenMs);
+    for (const [rank, { name, writtenMs }] of files.entries())
+      if (rank >= mostIndexFiles || Date.now() - writtenMs > oldestIndexMs) removeFileBeneath(index, name);
   });
 }
 
 /** Of jobs without an Epilog. A job that goes on gets a new file, and what was in this one is not counted. */
 const oldestStepEventsMs = 31 * 86_400_000;
 
-function sweepStepEvents(userDirectory: Directory, names: readonly string[]): void {
-  for (const name of names.filter(isStepEventsName))
-    unlessErrno(userMadeErrnos, () => {
-      const path = inDirectory(userDirectory, name);
-      if (Date.now() - lstatSync(path).mtimeMs > oldestStepEventsMs) unlinkSync(path);
-    });
+function sweepStepEvents(userDirectory: Directory, name: string): void {
+  const { mtimeMs } = statBeneath(userDirectory, name);
+  if (Date.now() - mtimeMs > oldestStepEventsMs) removeFileBeneath(userDirectory, name);
 }
 
 /** What the wrapper notes of an entry goes with the entry. */
-function sweepUnshared(userDirectory: Directory, names: readonly string[]): void {
-  for (const name of names) {
-    const entry = parseUnsharedName(name)?.entry;
-    if (entry === undefined || names.includes(directoryName(entry))) continue;
-    unlessErrno(userMadeErrnos, () => {
-      unlinkSync(inDirectory(userDirectory, name));
-    });
-  }
+function sweepUnshared(userDirectory: Directory, name: string): void {
+  const { entry } = parseUnsharedName(name) ?? {};
+  if (entry === undefined) return;
+  const found = unlessErrno(isGone, () => statBeneath(userDirectory, directoryName(entry)));
+  if (found === undefined) removeFileBeneath(userDirectory, name);
 }
 
 /** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */
 const youngestStubMs = 60 * 60_000;
 
-/** Stubs that no Epilog came to sweep: of a node that crashed, or of a job whose Epilog failed. */
-function sweepStubs(
-  { base, log }: CollectRequest,
+/** A stub that no Epilog came to sweep: of a node that crashed, or of a job whose Epilog failed. */
+function sweepStub(
+  turn: UserTurn,
   directories: { userDirectory: Directory; trash: Directory },
-  user: UserIds,
-  names: readonly string[],
+  mounted: MountScan,
+  name: string,
 ): void {
-  const { userDirectory } = directories;
-  const stubs = withUserIds(user, () => names.filter((name) => isOldStub(userDirectory, name)));
-  if (stubs.length === 0) return;
-  const isMounted = findMountedEntries(base.path);
-  for (const name of stubs) {
-    if (isMounted(user.uid, name)) continue;
-    unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
-    log('info', 'gc-stub', { uid: user.uid, stub: name, reason: 'its job is over' });
-  }
-}
-
-function isOldStub(userDirectory: Directory, name: string): boolean {
-  if (parseStubDirectoryName(name) === undefined) return false;
-  const stats = findStub(userDirectory, name);
-  return stats !== undefined && Date.now() - stats.mtimeMs > youngestStubMs;
+  const { user, directory } = turn;
+  const stats = withUserIds(user, () => findStub(directory, name));
+  if (stats === undefined || Date.now() - stats.mtimeMs <= youngestStubMs) return;
+  if (mounted.isMounted(user.uid, name)) return;
+  unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
+  turn.log('info', 'gc-stub', { stub: name, reason: 'its job is over' });
 }
 
 /** An entry that version 0.1 made, whose directory has no dot: no job can find it any more. What is still in use stays. */
 function sweepFormerEntry(
-  { base, log }: CollectRequest,
+  turn: UserTurn,
   directories: { userDirectory: Directory; trash: Directory },
-  user: UserIds,
+  mounted: MountScan,
   name: string,
 ): void {
-  const path = inDirectory(directories.userDirectory, name);
-  const stats = withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path)));
+  const { user, directory } = turn;
+  const stats = withUserIds(user, () => unlessErrno(isGone, () => statBeneath(directory, name)));
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return;
-  const lock = withUserIds(user, () => openEntryLock(path));
+  const lock = withUserIds(user, () => openEntryLock(directory, name));
   try {
     if (lock !== undefined && !tryFlock(lock, 'exclusive')) return;
-    if (findMountedEntries(base.path)(user.uid, name)) return;
+    if (mounted.isMounted(user.uid, name)) return;
     unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
-    log('info', 'gc-former', { uid: user.uid, entry: name, reason: 'an earlier version made it' });
+    turn.log('info', 'gc-former', { entry: name, reason: 'an earlier version made it' });
   } finally {
     if (lock !== undefined) closeSync(lock);
   }
@@ -809,47 +754,46 @@ function sweepCreator(
   user: UserIds,
   entry: string,
   partials: readonly string[],
-  isPublished: boolean,
 ): void {
   const { userDirectory } = directories;
   const lockName = createLockName(entry);
-  const lockFile = inDirectory(userDirectory, lockName);
-  const lock = withUserIds(user, () => openRegularFile(lockFile, constants.O_CREAT));
+  const lock = withUserIds(user, () => openCreateLock(userDirectory, lockName));
   try {
     if (!tryFlock(lock, 'exclusive')) return;
-    if (!withUserIds(user, () => leadsTo(lockFile, lock))) return;
+    if (!withUserIds(user, () => leadsToBeneath(userDirectory, lockName, lock))) return;
     for (const name of partials) unlessErrno([...isGone, 'EBUSY'], () => moveToTrash(directories, name));
     // Removed under its own lock: who waits for it sees that the path leads elsewhere, and opens it anew.
-    if (!isPublished)
-      withUserIds(user, () => {
-        rmSync(lockFile, { force: true });
-      });
+    withUserIds(user, () => {
+      const isPublished = unlessErrno(isGone, () => statBeneath(userDirectory, directoryName(entry)));
+      if (isPublished === undefined) removeFileBeneath(userDirectory, lockName);
+    });
   } finally {
     closeSync(lock);
   }
 }
 
+const openCreateLock = (userDirectory: Directory, name: string): number =>
+  openOrCreateFileBeneath(userDirectory, name, 0o600, constants.O_RDONLY);
+
 async function emptyTrash(request: CollectRequest, trash: Directory): Promise<void> {
-  const names = listTrash(trash);
-  while (names.length > 0) await deleteAndLog(request, trash, names.splice(0, deletedAtOnce));
+  await deleteAndLog(request, trash, listTrash(trash));
 }
 
-/** A process for each of the thousands of names that a user can have brought into the trash would take hours. */
-const deletedAtOnce = 100;
-
 async function deleteAndLog(
-  request: CollectRequest,
+  { log, inBackground, deadlineMs }: CollectRequest,
   trash: Directory,
   names: readonly string[],
 ): Promise<void> {
-  try {
-    await deleteTrashed(trash, names, request.inBackground);
-  } catch (error) {
-    const left = listTrash(trash);
-    for (const name of names.filter((one) => left.includes(one)))
-      request.log('warning', 'gc-trash', {
-        entry: name,
-        reason: `Cannot delete all of it, the next collector tries again: ${describeError(error)}`,
-      });
+  const limits = { inBackground: inBackground === true, deadlineMs: deadlineMs ?? Infinity };
+  const told = new Set<number | undefined>();
+  for (const { uid, name, reason } of await deleteTrashed(trash, names, limits)) {
+    // One line for each user, whatever they have brought there.
+    if (told.has(uid)) continue;
+    told.add(uid);
+    log('warning', 'gc-trash', {
+      uid,
+      entry: name,
+      reason: `Cannot delete all of it, the next collector tries again: ${reason}`,
+    });
   }
 }

@@ -11,7 +11,8 @@
  *
  * Apart from image-source.ts so that a job with an image file does not load it.
  */
-import { lstatSync, mkdirSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
+import { BeneathError } from '../core/faults.ts';
 import { hashDigest, hashReference } from '../core/image-hash.ts';
 import { parseDigest, type RegistryImage } from '../core/image.ts';
 import type { Environment } from '../core/job.ts';
@@ -19,8 +20,15 @@ import { digestPath, digestsName, entryName, entryPath, lockPath, userPath } fro
 import { RegistryFault } from '../core/registry-failure.ts';
 import type { Settings } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import {
+  makeDirectoryBeneath,
+  readSmallFileBeneath,
+  statBeneath,
+  withDirectoryBeneath,
+  writeFileBeneath,
+} from '../system/beneath.ts';
+import { withDirectory, type Directory } from '../system/directory.ts';
+import { unlessErrno } from '../system/errno.ts';
 import { openEnroot, type QuestionLimits } from './enroot.ts';
 import type { RegistrySource } from './image-source.ts';
 import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } from './registry-memory.ts';
@@ -141,7 +149,10 @@ async function askFromProlog(user: UserIds, image: RegistryImage, settings: Sett
 function hasEntry(user: UserIds, basePath: string, hash: string): boolean {
   const path = lockPath(entryPath(basePath, user.uid, entryName(user.uid, hash)));
   try {
-    return withUserIds(user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
+    inUserDirectory(user, path, (userDirectory) =>
+      statBeneath(userDirectory, `${basename(dirname(path))}/${basename(path)}`),
+    );
+    return true;
   } catch {
     return false;
   }
@@ -152,19 +163,35 @@ const longestDigestBytes = 256;
 /** The file is the user's: whatever is no digest is as good as nothing. */
 function recallDigest(user: UserIds, path: string): string | undefined {
   try {
-    return parseDigest(withUserIds(user, () => readSmallFile(path, longestDigestBytes)) ?? '');
+    const text = inUserDirectory(user, path, (userDirectory) =>
+      readSmallFileBeneath(userDirectory, `${digestsName}/${basename(path)}`, longestDigestBytes),
+    );
+    return parseDigest(text ?? '');
   } catch {
     return undefined;
   }
 }
 
+/** What is not remembered is asked again: nothing a user puts here may fail the job. */
 function rememberDigest(user: UserIds, path: string, digest: string): void {
-  withUserIds(user, () =>
-    // Not remembered is asked again: nothing a user puts here may fail the job.
-    unlessErrno([...isGone, 'EEXIST', 'EACCES', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT'], () => {
-      const directory = path.slice(0, path.indexOf(`/${digestsName}/`) + digestsName.length + 1);
-      unlessErrno(['EEXIST'], () => mkdirSync(directory, { mode: 0o700 }));
-      writeFileAtomically(path, `${digest}\n`, { mode: 0o600 });
-    }),
-  );
+  try {
+    inUserDirectory(user, path, (userDirectory) => {
+      unlessErrno(['EEXIST'], () => {
+        makeDirectoryBeneath(userDirectory, digestsName, 0o700);
+      });
+      withDirectoryBeneath(userDirectory, digestsName, (digests) => {
+        writeFileBeneath(digests, basename(path), `${digest}\n`, 0o600);
+      });
+    });
+  } catch (error) {
+    if (!(error instanceof BeneathError)) throw error;
+  }
+}
+
+function inUserDirectory<T>(
+  user: UserIds,
+  path: string,
+  action: (userDirectory: Directory) => T extends Promise<unknown> ? never : T,
+): T {
+  return withUserIds<T>(user, () => withDirectory(dirname(dirname(path)), action));
 }

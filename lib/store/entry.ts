@@ -12,28 +12,30 @@
  * So a published entry is complete and has a holder from its first moment. The create lock is held until the rename: a
  * partial directory whose create lock is free has no living creator, and the collector may have it.
  */
-import {
-  closeSync,
-  constants,
-  lstatSync,
-  mkdirSync,
-  renameSync,
-  rmdirSync,
-  unlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { closeSync, constants, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { faultCode, isUsedUp, JobFault } from '../core/faults.ts';
+import { faultCode, JobFault } from '../core/faults.ts';
 import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
-import { createLockName, directoryName, lockPath, partialName } from '../core/layout.ts';
+import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import type { WatchedDirectory } from '../core/watched-directories.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
+import {
+  createFileBeneath,
+  leadsToBeneath,
+  makeDirectoryBeneath,
+  moveBeneath,
+  openFileBeneath,
+  openOrCreateFileBeneath,
+  removeDirectoryBeneath,
+  removeFileBeneath,
+  statBeneath,
+  withDirectoryBeneath,
+} from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
-import { withDirectory } from '../system/directory.ts';
-import { errnoOf, isGone, unlessErrno, userMadeErrnos } from '../system/errno.ts';
-import { leadsTo, openRegularFile } from '../system/files.ts';
+import { withDirectory, type Directory } from '../system/directory.ts';
+import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
 import { holdEntry, type HeldEntry, type OnDamage } from './held-entry.ts';
@@ -158,11 +160,13 @@ async function recover(
 export async function findEntry(
   request: Pick<AcquireRequest, 'user' | 'userPath' | 'key'>,
 ): Promise<Acquired | 'creating' | undefined> {
-  const { user, userPath, key } = request;
+  const { key } = request;
   try {
     const entry = key.name === undefined ? undefined : await hold(request, key.name);
     if (entry !== undefined) return { entry, result: 'reused', unpackMs: undefined };
-    const fd = withUserIds(user, () => openCreateLock(`${userPath}/${createLockName(key.lockName)}`));
+    const fd = inUserDirectory(request, (userDirectory) =>
+      openCreateLock(userDirectory, createLockName(key.lockName)),
+    );
     try {
       return tryFlock(fd, 'exclusive') ? undefined : 'creating';
     } finally {
@@ -173,7 +177,18 @@ export async function findEntry(
   }
 }
 
-/** A failed system call below the user directory is no bug of ours, and most are the user's doing. */
+/** Whose directory. */
+type Place = Pick<AcquireRequest, 'user' | 'userPath'>;
+
+/** Runs `action` with the user's ids and directory. Its path is root's alone to change. */
+function inUserDirectory<T>(
+  { user, userPath }: Place,
+  action: (userDirectory: Directory) => T extends Promise<unknown> ? never : T,
+): T {
+  return withUserIds<T>(user, () => withDirectory(userPath, action));
+}
+
+/** A failed system call below the user directory is no bug of ours, but the user's doing, whatever its number. */
 function faultOf({ userPath, key }: Pick<AcquireRequest, 'userPath' | 'key'>, cause: unknown): unknown {
   const path = `${userPath}/${directoryName(key.name ?? key.lockName)}`;
   const code = faultCode(cause);
@@ -181,11 +196,10 @@ function faultOf({ userPath, key }: Pick<AcquireRequest, 'userPath' | 'key'>, ca
   if (code === 'NO_SPACE') return new JobFault(code, `Cannot create entry "${path}": no space`, { cause });
   if (code === 'QUOTA_EXCEEDED')
     return new JobFault(code, `Cannot create entry "${path}": quota used up`, { cause });
-  if (userMadeErrnos.includes(errnoOf(cause) ?? '')) {
+  if (code !== 'NO_RESOURCES' && errnoOf(cause) !== undefined)
     return new JobFault('ENTRY_DAMAGED', `Cannot get entry "${path}": the user directory changed meanwhile`, {
       cause,
     });
-  }
   return cause;
 }
 
@@ -194,7 +208,7 @@ const mostRounds = 5;
 
 /** An entry that is there and can be trusted. */
 function hold(
-  { user, userPath }: Pick<AcquireRequest, 'user' | 'userPath'>,
+  { user, userPath }: Place,
   name: string,
   onDamage?: OnDamage,
 ): Promise<HeldEntry | undefined> {
@@ -202,7 +216,7 @@ function hold(
 }
 
 async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
-  const { user, userPath, key, limitMs } = request;
+  const { key, limitMs } = request;
   const startedAtMs = performance.now();
   const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
   let hasWaited = false;
@@ -219,8 +233,7 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
     if (found !== undefined)
       return { entry: found, result: hasWaited ? 'waited' : 'reused', unpackMs: undefined };
 
-    const lockPath = `${userPath}/${createLockName(key.lockName)}`;
-    const { fd, waited } = await takeCreateLock(user, lockPath, remainingMs);
+    const { fd, waited } = await takeCreateLock(request, createLockName(key.lockName), remainingMs);
     try {
       hasWaited ||= waited;
       // Somebody may have made it meanwhile.
@@ -251,13 +264,14 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
 const createLockAttempts = 20;
 
 async function takeCreateLock(
-  user: UserIds,
-  path: string,
+  place: Place,
+  name: string,
   remainingMs: () => number,
 ): Promise<{ fd: number; waited: boolean }> {
+  const path = `${place.userPath}/${name}`;
   let waited = false;
   for (let attempt = 0; attempt < createLockAttempts; attempt++) {
-    const fd = withUserIds(user, () => openCreateLock(path));
+    const fd = inUserDirectory(place, (userDirectory) => openCreateLock(userDirectory, name));
     let isOurs = false;
     try {
       if (!tryFlock(fd, 'exclusive')) {
@@ -270,7 +284,7 @@ async function takeCreateLock(
         }
       }
       // The collector removes the lock files of entries that are gone: one that was removed locks nothing.
-      isOurs = withUserIds(user, () => leadsTo(path, fd));
+      isOurs = inUserDirectory(place, (userDirectory) => leadsToBeneath(userDirectory, name, fd));
       if (isOurs) return { fd, waited };
     } finally {
       if (!isOurs) closeSync(fd);
@@ -282,14 +296,8 @@ async function takeCreateLock(
   );
 }
 
-function openCreateLock(path: string): number {
-  try {
-    return openRegularFile(path, constants.O_CREAT);
-  } catch (cause) {
-    if (isUsedUp(cause)) throw cause;
-    throw new JobFault('ENTRY_DAMAGED', `Cannot open create lock "${path}"`, { cause });
-  }
-}
+const openCreateLock = (userDirectory: Directory, name: string): number =>
+  openOrCreateFileBeneath(userDirectory, name, 0o600, constants.O_RDONLY);
 
 /**
  * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it is of a boot that is
@@ -302,22 +310,27 @@ function setDamagedAside(
   damage?: string,
 ): void {
   const path = `${request.userPath}/${directoryName(name)}`;
-  const exists = withUserIds(request.user, () => unlessErrno(isGone, () => lstatSync(path))) !== undefined;
-  if (!exists) return;
-  if (creator.isMounted(directoryName(name))) {
+  const directory = directoryName(name);
+  const exists = inUserDirectory(request, (userDirectory) =>
+    unlessErrno(isGone, () => statBeneath(userDirectory, directory)),
+  );
+  if (exists === undefined) return;
+  if (creator.isMounted(directory)) {
     throw new JobFault(
       'ENTRY_DAMAGED',
       `Cannot use entry "${path}": ${damage ?? 'it has no lock file'}, and a process has it mounted`,
     );
   }
-  const lock = withUserIds(request.user, () => unlessErrno(isGone, () => openRegularFile(lockPath(path))));
+  const lock = inUserDirectory(request, (userDirectory) =>
+    unlessErrno(isGone, () => openFileBeneath(userDirectory, lockPath(directory))),
+  );
   try {
     if (lock !== undefined && !tryFlock(lock, 'exclusive'))
       throw new JobFault(
         'ENTRY_DAMAGED',
         `Cannot use entry "${path}": ${damage ?? 'its lock file was changed'}, and it is in use`,
       );
-    creator.discard(directoryName(name));
+    creator.discard(directory);
   } finally {
     if (lock !== undefined) closeSync(lock);
   }
@@ -330,13 +343,15 @@ async function createEntry(
   known: string | undefined,
   remainingMs: () => number,
 ): Promise<{ entry: HeldEntry; isNew: boolean }> {
-  const { user, userPath, key, jobId } = request;
+  const { userPath, key, jobId } = request;
   const partial = partialName(key.lockName, jobId, uniqueHex());
   const partialPath = `${userPath}/${partial}`;
   const rootfsPath = `${partialPath}/rootfs`;
   if (known !== undefined)
     await underOwnLock(request, known, remainingMs, () => setDamagedAside(creator, request, known));
-  withUserIds(user, () => mkdirSync(partialPath, { mode: 0o700 }));
+  inUserDirectory(request, (userDirectory) => {
+    makeDirectoryBeneath(userDirectory, partial, 0o700);
+  });
   try {
     const startedAtMs = performance.now();
     const { space, name } = await creator.fill(partialPath, rootfsPath, remainingMs(), known);
@@ -345,7 +360,7 @@ async function createEntry(
       createdAtMs: Date.now(),
       unpackMs: Math.round(performance.now() - startedAtMs),
       bootId: bootId(),
-      watched: watchQuietly(user, rootfsPath),
+      watched: watchQuietly(request.user, rootfsPath),
       ...space,
     });
     return await underOwnLock(request, name, remainingMs, async () => {
@@ -355,11 +370,12 @@ async function createEntry(
         return { entry: found, isNew: false };
       }
       setDamagedAside(creator, request, name);
-      const entry = withUserIds(user, () =>
-        publish(name, `${userPath}/${directoryName(name)}`, partialPath, metadata),
+      const entry = inUserDirectory(request, (userDirectory) =>
+        publish(userDirectory, name, partial, metadata),
       );
-      settle(user, entry);
-      if (!withUserIds(user, () => removeEmptyPartial(partialPath))) discardQuietly(creator, partial);
+      settle(request, entry);
+      if (!inUserDirectory(request, (userDirectory) => removeEmptyPartial(userDirectory, partial)))
+        discardQuietly(creator, partial);
       return { entry, isNew: true };
     });
   } catch (error) {
@@ -379,30 +395,38 @@ function watchQuietly(user: UserIds, rootfsPath: string): WatchedDirectory[] | u
 
 /** The collector knows an entry without a lock file of its own by the create lock of its name (collector.ts). */
 async function underOwnLock<T>(
-  { user, userPath, key }: AcquireRequest,
+  request: AcquireRequest,
   name: string,
   remainingMs: () => number,
   action: () => T | Promise<T>,
 ): Promise<T> {
-  if (name === key.lockName) return action();
-  const path = `${userPath}/${createLockName(name)}`;
-  const { fd } = await takeCreateLock(user, path, remainingMs);
+  if (name === request.key.lockName) return action();
+  const lockName = createLockName(name);
+  const { fd } = await takeCreateLock(request, lockName, remainingMs);
   try {
     return await action();
   } finally {
     // Under the lock, as the collector does: who waits for it sees that the path leads elsewhere.
-    withUserIds(user, () => unlessErrno([...userMadeErrnos, ...isGone], () => unlinkSync(path)));
+    try {
+      inUserDirectory(request, (userDirectory) => {
+        removeFileBeneath(userDirectory, lockName);
+      });
+    } catch {
+      // The user has put something in its place; the collector looks at it.
+    }
     closeSync(fd);
   }
 }
 
 /** Without an end of it the entry is made once more after the next boot: no reason to fail a job. */
-function settle(user: UserIds, entry: HeldEntry): void {
+function settle(request: Place, entry: HeldEntry): void {
   try {
     // A descriptor of its own: that of the lease would hold the entry as long as the disk takes.
-    const fd = withUserIds(user, () => openRegularFile(lockPath(entry.path)));
+    const fd = inUserDirectory(request, (userDirectory) =>
+      openFileBeneath(userDirectory, lockPath(directoryName(entry.name))),
+    );
     try {
-      startSettling(user, dirname(entry.path), fd, settledLockMode);
+      startSettling(request.user, dirname(entry.path), fd, settledLockMode);
     } finally {
       closeSync(fd);
     }
@@ -421,45 +445,47 @@ function discardQuietly(creator: EntryCreator, name: string): void {
 }
 
 /** After the rename the partial directory is empty, but for the empty one that an import worked in. */
-function removeEmptyPartial(partialPath: string): boolean {
-  for (const path of [`${partialPath}/tmp`, partialPath]) {
-    try {
-      rmdirSync(path);
-    } catch {
-      // The user put something into it, or the disk fails. The entry is there all the same.
-    }
+function removeEmptyPartial(userDirectory: Directory, partial: string): boolean {
+  try {
+    withDirectoryBeneath(userDirectory, partial, (inside) => {
+      unlessErrno(isGone, () => {
+        removeDirectoryBeneath(inside, 'tmp');
+      });
+    });
+    removeDirectoryBeneath(userDirectory, partial);
+    return true;
+  } catch {
+    // The user put something into it, or the disk fails. The entry is there all the same.
+    return false;
   }
-  return unlessErrno([...isGone, 'EIO'], () => lstatSync(partialPath)) === undefined;
 }
 
-function publish(name: string, path: string, partialPath: string, metadata: string): HeldEntry {
-  const rootfsPath = `${partialPath}/rootfs`;
-  putImagesLockAside(lockPath(rootfsPath), partialPath);
-  const fd = openRegularFile(
-    lockPath(rootfsPath),
-    constants.O_CREAT | constants.O_EXCL | constants.O_RDWR,
-    newLockMode,
-  );
-  try {
-    writeFileSync(fd, metadata);
-    if (!tryFlock(fd, 'shared'))
-      throw new JobFault('IMAGE_CHANGED', `Cannot publish "${path}": its new lock file is locked`);
-    renameSync(rootfsPath, path);
-    return { name, path, fd };
-  } catch (error) {
-    closeSync(fd);
-    throw error;
-  }
+function publish(userDirectory: Directory, name: string, partial: string, metadata: string): HeldEntry {
+  const path = `${userDirectory.path}/${directoryName(name)}`;
+  return withDirectoryBeneath(userDirectory, partial, (inside) => {
+    const fd = withDirectoryBeneath(inside, 'rootfs', (rootfs) => {
+      putImagesLockAside(rootfs, inside);
+      return createFileBeneath(rootfs, lockFileName, newLockMode);
+    });
+    try {
+      writeFileSync(fd, metadata);
+      if (!tryFlock(fd, 'shared'))
+        throw new JobFault('IMAGE_CHANGED', `Cannot publish "${path}": its new lock file is locked`);
+      moveBeneath(inside, 'rootfs', userDirectory, directoryName(name));
+      return { name, path, fd };
+    } catch (error) {
+      closeSync(fd);
+      throw error;
+    }
+  });
 }
 
 /**
  * The image may have something of the lock file's name. A directory is not deleted here but left in the partial one, which goes
  * into the trash: it may be deeper and larger than a process should walk that is still root.
  */
-function putImagesLockAside(path: string, partialPath: string): void {
-  const isDirectory = unlessErrno(isGone, () => lstatSync(path))?.isDirectory() === true;
-  unlessErrno(isGone, () => {
-    if (isDirectory) renameSync(path, `${partialPath}/image-lock`);
-    else unlinkSync(path);
-  });
+function putImagesLockAside(rootfs: Directory, partial: Directory): void {
+  const found = unlessErrno(isGone, () => statBeneath(rootfs, lockFileName));
+  if (found?.isDirectory() === true) moveBeneath(rootfs, lockFileName, partial, 'image-lock');
+  else if (found !== undefined) removeFileBeneath(rootfs, lockFileName);
 }

@@ -25,9 +25,10 @@ import {
 import { faultCode, isBypassCode } from '../core/faults.ts';
 import { eventsPath, isEntryNameOf, stepEventsName } from '../core/layout.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { inDirectory, type Directory } from '../system/directory.ts';
+import { readSmallFileBeneath, removeFileBeneath } from '../system/beneath.ts';
+import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { openRegularFile, readLines, readSmallFile } from '../system/files.ts';
+import { openRegularFile, readLines } from '../system/files.ts';
 import type { Acquired } from './entry.ts';
 
 const append = constants.O_WRONLY | constants.O_APPEND | constants.O_NOFOLLOW | constants.O_NONBLOCK;
@@ -156,12 +157,12 @@ export function takeStepStarts(
   jobId: number,
   jobEntries: readonly string[],
 ): StartEvent[] {
-  const path = inDirectory(userDirectory, stepEventsName(jobId));
+  const name = stepEventsName(jobId);
   const text = withUserIds(user, () => {
     // Whatever lies there instead, and whatever it does, costs no more than these numbers.
     try {
-      const found = readSmallFile(path, longestStepEventsBytes);
-      if (found !== undefined) unlinkSync(path);
+      const found = readSmallFileBeneath(userDirectory, name, longestStepEventsBytes);
+      if (found !== undefined) removeFileBeneath(userDirectory, name);
       return found ?? '';
     } catch {
       return '';

@@ -1,7 +1,7 @@
 /**
  * Holding an entry: a shared flock on its lock file.
  *
- *   1. Open the lock file, no symlink followed, not waiting for a FIFO's writer.
+ *   1. Open the lock file (beneath.ts).
  *   2. flock it shared, without waiting.
  *   3. Look whether the path still leads to the file that is locked.
  *   4. Unless its mode says that it is settled (entry.ts), look whether it was made since the boot.
@@ -10,18 +10,10 @@
  * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we were first) or
  * the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way is the user's own.
  */
-import {
-  closeSync,
-  constants,
-  fchmodSync,
-  fstatSync,
-  ftruncateSync,
-  futimesSync,
-  lstatSync,
-  writeSync,
-} from 'node:fs';
+import { closeSync, constants, fchmodSync, fstatSync, ftruncateSync, futimesSync, writeSync } from 'node:fs';
+import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { isUsedUp, JobFault } from '../core/faults.ts';
+import { JobFault } from '../core/faults.ts';
 import {
   damagedBootId,
   formatEntryMetadata,
@@ -34,10 +26,17 @@ import {
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
+import {
+  leadsToBeneath,
+  openFileBeneath,
+  statBeneath,
+  touchDirectoryBeneath,
+  withDirectoryBeneath,
+} from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
-import { withDirectory } from '../system/directory.ts';
+import { withDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { leadsTo, openRegularFile, readStart } from '../system/files.ts';
+import { readStart } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { findHole } from './watched-directories.ts';
 
@@ -75,7 +74,9 @@ export async function holdEntry(
   }
   const deadlineMs = performance.now() + evictionLimitMs;
   for (let attempts = 1; ; attempts++) {
-    const attempt = withUserIds(user, () => tryHold(user, path, onDamage));
+    const attempt = withUserIds(user, () =>
+      withDirectory(dirname(path), (userDirectory) => tryHold(user, userDirectory, basename(path), onDamage)),
+    );
     if (attempt === 'missing') return undefined;
     if (attempt !== 'refused') return { name, path, fd: attempt.fd };
     // Who was stopped meanwhile looks once more.
@@ -89,13 +90,14 @@ export async function holdEntry(
   }
 }
 
-function tryHold(user: UserIds, path: string, onDamage?: OnDamage): Attempt {
-  const entry = unlessErrno(isGone, () => lstatSync(path));
+function tryHold(user: UserIds, userDirectory: Directory, name: string, onDamage?: OnDamage): Attempt {
+  const path = `${userDirectory.path}/${name}`;
+  const entry = unlessErrno(isGone, () => statBeneath(userDirectory, name));
   if (entry === undefined) return 'missing';
   if (!entry.isDirectory() || entry.uid !== user.uid) {
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": want a directory of uid ${user.uid}`);
   }
-  const fd = unlessErrno(isGone, () => openLockFile(path));
+  const fd = unlessErrno(isGone, () => openFileBeneath(userDirectory, lockPath(name)));
   if (fd === undefined) return 'missing';
   let isHeld = false;
   try {
@@ -115,11 +117,14 @@ function tryHold(user: UserIds, path: string, onDamage?: OnDamage): Attempt {
     const { watched } = metadata ?? {};
     // The collector may just have renamed the entry: what is locked below then says so.
     const hole =
-      watched && unlessErrno(isGone, () => withDirectory(path, (directory) => findHole(directory, watched)));
+      watched &&
+      unlessErrno(isGone, () =>
+        withDirectoryBeneath(userDirectory, name, (directory) => findHole(directory, watched)),
+      );
     if (hole !== undefined && onDamage?.(hole) !== true) return 'missing';
     if (!tryFlock(fd, 'shared')) return 'refused';
     // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
-    isHeld = leadsTo(lockPath(path), fd);
+    isHeld = leadsToBeneath(userDirectory, lockPath(name), fd);
     return isHeld ? { fd } : 'refused';
   } finally {
     if (!isHeld) closeSync(fd);
@@ -131,59 +136,59 @@ function isOfThisBoot(metadata: EntryMetadata | undefined): boolean {
   return boot === undefined || metadata?.bootId === boot;
 }
 
-function openLockFile(entry: string): number {
-  try {
-    return openRegularFile(lockPath(entry));
-  } catch (cause) {
-    if (isGone.some((number) => number === errnoOf(cause)) || isUsedUp(cause)) throw cause;
-    throw new JobFault('ENTRY_DAMAGED', `Cannot open the lock file of entry "${entry}"`, { cause });
-  }
-}
-
 const verificationIntervalMs = 24 * 3600 * 1000;
 
 /**
  * Whether it is time to count the files of an entry; the caller then does. The time of the last count is the lock file's own.
  */
 export function claimVerification(user: UserIds, path: string): boolean {
-  return (
-    withUserIds(user, () =>
-      unlessErrno([...isGone, 'EACCES', 'EPERM', 'ELOOP', 'ENXIO'], () => {
-        const fd = openRegularFile(lockPath(path));
-        try {
-          const now = new Date();
-          if (Math.abs(now.getTime() - fstatSync(fd).mtimeMs) < verificationIntervalMs) return false;
-          futimesSync(fd, now, now);
-          return true;
-        } finally {
-          closeSync(fd);
-        }
-      }),
-    ) ?? false
-  );
+  try {
+    return withLockFile(user, path, (fd) => {
+      const now = new Date();
+      if (Math.abs(now.getTime() - fstatSync(fd).mtimeMs) < verificationIntervalMs) return false;
+      futimesSync(fd, now, now);
+      return true;
+    });
+  } catch {
+    // Whatever its user made of it: they count themselves, or nobody does.
+    return false;
+  }
 }
 
 /** Has an entry that others may hold be made anew by the next job: it is not settled, and of no boot. */
 export function markDamaged(user: UserIds, path: string): void {
-  withUserIds(user, () => {
-    const reading = openRegularFile(lockPath(path));
+  withLockFile(user, path, (reading, userDirectory) => {
+    const metadata = parseEntryMetadata(readStart(reading, longestEntryMetadataBytes).toString('utf8'));
+    fchmodSync(reading, newLockMode);
+    if (metadata === undefined) return;
+    const name = lockPath(basename(path));
+    const writing = openFileBeneath(userDirectory, name, constants.O_RDWR);
     try {
-      const metadata = parseEntryMetadata(readStart(reading, longestEntryMetadataBytes).toString('utf8'));
-      fchmodSync(reading, newLockMode);
-      if (metadata === undefined) return;
-      const writing = openRegularFile(lockPath(path), constants.O_RDWR);
-      try {
-        if (!leadsTo(lockPath(path), reading)) return;
-        const text = formatEntryMetadata({ ...metadata, bootId: damagedBootId });
-        ftruncateSync(writing, 0);
-        writeSync(writing, text, 0);
-      } finally {
-        closeSync(writing);
-      }
+      if (!leadsToBeneath(userDirectory, name, reading)) return;
+      const text = formatEntryMetadata({ ...metadata, bootId: damagedBootId });
+      ftruncateSync(writing, 0);
+      writeSync(writing, text, 0);
     } finally {
-      closeSync(reading);
+      closeSync(writing);
     }
   });
+}
+
+function withLockFile<T>(
+  user: UserIds,
+  path: string,
+  action: (fd: number, userDirectory: Directory) => T extends Promise<unknown> ? never : T,
+): T {
+  return withUserIds<T>(user, () =>
+    withDirectory(dirname(path), (userDirectory) => {
+      const fd = openFileBeneath(userDirectory, lockPath(basename(path)));
+      try {
+        return action(fd, userDirectory);
+      } finally {
+        closeSync(fd);
+      }
+    }),
+  );
 }
 
 /**
@@ -192,11 +197,10 @@ export function markDamaged(user: UserIds, path: string): void {
  * @returns whether nothing else hindered it: without it the entry only looks older than it is
  */
 export function touchEntry(user: UserIds, path: string): boolean {
-  const now = new Date();
   return withUserIds(user, () => {
     try {
-      withDirectory(path, (directory) => {
-        futimesSync(directory.fd, now, now);
+      withDirectory(dirname(path), (userDirectory) => {
+        touchDirectoryBeneath(userDirectory, basename(path), new Date());
       });
       return true;
     } catch (error) {

@@ -3,7 +3,7 @@
  *
  * A module of its own so that Prolog and Epilog do not load it.
  */
-import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../system/slurm-jobs.ts';
+import { askActiveJobs, findJobVariables, hasProcess } from '../system/slurm-jobs.ts';
 import type { Log } from '../system/syslog.ts';
 import type { LeaseRecord } from '../core/lease-record.ts';
 import { listHeldLeases, readLease, releaseLease } from './lease.ts';
@@ -15,8 +15,8 @@ const overdueAfterMs = 10 * 60_000;
 export async function findOverdueLeases(runtimePath: string): Promise<LeaseRecord[]> {
   const old = listHeldLeases(runtimePath).filter(({ sinceMs }) => Date.now() - sinceMs > overdueAfterMs);
   if (old.length === 0) return [];
-  const here = jobsWithProcesses(findJobVariables());
-  const quiet = old.filter(({ jobId }) => !here.has(jobId));
+  const variables = findJobVariables();
+  const quiet = old.filter((lease) => !hasProcess(variables, lease));
   const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)));
   return active === undefined ? [] : quiet.filter((lease) => !active.has(lease.jobId));
 }

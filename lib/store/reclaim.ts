@@ -58,8 +58,9 @@ async function walk(
   onName: (blocks: number, names: number, inode: string | undefined) => void,
 ): Promise<void> {
   const count = (line: string): void => {
-    const [size, names, inode] = line.split(' ');
-    onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
+    // The user may trace find(1) and make it print anything: what is no line of its own counts as nothing.
+    const [, size, names, inode] = /^(\d{1,12})(?: (\d{1,9}) (\d{1,20}))?$/.exec(line) ?? [];
+    if (size !== undefined) onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
   };
   const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
   const command = asUser(

@@ -28,6 +28,7 @@ import { inDirectory, openDirectory, type Directory } from '../system/directory.
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
 import { recallNodeFacts } from './node-facts.ts';
+import { checkRuntimeDirectory } from './runtime-directory.ts';
 
 const groupOrOtherMayWrite = 0o022;
 const sticky = 0o1000;
@@ -40,13 +41,14 @@ type BaseSettings = Pick<Settings, 'basePath' | 'runtimePath'>;
  * Opens the base; makes it if only its last component is missing, on a disk of its own.
  *
  * @param known what is known of the node, if the caller has it
- * @throws NodeFault BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted; BASE_UNFIT if
+ * @throws NodeFault BAD_CONFIG for an unsafe runtime directory; BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted; BASE_UNFIT if
  *   it is no disk of this node
  */
 export function openBase(
   { basePath, runtimePath }: BaseSettings,
   known: NodeFacts | undefined = recallNodeFacts(runtimePath),
 ): Directory {
+  checkRuntimeDirectory(runtimePath);
   const mounts = readMounts();
   // Before the first look at the path: what is on a dead server would not come back.
   checkFilesystem(basePath, mounts);

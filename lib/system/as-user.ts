@@ -167,7 +167,7 @@ export function asUser(
 
 /** Capabilities of root, by the names of capabilities(7) without `cap_`. */
 type Capability =
-  'dac_override' | 'dac_read_search' | 'fowner' | 'setgid' | 'setpcap' | 'setuid' | 'sys_ptrace';
+  'dac_override' | 'dac_read_search' | 'fowner' | 'kill' | 'setgid' | 'setpcap' | 'setuid' | 'sys_ptrace';
 
 /** Options of setpriv(1) that leave a child of root only these capabilities, whatever it executes. */
 export function confinedTo(capabilities: readonly Capability[]): string[] {

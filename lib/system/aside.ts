@@ -15,9 +15,14 @@ let count = 0;
 
 /** @returns a path beside `path` that no other process takes */
 export function asidePath(path: string): string {
+  return `${dirname(path)}/${asideName(basename(path))}`;
+}
+
+/** @returns a name beside `name` that no other process takes */
+export function asideName(name: string): string {
   count++;
   const owner = `${process.pid}-${processStartTicks(process.pid) ?? '0'}-${count}`;
-  return `${dirname(path)}/.${basename(path)}.${owner}.aside`;
+  return `.${name}.${owner}.aside`;
 }
 
 /** Those of the names whose process is gone. Of a user's process there is no asking for its start (processes.ts): it is taken for the one. */

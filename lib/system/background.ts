@@ -40,12 +40,12 @@ export function startSettling(user: UserIds, directory: string, fd: number, mode
 }
 
 /**
- * It looks at what is the users' with their ids (setuid, setgid), moves and deletes their trees (dac_override, fowner), reads the
- * mounts of all processes (sys_ptrace), and confines its own children (setpcap).
+ * It looks at what is the users' with their ids (setuid, setgid), moves their trees (dac_override, fowner), reads the mounts of all
+ * processes (sys_ptrace), confines its own children (setpcap), and ends those that run as a user (kill).
  */
 const collectorCapabilities = [
   ...(['setuid', 'setgid', 'setpcap'] as const),
-  ...(['dac_override', 'fowner', 'sys_ptrace'] as const),
+  ...(['dac_override', 'fowner', 'kill', 'sys_ptrace'] as const),
 ];
 
 /**

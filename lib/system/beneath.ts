@@ -17,6 +17,7 @@ import {
   closeSync,
   constants,
   fstatSync,
+  futimesSync,
   mkdirSync,
   openSync,
   opendirSync,
@@ -24,11 +25,15 @@ import {
   renameSync,
   rmdirSync,
   unlinkSync,
+  writeFileSync,
   type Stats,
 } from 'node:fs';
 import { errnoName } from '../core/errno-names.ts';
 import { BeneathError, systemErrorOf } from '../core/faults.ts';
+import { asideName } from './aside.ts';
 import type { Directory } from './directory.ts';
+import { isGone, unlessErrno } from './errno.ts';
+import { readAndClose } from './files.ts';
 import { loadBeneath, type BeneathAddon } from './native-addon.ts';
 
 /** O_PATH of open(2), which Node does not export. */
@@ -84,6 +89,44 @@ export function openFileBeneath(
     if (!fstatSync(stands).isFile()) throw new Error('not a regular file');
     return openSync(`/proc/self/fd/${stands}`, flags | always);
   });
+}
+
+/**
+ * @returns the text, or undefined if there is no such file
+ * @throws BeneathError, also if it is longer than the limit
+ */
+export function readSmallFileBeneath(
+  directory: Directory,
+  path: string,
+  limitBytes: number,
+): string | undefined {
+  const fd = unlessErrno(isGone, () => openFileBeneath(directory, path));
+  if (fd === undefined) return undefined;
+  const shown = `${directory.path}/${path}`;
+  try {
+    return readAndClose(fd, shown, limitBytes);
+  } catch (cause) {
+    throw beneathError('read', shown, cause);
+  }
+}
+
+/** Replaces a file at once: a reader sees the old text or the new, never a part. @throws BeneathError */
+export function writeFileBeneath(directory: Directory, name: string, text: string, mode: number): void {
+  const aside = asideName(name);
+  const fd = createFileBeneath(directory, aside, mode);
+  try {
+    try {
+      writeFileSync(fd, text);
+    } finally {
+      closeSync(fd);
+    }
+    moveBeneath(directory, aside, directory, name);
+  } catch (cause) {
+    unlessErrno(isGone, () => {
+      removeFileBeneath(directory, aside);
+    });
+    throw beneathError('write', `${directory.path}/${name}`, cause);
+  }
 }
 
 /** Makes a file that must not be there. @throws BeneathError, EEXIST */
@@ -147,6 +190,17 @@ export function removeFileBeneath(directory: Directory, name: string): void {
 export function removeDirectoryBeneath(directory: Directory, name: string): void {
   inDirectory(directory, name, 'remove directory', (path) => {
     rmdirSync(path);
+  });
+}
+
+/** Sets the modification time of a directory. @throws BeneathError */
+export function touchDirectoryBeneath(directory: Directory, path: string, time: Date): void {
+  withDirectoryBeneath(directory, path, ({ fd }) => {
+    try {
+      futimesSync(fd, time, time);
+    } catch (cause) {
+      throw beneathError('set the time of', `${directory.path}/${path}`, cause);
+    }
   });
 }
 

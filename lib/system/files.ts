@@ -103,7 +103,11 @@ const newline = 0x0a;
  */
 export function readSmallFile(path: string, limitBytes: number): string | undefined {
   const fd = unlessErrno(isGone, () => openRegularFile(path));
-  if (fd === undefined) return undefined;
+  return fd === undefined ? undefined : readAndClose(fd, path, limitBytes);
+}
+
+/** @throws if the file is longer than the limit */
+export function readAndClose(fd: number, path: string, limitBytes: number): string {
   try {
     const start = readStart(fd, limitBytes + 1);
     if (start.byteLength > limitBytes)

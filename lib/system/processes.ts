@@ -71,6 +71,10 @@ export function processIds(pid: number): UserIds | undefined {
     : { uid: Number(uid), gid: Number(gid) };
 }
 
+/** Whether a process is stopped, by a signal or by who traces it; never waits, whoever owns the process. */
+export const isStopped = (pid: number): boolean =>
+  /^State:\s+[Tt]/m.test(readProcessFile(pid, 'status') ?? '');
+
 export const processUid = (pid: number): number | undefined => processIds(pid)?.uid;
 
 /** @returns the first `limitBytes` of it: users may have as many mounts as they like in a namespace of their own */

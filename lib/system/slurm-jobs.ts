@@ -16,11 +16,20 @@ export function findJobVariables(): FoundVariable[] {
     .flatMap((pid) =>
       names.flatMap((name) => {
         const value = parseIdName(processVariable(pid, name) ?? '');
-        return value === undefined ? [] : [{ pid, name, value }];
+        return value === undefined ? [] : [{ pid, uid: 0, name, value }];
       }),
     );
   return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
 }
+
+/** Whether a job of a user has a process here, the holder of a lease apart. What others say of it counts for nothing. */
+export const hasProcess = (
+  variables: readonly FoundVariable[],
+  job: { readonly jobId: number; readonly uid: number },
+): boolean =>
+  variables.some(
+    ({ name, value, uid }) => name === jobVariable && value === job.jobId && (uid === 0 || uid === job.uid),
+  );
 
 /** Jobs that have a process here, the holder of a lease apart. */
 export const jobsWithProcesses = (variables: readonly FoundVariable[]): ReadonlySet<number> =>

@@ -9,6 +9,8 @@ const childLimitMs = 5000;
 
 export interface FoundVariable {
   readonly pid: number;
+  /** Whose process it is. */
+  readonly uid: number;
   readonly name: string;
   readonly value: number;
 }
@@ -44,7 +46,7 @@ export function findVariables(user: UserIds, names: readonly string[], value?: n
       const [, pid, name, found] = /^\/proc\/(\d+)\/environ:(\w+)=(\d+)$/.exec(line) ?? [];
       return pid === undefined || name === undefined
         ? []
-        : [{ pid: Number(pid), name, value: Number(found) }];
+        : [{ pid: Number(pid), uid: user.uid, name, value: Number(found) }];
     });
 }
 

@@ -303,11 +303,15 @@ overdue(
       using _ = squeue(answer);
       const environment = { PATH: '/usr/bin:/bin', SLURM_JOB_ID: '7' };
       const child = jobHasProcess ? spawn('sleep', ['1000'], { env: environment }) : undefined;
+      // What another user says of that job is no process of it.
+      const { uid, gid } = bob;
+      const other = spawn('sleep', ['1000'], { env: { ...environment, SLURM_JOB_ID: '8' }, uid, gid });
       try {
         await node.gc('--background');
         assert.equal(heldJobs(node), jobHasProcess ? [7] : [7, 8], JSON.stringify({ minutes, answer }));
       } finally {
         child?.kill('SIGKILL');
+        other.kill('SIGKILL');
       }
       for (const id of [7, 8]) await node.epilog({ id, user: alice });
     }

@@ -4,11 +4,13 @@
  */
 import { openSync } from 'node:fs';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { loadFsExt } from '../../lib/system/native-addon.ts';
+import { loadBeneath, loadFsExt } from '../../lib/system/native-addon.ts';
 
 const [, , lockPath = ''] = process.argv;
 let way = 'addon';
 try {
+  // Both, in this order: neither may be taken for the other.
+  if (loadBeneath().openPath(0, '..', 0) >= 0) throw new Error('It leads out of a directory');
   loadFsExt();
 } catch {
   way = 'command';

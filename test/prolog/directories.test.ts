@@ -323,3 +323,53 @@ for (const [who, forOthers] of [
 }
 
 user.run();
+
+const runtime = suite('runtime_dir', { skip: unlessPrivateMachine });
+
+for (const [what, spoil] of [
+  [
+    "a user's",
+    (path: string) => {
+      chownSync(path, alice.uid, alice.gid);
+    },
+  ],
+  [
+    'writable for everybody',
+    (path: string) => {
+      chmodSync(path, 0o777);
+    },
+  ],
+  [
+    'below a directory that everybody may write',
+    (path: string) => {
+      chmodSync(dirname(path), 0o777);
+    },
+  ],
+] as const) {
+  runtime(
+    `that is ${what}: is refused by Prolog, Epilog and collector, and nothing in it is believed`,
+    async () => {
+      await using node = await TestNode.start({ settings: { on_failure: 'fail' } });
+      const image = node.image();
+      await node.prolog({ id: 1, user: alice, image });
+      spoil(node.runtimePath);
+      for (const call of [
+        () => node.prolog({ id: 2, user: alice, image }),
+        () => node.epilog({ id: 1, user: alice }),
+      ]) {
+        const { exitCode, line } = await call();
+        assert.equal([exitCode, line['result'], line['code']], [1, 'failed', 'BAD_CONFIG'], line['reason']);
+        assert.match(line['reason'] ?? '', /want a directory of root that nobody else can write/);
+      }
+      assert.is.not((await node.gc('--force')).exitCode, 0);
+      assert.is(holders(1).length, 1);
+      chownSync(node.runtimePath, 0, 0);
+      chmodSync(node.runtimePath, 0o711);
+      chmodSync(node.root, 0o755);
+      assert.is((await node.epilog({ id: 1, user: alice })).exitCode, 0);
+      assert.equal(holders(), []);
+    },
+  );
+}
+
+runtime.run();

@@ -228,7 +228,7 @@ background('is not started below the high watermark', async () => {
 
 background('deletes at low priority, in a session of its own, with nothing of the Prolog', async () => {
   await aboveWatermark(async (node) => {
-    using deletions = new HeldProgram('rm');
+    using deletions = new HeldProgram('find', { where: '*-delete*' });
     const prolog = node.startProlog({ id: 2, user: alice, image: node.image(treeOfFiles(11)) });
     await prolog.result;
     await deletions.started();

@@ -36,6 +36,7 @@ enterPrivateMachine();
 const test = suite('replaced between two system calls', { skip: unlessPrivateMachine ?? unlessStrace });
 
 const calls = [
+  'openat2',
   ...['openat', 'statx', 'newfstatat', 'faccessat', 'faccessat2'],
   ...['mkdir', 'flock', 'rename', 'rmdir', 'unlink', 'utimensat', 'getdents64'],
 ];

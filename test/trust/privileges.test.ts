@@ -23,7 +23,15 @@ enterPrivateMachine();
 const test = suite('privileges', { skip: unlessPrivateMachine });
 
 /** Bits of capabilities(7), of which the header is linux/capability.h. */
-const capabilityBits = { dac_override: 1, fowner: 3, setgid: 6, setuid: 7, setpcap: 8, sys_ptrace: 19 };
+const capabilityBits = {
+  dac_override: 1,
+  fowner: 3,
+  kill: 5,
+  setgid: 6,
+  setuid: 7,
+  setpcap: 8,
+  sys_ptrace: 19,
+};
 
 function capabilitySet(...names: readonly (keyof typeof capabilityBits)[]): string {
   const set = names.reduce((bits, name) => bits | (1n << BigInt(capabilityBits[name])), 0n);
@@ -44,19 +52,28 @@ const none = capabilitySet();
 const bytes = 20 * 1024 ** 2;
 const collecting = { container_cache_gc_high: 1, container_cache_gc_low: 0, gc_min_age: 0 };
 
-test('the collector in the background and its rm(1) keep only the capabilities that they need', async () => {
+test('the collector in the background and what deletes for it keep only the capabilities that they need', async () => {
   await using node = await TestNode.start({ settings: collecting });
-  node.plant(alice, { hash: '00000000000000ff', usedSecondsAgo: 1000, bytes });
-  using deletions = new HeldProgram('rm');
+  node.plant(alice, { hash: '00000000000000ff', usedSecondsAgo: 1000, bytes, files: 100 });
+  using deletions = new HeldProgram('find', { where: '*-delete*' });
   await node.epilog({ id: 1, user: alice });
   await deletions.started();
-  const [rm = 0] = deletions.pids();
-  const status = readFields(readFileSync(`/proc/${rm}/status`, 'utf8'));
+  const [find = 0] = deletions.pids();
+  const status = readFields(readFileSync(`/proc/${find}/status`, 'utf8'));
   const collector = Number(status.get('PPid'));
-  const ofCollector = capabilitySet('dac_override', 'fowner', 'setgid', 'setuid', 'setpcap', 'sys_ptrace');
-  const ofRm = capabilitySet('dac_override', 'fowner');
+  const ofCollector = capabilitySet(
+    'dac_override',
+    'fowner',
+    'kill',
+    'setgid',
+    'setuid',
+    'setpcap',
+    'sys_ptrace',
+  );
   assert.equal(capabilitiesOf(collector), [ofCollector, ofCollector, none, none]);
-  assert.equal(capabilitiesOf(rm), [ofRm, ofRm, none, none]);
+  // It deletes as the tree's user.
+  assert.equal(capabilitiesOf(find), [none, none, none, none]);
+  assert.equal(status.get('Uid'), [59001, 59001, 59001, 59001].join('\t'));
   deletions.letGo();
   await node.settle();
   assert.equal([node.entries(alice), node.trash()], [[], []]);

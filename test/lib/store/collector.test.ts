@@ -621,11 +621,11 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
   process.kill(node.lease(2)!.holder.pid, 'SIGKILL');
   const [leased] = node.entries(bob);
   setUsed(leased!, 1000);
-  const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 9000 });
+  const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 9000, files: 100 });
   const used = node.plant(alice, { hash: hash(2), usedSecondsAgo: 2000 });
   const mounted = node.plant(alice, { hash: hash(3), usedSecondsAgo: 700 });
   const last = node.plant(alice, { hash: hash(4), usedSecondsAgo: 500 });
-  using deletions = new HeldProgram('rm');
+  using deletions = new HeldProgram('find', { where: '*-delete*' });
   const collection = node.startGc('--force', '--json');
   await deletions.started();
   // The plan is made. The entry is gone at once and whole, although nothing of it is deleted yet.
@@ -648,9 +648,9 @@ races('an entry that is used, leased or mounted after the plan stays', async () 
 
 races('a collector killed in a deletion leaves trash, which the next one deletes', async () => {
   await using node = await TestNode.start({ settings: everything });
-  const entry = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000, files: 50 });
+  const entry = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000, files: 100 });
   {
-    using deletions = new HeldProgram('rm');
+    using deletions = new HeldProgram('find', { where: '*-delete*' });
     const collection = node.startGc('--force');
     await deletions.started();
     collection.kill('SIGKILL');
@@ -665,8 +665,8 @@ races('a collector killed in a deletion leaves trash, which the next one deletes
 
 races('of two collectors one works: by hand the second waits, in the background it leaves', async () => {
   await using node = await TestNode.start({ settings: everything });
-  const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000 });
-  using deletions = new HeldProgram('rm');
+  const first = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000, files: 100 });
+  using deletions = new HeldProgram('find', { where: '*-delete*' });
   const one = node.startGc('--force');
   await deletions.started();
   const second = node.plant(alice, { hash: hash(2), usedSecondsAgo: 1000 });
@@ -689,13 +689,13 @@ races('of two collectors one works: by hand the second waits, in the background 
 
 races('a user who replaces an entry between plan and eviction loses only what is at its place', async () => {
   await using node = await TestNode.start({ settings: everything });
-  node.plant(bob, { hash: hash(1), usedSecondsAgo: 9000 });
+  node.plant(bob, { hash: hash(1), usedSecondsAgo: 9000, files: 100 });
   const entry = node.plant(alice, { hash: hash(2), usedSecondsAgo: 1000 });
   const precious = join(node.root, 'precious');
   mkdirSync(precious);
   writeFileSync(join(precious, lockFileName), '');
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, precious);
-  using deletions = new HeldProgram('rm');
+  using deletions = new HeldProgram('find', { where: '*-delete*' });
   const collection = node.startGc('--force');
   await deletions.started();
   command('mv', entry, `${entry}.aside`);

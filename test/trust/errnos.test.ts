@@ -1,0 +1,190 @@
+/**
+ * Whatever error number a system call below a user's directory fails with, it costs that user their cache for that job, and nobody else
+ * anything: the exit code is the same, another user's entry is collected and shown.
+ *
+ * strace(1) makes one call fail, in a run of its own for each number and each call that Prolog, Epilog, collector or an admin's command
+ * makes below alice's directory. CI tries a few; CONTAINER_CACHE_TEST_ALL=1 all of them.
+ */
+// test: timeout 300 s
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import process from 'node:process';
+import { errnoNames } from '../../lib/core/errno-names.ts';
+import { partialName } from '../../lib/core/layout.ts';
+import { nameOf, TestNode, type ProgramResult } from '../helpers/node.ts';
+import {
+  alice,
+  bob,
+  command,
+  enterPrivateMachine,
+  unlessPrivateMachine,
+} from '../helpers/private-machine.ts';
+import { assert, suite, unlessStrace } from '../helpers/suite.ts';
+
+enterPrivateMachine();
+
+const tryAll = process.env['CONTAINER_CACHE_TEST_ALL'] !== undefined;
+/** In CI, of each program. */
+const sampled = 3;
+
+const settings = {
+  container_cache_gc_high: 99,
+  container_cache_gc_low: 0,
+  gc_min_age: 0,
+  enroot_path: '/none/enroot',
+  on_failure: 'fail',
+};
+
+const calls = [
+  ...['openat2', 'openat', 'statx', 'newfstatat', 'fstat', 'getdents64', 'pread64', 'read', 'write'],
+  ...['mkdir', 'rename', 'rmdir', 'unlink', 'utimensat', 'fchmod', 'fchown', 'flock'],
+];
+
+interface Point {
+  readonly call: string;
+  /** Which one of its kind. */
+  readonly ordinal: number;
+  readonly text: string;
+}
+
+/** The calls of a trace below a directory: by a path, a descriptor, or a name below /proc/self/fd/N. */
+function pointsBelow(path: string, trace: string): Point[] {
+  const counts = new Map<string, number>();
+  const descriptors = new Map<string, string>();
+  return trace.split('\n').flatMap((text) => {
+    const call = /^(\w+)\(/.exec(text)?.[1];
+    if (call === undefined) return [];
+    const ordinal = (counts.get(call) ?? 0) + 1;
+    counts.set(call, ordinal);
+    const viaDescriptor = [...text.matchAll(/"\/proc\/self\/fd\/(\d+)[/"]/g)].some(([, fd = '']) =>
+      descriptors.get(fd)?.startsWith(path),
+    );
+    const [, made, madePath] = / = (\d+)<([^>]*)>/.exec(text) ?? [];
+    if (made !== undefined && madePath !== undefined) descriptors.set(made, madePath);
+    // That the user directory itself is opened is the base's matter.
+    const isBelow = new RegExp(`[<"]${path}/`).test(text) || text.includes(`<${path}>`) || viaDescriptor;
+    return isBelow ? [{ call, ordinal, text }] : [];
+  });
+}
+
+const straceOf = (trace: string, ...options: readonly string[]): readonly string[] => [
+  ...['/usr/bin/strace', '-qq', '-y', '-o', trace, '-e', 'signal=none', '-e', `trace=${calls.join(',')}`],
+  ...options,
+];
+
+interface Scene {
+  readonly node: TestNode;
+  readonly image: string;
+  readonly ofBob: string;
+}
+
+/** Alice has an entry of a job that is over, a dead partial directory, a stub, a note of a step and a digest; bob has an entry. */
+async function setScene(): Promise<Scene> {
+  const node = await TestNode.start({ settings });
+  const image = node.image();
+  await node.prolog({ id: 1, user: alice, image });
+  await node.epilog({ id: 1, user: alice });
+  await node.settle();
+  const user = node.userPath(alice);
+  const name = nameOf(node.entries(alice)[0]!);
+  mkdirSync(join(user, partialName(name, 2, 'abcd'), 'rootfs'), { recursive: true });
+  mkdirSync(join(user, '.pyxis_2.0/.container-cache'), { recursive: true });
+  writeFileSync(join(user, '.pyxis_2.0/.container-cache/entry'), '');
+  writeFileSync(join(user, '.steps-2.events'), '');
+  mkdirSync(join(user, '.digests'));
+  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, user);
+  return { node, image, ofBob: node.plant(bob, { hash: '00000000000000bb', usedSecondsAgo: 1000 }) };
+}
+
+type Program = (scene: Scene, wrapper: readonly string[]) => Promise<ProgramResult>;
+
+const programs: Readonly<
+  Record<string, { readonly run: Program; readonly check: (scene: Scene, result: ProgramResult) => void }>
+> = {
+  'a Prolog': {
+    run: ({ node, image }, wrapper) => node.prolog({ id: 2, user: alice, image, wrapper }),
+    check: (_, { line }) => {
+      assert.ok(line['result']);
+      assert.is.not(line['code'], 'BUG');
+    },
+  },
+  'an Epilog': {
+    run: ({ node }, wrapper) => node.epilog({ id: 2, user: alice, wrapper }),
+    check: (_, { line }) => {
+      assert.ok(line['result']);
+      assert.is.not(line['code'], 'BUG');
+    },
+  },
+  'a collector': {
+    run: ({ node }, wrapper) => node.adminBy(wrapper, 'gc', '--force').result,
+    check: ({ ofBob }) => {
+      assert.not(existsSync(ofBob));
+    },
+  },
+  status: {
+    run: ({ node }, wrapper) => node.adminBy(wrapper, 'status').result,
+    check: ({ ofBob }, { stdout }) => {
+      assert.match(stdout, nameOf(ofBob));
+    },
+  },
+};
+
+const test = suite('an error number', { skip: unlessPrivateMachine ?? unlessStrace });
+
+for (const [what, { run, check }] of Object.entries(programs)) {
+  test(`at each call of ${what} below a user's directory: others are served, and its exit code is the same`, async () => {
+    let points: Point[];
+    let expected: number | null;
+    {
+      const scene = await setScene();
+      await using node = scene.node;
+      const trace = join(node.root, 'trace');
+      const result = await run(scene, straceOf(trace));
+      expected = result.exitCode;
+      check(scene, result);
+      points = pointsBelow(node.userPath(alice), readFileSync(trace, 'utf8')).map((point) => ({
+        ...point,
+        text: point.text.replaceAll(node.root, ''),
+      }));
+      for (const id of [1, 2]) await node.epilog({ id, user: alice });
+      await node.settle();
+    }
+    assert.ok(points.length > 5, `${points.length} calls`);
+    const all = points.flatMap((point) => errnoNames.map((error) => ({ ...point, error })));
+    // Steps that share no divisor with the number of names: another call, and another number, each time.
+    const step = tryAll ? 1 : Math.floor(all.length / sampled) - 7;
+    let [tried, missed] = [0, 0];
+    for (let index = tryAll ? 0 : 5; index < all.length; index += step) {
+      const { call, ordinal, error, text } = all[index]!;
+      const scene = await setScene();
+      await using node = scene.node;
+      const trace = join(node.root, 'trace');
+      const inject = `inject=${call}:error=${error}:when=${ordinal}`;
+      const result = await run(scene, straceOf(trace, '-e', inject));
+      const told = `${error} at ${text}: ${result.stderr}`;
+      tried++;
+      const injected = readFileSync(trace, 'utf8')
+        .split('\n')
+        .some((one) => one.includes('(INJECTED)'));
+      const isBelow = pointsBelow(node.userPath(alice), readFileSync(trace, 'utf8')).some((point) =>
+        point.text.includes('(INJECTED)'),
+      );
+      // Waiting for a child reads a clock or /proc: how often is the machine's doing, so that another call may have been met.
+      if (!injected || !isBelow) missed++;
+      else {
+        assert.is(result.exitCode, expected, told);
+        try {
+          check(scene, result);
+        } catch (cause) {
+          throw new Error(told, { cause });
+        }
+      }
+      for (const id of [1, 2]) await node.epilog({ id, user: alice });
+      await node.settle();
+    }
+    assert.ok(missed <= tried / 3, `${missed} of ${tried} were not met`);
+    process.stdout.write(`${what}: ${points.length} calls, ${tried} tried, ${missed} not met\n`);
+  });
+}
+
+test.run();
