@@ -4,7 +4,7 @@
  *
  * Nothing is timed: what a pass does is counted, in system calls, processes and lines.
  */
-// test: timeout 400 s
+// test: timeout 600 s
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import {
