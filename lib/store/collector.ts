@@ -387,12 +387,12 @@ async function measureCache(request: ForecastRequest, sizes: EntrySizes): Promis
     const { bytes } = await sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
     bytesOf.set(entry.name, bytes);
   }
-  const mounts = readMounts();
   const partials: { user: UserIds; path: string }[] = [];
-  for (const { user, directory } of userDirectories(base, mounts))
-    for (const name of namesIn(user, directory, mounts))
-      if (parsePartialName(name) !== undefined)
-        partials.push({ user, path: `${directory.path}/${name}/rootfs` });
+  forEachUser(base, readMounts(), request.log, (turn) => {
+    const { user, directory } = turn;
+    for (const name of turn.names((one) => parsePartialName(one) !== undefined))
+      partials.push({ user, path: `${directory.path}/${name}/rootfs` });
+  });
   let partialBytes = 0;
   for (const { user, path } of partials) partialBytes += (await measureShare(user, path)).bytes;
   return { bytesOf, partialBytes };

@@ -65,7 +65,13 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
       return isWithinLimit ? 'done' : 'over-limit';
     },
     measureCache: () =>
-      measureCacheBytes({ base, runtimePath: settings.runtimePath, policy: settings, pinned: new Set() }),
+      measureCacheBytes({
+        base,
+        runtimePath: settings.runtimePath,
+        policy: settings,
+        pinned: new Set(),
+        log: provision.log.write,
+      }),
     onProgress: provision.onProgress,
     onShortage: (shortage) => {
       known = shortage;
