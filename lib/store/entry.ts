@@ -207,11 +207,7 @@ function faultOf({ userPath, key }: Pick<AcquireRequest, 'userPath' | 'key'>, ca
 const mostRounds = 5;
 
 /** An entry that is there and can be trusted. */
-function hold(
-  { user, userPath }: Place,
-  name: string,
-  onDamage?: OnDamage,
-): Promise<HeldEntry | undefined> {
+function hold({ user, userPath }: Place, name: string, onDamage?: OnDamage): Promise<HeldEntry | undefined> {
   return holdEntry(user, `${userPath}/${directoryName(name)}`, name, readMounts(), onDamage);
 }
 

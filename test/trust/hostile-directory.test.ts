@@ -131,7 +131,7 @@ test('what a child of a user prints is a number, or nothing', async () => {
     '0x10',
     '8 x 5',
     '',
-    `${'9'.repeat(400)}`,
+    '9'.repeat(400),
   ]) {
     using _ = replaceProgram('find', `echo '${text}'; echo 8`);
     const { bytes, inodes } = await new Reclaim().measure(alice, entry);
