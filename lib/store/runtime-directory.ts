@@ -14,9 +14,9 @@ const passableMode = 0o711;
  * @throws NodeFault BAD_CONFIG if anyone but root can
  */
 export function checkRuntimeDirectory(runtimePath: string): void {
-  // Where it is not there yet, whoever can change the last directory that is could make it first.
+  // Where it is not there yet, whoever can change the last directory that is could make it first; in a sticky one, they are refused then.
   for (let path = runtimePath; ; path = dirname(path)) {
-    const fault = unlessErrno(isGone, () => whoElseCanChange(path) ?? 'nobody');
+    const fault = unlessErrno(isGone, () => whoElseCanChange(path, path !== runtimePath) ?? 'nobody');
     if (fault === 'nobody') return;
     if (fault !== undefined)
       throw new NodeFault(
@@ -36,6 +36,7 @@ export function prepareRuntimeDirectory(runtimePath: string, path: string, mode:
   } catch (error) {
     if (errnoOf(error) !== 'ENOENT') throw error;
     mkdirSync(runtimePath, { recursive: true, mode: passableMode });
+    checkRuntimeDirectory(runtimePath);
     make();
   }
 }

@@ -48,12 +48,13 @@ export function openBase(
   { basePath, runtimePath }: BaseSettings,
   known: NodeFacts | undefined = recallNodeFacts(runtimePath),
 ): Directory {
-  checkRuntimeDirectory(runtimePath);
   const mounts = readMounts();
   // Before the first look at the path: what is on a dead server would not come back.
   checkFilesystem(basePath, mounts);
   checkMounted(basePath, mounts, known);
   checkAncestors(basePath);
+  // After the base: what is wrong with a directory above both is told of the base.
+  checkRuntimeDirectory(runtimePath);
   try {
     return openSafeBase(basePath);
   } catch (error) {
@@ -175,8 +176,7 @@ export function openUserDirectory(base: Directory, user: UserIds): Directory {
     unlessErrno(['EEXIST'], () => mkdirSync(inDirectory(base, name), privateMode));
     const directory = openDirectory(inDirectory(base, name), `${base.path}/${name}`);
     try {
-      own(directory, user);
-      return directory;
+      return own(directory, user);
     } catch (error) {
       closeSync(directory.fd);
       throw error;
@@ -200,7 +200,8 @@ export function findUserDirectory(base: Directory, uid: number): Directory | und
   return undefined;
 }
 
-function own(directory: Directory, user: UserIds): void {
+/** @returns the directory as it is then */
+function own(directory: Directory, user: UserIds): Directory {
   const { fd, stats } = directory;
   if (stats.uid !== user.uid) {
     // Only root can have made it: we, killed between mkdir and chown, or an admin, whose files stay the admin's.
@@ -216,6 +217,7 @@ function own(directory: Directory, user: UserIds): void {
   if (now.uid !== user.uid || (now.mode & 0o7777) !== privateMode) {
     throw new Error(`still uid ${now.uid} and mode ${octal(now.mode)}, want ${user.uid} and 0700`);
   }
+  return { ...directory, stats: now };
 }
 
 /** Opens `<base>/.trash`, which only root can enter, on the same filesystem as the entries. */

@@ -19,14 +19,15 @@ const sticky = 0o1000;
  * Looks for what lets anybody but root change what a path leads to: owner and mode of the file, of each directory above
  * it, and the same for where its symlinks lead.
  *
+ * @param isOnTheWay it is a directory above what is meant, and may be sticky
  * @throws ENOENT, … if it leads nowhere
  */
-export function whoElseCanChange(path: string): PathFault | undefined {
+export function whoElseCanChange(path: string, isOnTheWay = false): PathFault | undefined {
   return findOnTheWay(
     path,
     (stats, isEnd) =>
       stats.uid === 0 &&
-      ((stats.mode & groupOrOtherMayWrite) === 0 || (!isEnd && (stats.mode & sticky) !== 0)),
+      ((stats.mode & groupOrOtherMayWrite) === 0 || ((isOnTheWay || !isEnd) && (stats.mode & sticky) !== 0)),
   );
 }
 

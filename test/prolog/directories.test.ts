@@ -326,21 +326,25 @@ user.run();
 
 const runtime = suite('runtime_dir', { skip: unlessPrivateMachine });
 
-for (const [what, spoil] of [
+for (const [what, code, spoil] of [
   [
     "a user's",
+    'BAD_CONFIG',
     (path: string) => {
       chownSync(path, alice.uid, alice.gid);
     },
   ],
   [
     'writable for everybody',
+    'BAD_CONFIG',
     (path: string) => {
       chmodSync(path, 0o777);
     },
   ],
   [
     'below a directory that everybody may write',
+    // In which the base is, too.
+    'BASE_UNSAFE',
     (path: string) => {
       chmodSync(dirname(path), 0o777);
     },
@@ -353,13 +357,14 @@ for (const [what, spoil] of [
       const image = node.image();
       await node.prolog({ id: 1, user: alice, image });
       spoil(node.runtimePath);
-      for (const call of [
-        () => node.prolog({ id: 2, user: alice, image }),
-        () => node.epilog({ id: 1, user: alice }),
-      ]) {
+      for (const [expected, call] of [
+        [code, () => node.prolog({ id: 2, user: alice, image })],
+        ['BAD_CONFIG', () => node.epilog({ id: 1, user: alice })],
+      ] as const) {
         const { exitCode, line } = await call();
-        assert.equal([exitCode, line['result'], line['code']], [1, 'failed', 'BAD_CONFIG'], line['reason']);
-        assert.match(line['reason'] ?? '', /want a directory of root that nobody else can write/);
+        assert.equal([exitCode, line['result'], line['code']], [1, 'failed', expected], line['reason']);
+        if (expected === 'BAD_CONFIG')
+          assert.match(line['reason'] ?? '', /want a directory of root that nobody else can write/);
       }
       assert.is.not((await node.gc('--force')).exitCode, 0);
       assert.is(holders(1).length, 1);

@@ -34,7 +34,7 @@ test.unless(unlessTraced, 'has its lock file, flocked shared, before it has its 
   const name = basename(entry).replaceAll(/\W/g, '\\$&');
   const make = find(
     'the lock file is made',
-    /openat\(.*rootfs\/\.pyxis_cache_lock".*O_CREAT.*O_EXCL|openat\(.*rootfs\/\.pyxis_cache_lock".*O_EXCL.*O_CREAT/,
+    /openat\(.*\/\.pyxis_cache_lock", [^ ]*O_CREAT\|O_EXCL.* = \d+<[^>]*rootfs\/\.pyxis_cache_lock>/,
   );
   const lock = find('it is flocked', /flock\(\d+<[^>]*rootfs\/\.pyxis_cache_lock>, LOCK_SH\|LOCK_NB\) += 0/);
   const publish = find(
@@ -93,12 +93,12 @@ test.unless(
     await node.epilog({ id: 1, user: alice });
     const [entry = ''] = node.entries(alice);
     node.configure({ container_cache_gc_high: 1, container_cache_gc_low: 0, gc_min_age: 0 });
-    // The Prolog stops as soon as it has the file open.
+    // The Prolog stops as soon as it has read what is in it; by now it has no path to it but a descriptor's.
     const inject = [
       '-e',
-      'trace=openat',
+      'trace=pread64',
       '-e',
-      'inject=openat:signal=SIGSTOP:when=1',
+      'inject=pread64:signal=SIGSTOP:when=1',
       '-P',
       lockFileOf(entry),
     ];
