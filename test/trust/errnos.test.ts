@@ -25,7 +25,7 @@ enterPrivateMachine();
 
 const tryAll = process.env['CONTAINER_CACHE_TEST_ALL'] !== undefined;
 /** In CI, of each program. */
-const sampled = 2;
+const sampled = 1;
 
 const settings = {
   container_cache_gc_high: 99,

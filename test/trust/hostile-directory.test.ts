@@ -53,7 +53,7 @@ function handOver(path: string): void {
 
 const test = suite('a hostile directory', { skip: unlessPrivateMachine });
 
-/** What alice makes of the stub of a job of hers, by what it is. */
+/** What alice makes of the stubs of a job of hers, by what it is. */
 const stubs: Readonly<Record<string, (stub: string) => void>> = {
   'a symlink to a name that is too long': (stub) => {
     symlinkSync('x'.repeat(300), join(stub, '.container-cache'));
@@ -80,28 +80,28 @@ const stubs: Readonly<Record<string, (stub: string) => void>> = {
   },
 };
 
-for (const [what, make] of Object.entries(stubs)) {
-  test(`a stub with ${what}: the collector and the Epilog go on, and bob's entry is evicted`, async () => {
-    await using node = await TestNode.start({ settings });
-    node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000 });
-    const ofBob = node.plant(bob, { hash: hash(2), usedSecondsAgo: 500 });
-    for (const name of ['.pyxis_77.0', 'pyxis_77.1']) {
+test("whatever a stub is: the collector and the Epilog go on, and bob's entry is evicted", async () => {
+  await using node = await TestNode.start({ settings });
+  node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000 });
+  const ofBob = node.plant(bob, { hash: hash(2), usedSecondsAgo: 500 });
+  for (const [index, make] of Object.values(stubs).entries()) {
+    for (const name of [`.pyxis_77.${index}`, `pyxis_77.1${index}`]) {
       const stub = join(node.userPath(alice), name);
       mkdirSync(stub);
       make(stub);
       handOver(stub);
     }
-    const { exitCode, line } = await node.epilog({ id: 77, user: alice });
-    assert.is(exitCode, 0, JSON.stringify(line));
-    assert.is.not(line['code'], 'BUG', line['reason']);
-    const { lines } = await node.gc('--force');
-    assert.not(existsSync(ofBob));
-    assert.equal(
-      lines.filter(({ level, fields }) => level === 'warning' && fields['uid'] === String(bob.uid)),
-      [],
-    );
-  });
-}
+  }
+  const { exitCode, line } = await node.epilog({ id: 77, user: alice });
+  assert.is(exitCode, 0, JSON.stringify(line));
+  assert.is.not(line['code'], 'BUG', line['reason']);
+  const { lines } = await node.gc('--force');
+  assert.not(existsSync(ofBob));
+  assert.equal(
+    lines.filter(({ level, fields }) => level === 'warning' && fields['uid'] === String(bob.uid)),
+    [],
+  );
+});
 
 test("who closes the own directory is told, and is not in the way of an admin's command", async () => {
   await using node = await TestNode.start({ settings });
@@ -122,17 +122,7 @@ test("who closes the own directory is told, and is not in the way of an admin's 
 test('what a child of a user prints is a number, or nothing', async () => {
   await using node = await TestNode.start({ settings });
   const entry = node.plant(alice, { hash: hash(1), usedSecondsAgo: 1000 });
-  for (const text of [
-    'x',
-    'NaN NaN NaN',
-    'Infinity',
-    '-5',
-    '1e300',
-    '0x10',
-    '8 x 5',
-    '',
-    '9'.repeat(400),
-  ]) {
+  for (const text of ['x', 'NaN NaN NaN', 'Infinity', '-5', '1e300', '0x10', '8 x 5', '', '9'.repeat(400)]) {
     using _ = replaceProgram('find', `echo '${text}'; echo 8`);
     const { bytes, inodes } = await new Reclaim().measure(alice, entry);
     assert.equal([bytes, inodes], [8 * 512, 1], text);
