@@ -9,6 +9,7 @@ import { runGc } from './gc.ts';
 import { runMetrics } from './metrics.ts';
 import { runPin, runUnpin } from './pin.ts';
 import { runRm } from './rm.ts';
+import { runRoom } from './room.ts';
 import { runStats } from './stats.ts';
 import { runStatus, sortKeys } from './status.ts';
 import { UsageError } from './usage-error.ts';
@@ -240,6 +241,18 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .example('$0 check slurm wrapper', 'After a change of slurm.conf or of slurmd'),
       async (options) => {
         exitCode = await runCheck({ areas: options.area, json: options.json });
+      },
+    )
+    // Not listed: for programs of ours.
+    .command(
+      'room <action> [parameter..]',
+      false,
+      (command) =>
+        command
+          .positional('action', { type: 'string', demandOption: true })
+          .positional('parameter', { type: 'string', array: true, default: [] as string[] }),
+      async ({ action, parameter }) => {
+        exitCode = await runRoom([action, ...parameter]);
       },
     )
     .completion('completion', 'Print the completion script for bash')

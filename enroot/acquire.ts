@@ -4,26 +4,20 @@
  *
  *   read the job → entry: reuse it, or unpack → hold it for the step → one log line, one line for the wrapper
  *
- * The same protocol as the Prolog's, by a process without rights: it evicts nothing, and where the filesystem is full enough for
- * the collector it leaves the unpack to enroot, whose container goes away with its step.
+ * The same protocol as the Prolog's, by a process without rights: it evicts nothing itself, but asks the node's room agent to
+ * (lib/store/room-agent.ts).
  */
-import { spawnSync } from 'node:child_process';
-import { closeSync, renameSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/faults.ts';
-import { isCollectionDue } from '../lib/core/gc-plan.ts';
-import { parseImage } from '../lib/core/image.ts';
+import { isCollectionDue, isGoalReached } from '../lib/core/gc-plan.ts';
+import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
-import {
-  jobImagesName,
-  jobPath,
-  parseEntryDirectoryName,
-  partialName,
-  userPath,
-} from '../lib/core/layout.ts';
+import { jobImagesName, jobPath, userPath } from '../lib/core/layout.ts';
+import { quotaNeed } from '../lib/core/quota-need.ts';
 import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
 import { entryKey } from '../lib/store/content.ts';
-import { fillRootfs } from '../lib/store/create.ts';
+import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/store/create.ts';
 import { findRegistrySource } from '../lib/store/digests.ts';
 import { openEnroot } from '../lib/store/enroot.ts';
 import { acquireEntry, findEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
@@ -32,18 +26,17 @@ import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from '../lib/store/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts.ts';
+import { discardOwn, evictOwnEntries } from '../lib/store/own-entries.ts';
+import { askForRoom } from '../lib/store/room-ask.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { isGone, unlessErrno } from '../lib/system/errno.ts';
 import { readSmallFile } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
 import { processParent, processStartedMs } from '../lib/system/processes.ts';
-import { childEnvironment } from '../lib/system/run.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
-import { uniqueHex } from '../lib/system/unique.ts';
 
 const usage = 'Usage: container-cache acquire [--existing] IMAGE\n';
 
@@ -203,12 +196,17 @@ async function openCreator(
   userDirectory: Directory,
   source: ImageSource,
 ): Promise<EntryCreator> {
+  const { runtimePath } = settings;
+  const wanted = source.kind === 'path' ? source.path : source.importUri;
   if (isCollectionDue(readUsage(base.path), settings)) {
-    throw new JobFault(
-      'NO_SPACE',
-      `Cannot unpack "${image}": "${base.path}" is full up to the high watermark`,
-    );
+    const answer = await askForRoom(runtimePath, { kind: 'entry', image: wanted });
+    if (answer === undefined)
+      throw new JobFault(
+        'NO_SPACE',
+        `Cannot unpack "${image}": "${base.path}" is full up to the high watermark, and nobody makes room (the room agent does not answer)`,
+      );
   }
+  let known: KnownShortage | undefined;
   const enroot =
     source.kind === 'registry'
       ? await openEnroot(settings.enrootPath, user, userDirectory.path, environment)
@@ -221,42 +219,40 @@ async function openCreator(
     policy: settings,
     enroot,
     readUsage: () => readUsage(base.path),
-    // Both are root's to do: the next Prolog or Epilog does.
+    // Root's to do: the next Prolog or Epilog does.
     startCollector: () => undefined,
-    makeRoom: () => Promise.resolve('over-limit' as const),
+    makeRoom: async (_need: SpaceNeed, imagePath: string, limitMs: number): Promise<RoomResult> => {
+      const answer = await askForRoom(runtimePath, { kind: 'entry', image: imagePath }, limitMs);
+      const isUnknown = answer === undefined && settings.maxSize !== undefined;
+      return answer === 'over-limit' || isUnknown ? 'over-limit' : 'done';
+    },
+    makeImportRoom: async (uri: string, limitMs: number): Promise<void> => {
+      if (!isGoalReached(readUsage(base.path), settings))
+        await askForRoom(runtimePath, { kind: 'entry', image: uri }, limitMs);
+    },
+    // Only root sees all entries; it is asked by makeRoom.
     measureCache: () => Promise.resolve(Infinity),
     onProgress: () => undefined,
-    onShortage: () => undefined,
+    onShortage: (shortage: KnownShortage): void => {
+      known = shortage;
+    },
   };
   return {
     fill: (...parameters) => fillRootfs(context, ...parameters),
-    recover: () => Promise.resolve(false),
+    recover: async (code, attempt, limitMs) => {
+      if (code === 'NO_SPACE' && (attempt > 1 || known?.isHopeless === true)) return false;
+      const kind = code === 'NO_SPACE' ? 'entry' : 'quota';
+      const answer = await askForRoom(runtimePath, { kind, image: wanted }, limitMs);
+      if (answer !== undefined || kind === 'entry') return answer === 'room';
+      const { need, written } = known ?? {};
+      const rest = need && quotaNeed(need, written, attempt);
+      return (await evictOwnEntries(base.path, userDirectory, user, jobId, rest)) > 0;
+    },
     isMounted: (name) => findMountedEntries(base.path)(user.uid, name),
     discard: (name) => {
-      discard(userDirectory.path, name, jobId, user.uid);
+      discardOwn(userDirectory.path, name, jobId, user.uid);
     },
   };
-}
-
-const discardLimitMs = 60_000;
-
-/** Deleted at once, since enroot needs the room; what cannot be deleted has a name that the Epilog sweeps. */
-function discard(userDirectoryPath: string, name: string, jobId: number, uid: number): void {
-  let path = `${userDirectoryPath}/${name}`;
-  if (parseEntryDirectoryName(uid, name) !== undefined) {
-    const aside = `${userDirectoryPath}/${partialName(name, jobId, uniqueHex())}`;
-    unlessErrno(isGone, () => {
-      renameSync(path, aside);
-    });
-    path = aside;
-  }
-  spawnSync('rm', ['--recursive', '--force', '--one-file-system', '--', path], {
-    cwd: '/',
-    env: childEnvironment,
-    stdio: 'ignore',
-    timeout: discardLimitMs,
-    killSignal: 'SIGKILL',
-  });
 }
 
 const longestImagesBytes = 256 * 1024;

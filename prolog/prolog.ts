@@ -32,6 +32,7 @@ import { findBaseFault } from '../lib/store/base-fault.ts';
 import { entryKey } from '../lib/store/content.ts';
 import { acquireEntry, findEntry, type Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/events.ts';
+import { hasRoomAgent } from '../lib/store/room-presence.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
 import type { Importer } from '../lib/store/importer.ts';
@@ -144,6 +145,7 @@ async function prepareJob(
   const base = openBase(settings, known);
   try {
     const userDirectory = openUserDirectory(base, job);
+    await ensureRoomAgent(settings, configPath, log);
     const telling = tellNode(settings, base, known, environment['SLURM_CONF'], log);
     void telling.then(() => {
       told.resolve(undefined);
@@ -160,6 +162,17 @@ async function prepareJob(
     }
   } catch (error) {
     throw (isBypass(error) ? undefined : findBaseFault(base)) ?? error;
+  }
+}
+
+/** For the steps, which run as the user. Without it they are as they would be without us. */
+async function ensureRoomAgent(settings: Settings, configPath: string | undefined, log: Log): Promise<void> {
+  if (settings.isolation === 'off' || hasRoomAgent(settings.runtimePath)) return;
+  try {
+    const { startRoomAgent } = await import('../lib/store/room-agent.ts');
+    startRoomAgent(settings.runtimePath, configPath);
+  } catch (error) {
+    log.write('warning', 'room', { result: 'failed', reason: describeError(error) });
   }
 }
 

@@ -20,6 +20,7 @@
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /run/container-cache/registries/1000                            registryMemoryPath
  *   /run/container-cache/sizes, gc-missed                           entrySizesPath, missedGoalPath
+ *   /run/container-cache/room, room.lock, answers/4711              roomPath, roomLockPath, roomAnswerPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
  *   /var/lib/container-cache/events/2026-11-24                      eventsPath
  *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
@@ -87,6 +88,12 @@ export const countersPath = (statePath: string): string => `${statePath}/counter
 export const pinsPath = (statePath: string): string => `${statePath}/pins`;
 
 export const nodeFactsPath = (runtimePath: string): string => `${runtimePath}/node`;
+/** How a step asks root for room (lib/store/room-agent.ts). */
+export const roomPath = (runtimePath: string): string => `${runtimePath}/room`;
+export const roomLockPath = (runtimePath: string): string => `${runtimePath}/room.lock`;
+export const roomAnswersPath = (runtimePath: string): string => `${runtimePath}/answers`;
+export const roomAnswerPath = (runtimePath: string, pid: number): string =>
+  `${roomAnswersPath(runtimePath)}/${pid}`;
 /** What entries take on disk, as root counted it; and when a collection last said that it cannot reach its goal. */
 export const entrySizesPath = (runtimePath: string): string => `${runtimePath}/sizes`;
 export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/gc-missed`;

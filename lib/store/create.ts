@@ -30,7 +30,9 @@ export interface CreateContext {
   /** Starts a collector and lets it run. */
   readonly startCollector: () => void;
   /** Runs a collector to its end, to make room, and to keep the cache within `container_cache_max_size`. */
-  readonly makeRoom: (need: SpaceNeed, limitMs: number) => Promise<RoomResult>;
+  readonly makeRoom: (need: SpaceNeed, imagePath: string, limitMs: number) => Promise<RoomResult>;
+  /** The same for the import of a registry's image, as far as can be known what that takes. */
+  readonly makeImportRoom: (uri: string, limitMs: number) => Promise<void>;
   /** What all entries take; asked for only where there is a `container_cache_max_size`. */
   readonly measureCache: () => Promise<number>;
   readonly onProgress: (progress: CreateProgress) => void;
@@ -136,6 +138,7 @@ async function importImage(
   const squashfsPath = `${partialPath}/image.squashfs`;
   const temporaryPath = `${partialPath}/tmp`;
   context.onProgress({ phase: 'import', percent: undefined });
+  await context.makeImportRoom(importUri, limitMs);
   withUserIds(context.user, () => mkdirSync(temporaryPath, { mode: 0o700 }));
   await context.enroot.importImage(image, importUri, squashfsPath, temporaryPath, limitMs);
   return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
@@ -175,7 +178,10 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
     );
   }
   const isLimitReached = !(await isWithinLimit(need));
-  if ((isLimitReached || !fits(before, need)) && (await context.makeRoom(need, limitMs)) === 'over-limit') {
+  if (
+    (isLimitReached || !fits(before, need)) &&
+    (await context.makeRoom(need, squashfs.path, limitMs)) === 'over-limit'
+  ) {
     throw new RoomFault(
       'NO_SPACE',
       `Cannot unpack "${squashfs.path}": with its ${need.bytes} bytes the cache would take more than container_cache_max_size, and ` +

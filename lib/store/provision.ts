@@ -4,7 +4,9 @@
  * A module of its own so that a Prolog whose entry is there does not load it.
  */
 import { fits } from '../core/gc-plan.ts';
+import { quotaNeed } from '../core/quota-need.ts';
 import type { Settings } from '../core/settings.ts';
+import { makeRoomForImport } from './container-room.ts';
 import { collect, evictForQuota, measureCacheBytes, type CollectRequest } from './collector.ts';
 import { fillRootfs, type CreateContext, type KnownShortage } from './create.ts';
 import { openEnroot } from './enroot.ts';
@@ -37,18 +39,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
   const enroot =
     source.kind === 'registry' ? await openEnroot(settings.enrootPath, user, userDirectory.path) : undefined;
   let known: KnownShortage | undefined;
-  const collectRequest = (limitMs: number): CollectRequest => ({
-    base,
-    runtimePath: settings.runtimePath,
-    policy: settings,
-    pinned: pinnedNames(settings.statePath, provision.log.write),
-    lockTimeoutMs: limitMs,
-    deadlineMs: Date.now() + limitMs,
-    log: provision.log.write,
-    record: (event) => {
-      recordEvents(settings.statePath, [event]);
-    },
-  });
+  const collectRequest = (limitMs: number): CollectRequest => collectingWithin(provision, limitMs);
   const context: CreateContext = {
     user,
     source,
@@ -60,9 +51,12 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     startCollector: () => {
       startBackgroundCollector(settings.runtimePath, configPath);
     },
-    makeRoom: async (need, limitMs) => {
+    makeRoom: async (need, _, limitMs) => {
       const { isWithinLimit } = await collect({ ...collectRequest(limitMs), need });
       return isWithinLimit ? 'done' : 'over-limit';
+    },
+    makeImportRoom: async (image, limitMs) => {
+      await makeRoomForImport({ user, image, settings, base, collecting: collectRequest(limitMs) });
     },
     measureCache: () =>
       measureCacheBytes({
@@ -113,9 +107,6 @@ export async function makeRoomAgain(
   return need === undefined ? evicted.length > 0 : fits(readUsage(request.base.path), need);
 }
 
-/** The first attempt is a little modest: what a listing says is more than what a tree takes. Nobody knows how much of a quota is left. */
-const quotaShares = [0.9, 1.25, Infinity] as const;
-
 export async function makeQuota(
   request: CollectRequest,
   user: UserIds,
@@ -123,15 +114,28 @@ export async function makeQuota(
   attempt: number,
 ): Promise<boolean> {
   const { need, written } = known ?? {};
-  const share = quotaShares[attempt - 1] ?? Infinity;
-  const rest = (of: 'bytes' | 'inodes'): number =>
-    need === undefined ? 0 : Math.max(1, need[of] * share - (written?.[of] ?? 0));
   const evicted = await evictForQuota(
     request,
     user,
-    need === undefined
-      ? { count: 2 ** (attempt - 1) }
-      : { need: { bytes: rest('bytes'), inodes: rest('inodes') } },
+    need === undefined ? { count: 2 ** (attempt - 1) } : { need: quotaNeed(need, written, attempt) },
   );
   return evicted > 0;
+}
+
+function collectingWithin(
+  { settings, base, log }: Pick<Provision, 'settings' | 'base' | 'log'>,
+  limitMs: number,
+): CollectRequest {
+  return {
+    base,
+    runtimePath: settings.runtimePath,
+    policy: settings,
+    pinned: pinnedNames(settings.statePath, log.write),
+    lockTimeoutMs: limitMs,
+    deadlineMs: Date.now() + limitMs,
+    log: log.write,
+    record: (event) => {
+      recordEvents(settings.statePath, [event]);
+    },
+  };
 }

@@ -43,7 +43,7 @@ export function startSettling(user: UserIds, directory: string, fd: number, mode
  * It looks at what is the users' with their ids (setuid, setgid), moves their trees (dac_override, fowner), reads the mounts of all
  * processes (sys_ptrace), confines its own children (setpcap), and ends those that run as a user (kill).
  */
-const collectorCapabilities = [
+export const collectorCapabilities = [
   ...(['setuid', 'setgid', 'setpcap'] as const),
   ...(['dac_override', 'fowner', 'kill', 'sys_ptrace'] as const),
 ];

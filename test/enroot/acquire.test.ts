@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { digestsName, imagesName, parseCreateLockName } from '../../lib/core/layout.ts';
 import { processCommandLine, processUid } from '../../lib/system/processes.ts';
 import { acquire, startAcquire } from '../helpers/acquire.ts';
-import { isAlive, TestNode, until, nameOf } from '../helpers/node.ts';
+import { isAlive, kill, nameOf, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -85,8 +85,9 @@ test('--existing takes what is there and unpacks nothing', async () => {
   assert.is((await acquire(node, ['--existing', image])).entry, entry);
 });
 
-test('leaves the unpack to enroot where the filesystem is full up to the high watermark', async () => {
+test('leaves the unpack to enroot where the filesystem is full up to the high watermark, and nobody makes room', async () => {
   await using node = await startNode();
+  for (const pid of node.roomAgents()) kill(pid);
   writeFileSync(join(machineRoot, 'ballast'), Buffer.alloc(32 * 1024 * 1024));
   node.configure({ container_cache_gc_high: 2, container_cache_gc_low: 1 });
   const { exitCode, log } = await acquire(node, [node.image()]);

@@ -32,11 +32,13 @@ import {
   lockFileName,
   parseCreateLockName,
   parseEntryDirectoryName,
+  roomPath,
 } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
 import { bootId } from '../../lib/system/boot.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
 import { listLeases } from '../../lib/store/lease.ts';
+import { roomAgentTitle } from '../../lib/store/room-agent.ts';
 import { makeImage, type Tree } from './image.ts';
 import { command, machineRoot, type TestUser } from './private-machine.ts';
 
@@ -334,6 +336,16 @@ export class TestNode implements AsyncDisposable {
     return existsSync(path) ? readFileSync(path, 'utf8') : undefined;
   }
 
+  /** The sleeping processes that make room for steps. */
+  roomAgents(): number[] {
+    return processes()
+      .filter(
+        ({ commandLine }) =>
+          commandLine.includes(roomAgentTitle) && commandLine.includes(` ${roomPath(this.runtimePath)} `),
+      )
+      .map(({ pid }) => pid);
+  }
+
   /** Resolves when nothing that was started in the background runs any more: a collector, or what marks an entry settled. */
   async settle(): Promise<void> {
     // While one program of such a chain executes the next, its command line is empty for a moment.
@@ -347,8 +359,11 @@ export class TestNode implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     for (const child of this.#running) child.kill('SIGKILL');
     for (const { pid } of holders()) kill(pid);
-    for (const pid of inBackground()) kill(pid);
-    await until('nothing of the node runs', () => holders().length === 0 && inBackground().length === 0);
+    for (const pid of [...this.roomAgents(), ...inBackground()]) kill(pid);
+    await until(
+      'nothing of the node runs',
+      () => [...holders(), ...this.roomAgents(), ...inBackground()].length === 0,
+    );
     command('rm', '--recursive', '--force', '--one-file-system', this.root, this.statePath);
   }
 }

@@ -15,7 +15,7 @@ import {
 import { join } from 'node:path';
 import { parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { makeImage, setModifiedAt, smallTree } from '../helpers/image.ts';
-import { holders, holds, lockFileOf, setUsed, TestNode } from '../helpers/node.ts';
+import { holders, holds, lockFileOf, setUsed, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -25,6 +25,7 @@ import {
   syslogPath,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
@@ -217,7 +218,7 @@ entries.run();
 
 const job = suite('Prolog: what a job receives', { skip: unlessPrivateMachine });
 
-job('a job without an image leaves its user directory and nothing else', async () => {
+job('a job without an image leaves its user directory and the room agent, and nothing else', async () => {
   await using node = await TestNode.start();
   const result = await node.prolog({ id: 1, user: alice });
   assert.is(result.exitCode, 0);
@@ -228,7 +229,8 @@ job('a job without an image leaves its user directory and nothing else', async (
   );
   assert.equal(readdirSync(node.basePath), [String(alice.uid)]);
   assert.equal(readdirSync(node.userPath(alice)), []);
-  assert.equal(readdirSync(node.runtimePath), ['node']);
+  await until('the room agent waits', () => hasRoomAgent(node.runtimePath));
+  assert.equal(readdirSync(node.runtimePath).sort(), ['node', 'room', 'room.lock']);
   assert.equal(holders(), []);
 });
 

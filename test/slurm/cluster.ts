@@ -358,7 +358,10 @@ class RunningCluster implements Cluster {
   async leftovers(): Promise<ClusterProcess[]> {
     const processes = await readProcesses(this.hostPath('/proc'));
     return processes
-      .filter(({ pid, program }) => pid !== 1 && !isDaemon(program))
+      .filter(
+        ({ pid, program, command }) =>
+          pid !== 1 && !isDaemon(program) && !command.includes(' container-cache-room '),
+      )
       .map(({ pid, uid, command }) => ({ pid, uid, command }));
   }
 

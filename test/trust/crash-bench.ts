@@ -36,14 +36,18 @@ import { parseNodeFacts } from '../../lib/core/node-facts.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { acquire, startAcquire } from '../helpers/acquire.ts';
 import { CrashTracer, type Kill, type KillMode, type Point } from '../helpers/crash-tracer.ts';
+import { startRoomAgent } from '../../lib/store/room-agent.ts';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import type { Tree } from '../helpers/image.ts';
 import {
   holders,
   holds,
   isAlive,
+  kill,
   lockFileOf,
   processes,
   TestNode,
+  until,
   type ProgramResult,
   nameOf,
 } from '../helpers/node.ts';
@@ -429,9 +433,13 @@ export class CrashBench implements AsyncDisposable {
   async #begin(): Promise<void> {
     const { basePath, runtimePath, root } = this.node;
     this.#unmountBase();
+    for (const pid of this.node.roomAgents()) kill(pid);
     command('rm', '--recursive', '--force', basePath, runtimePath);
     this.#mountBase();
     command('cp', '--archive', `${this.#kept}/.`, root);
+    // Not by a program that is traced: the tracer waits for all that such a program starts, and the agent never ends.
+    startRoomAgent(runtimePath, this.node.configPath);
+    await until('the room agent waits', () => hasRoomAgent(runtimePath));
     this.#inUse = [];
     await this.#scenario.arrange?.(this);
   }
@@ -505,7 +513,7 @@ export class CrashBench implements AsyncDisposable {
     for (const id of namesIn(join(node.runtimePath, 'jobs'))) {
       const images = node.jobFile(Number(id), 'images');
       assert.ok(
-        images === undefined || /^([^\t\n]+\t[^\t\n]+\t[^\t\n]+\n)?$/.test(images),
+        images === undefined || /^([^\t\n]+(?:\t[^\t\n]+){3}\n)?$/.test(images),
         `images of job ${id}`,
       );
       const environment = node.jobFile(Number(id), 'env');
@@ -518,13 +526,16 @@ export class CrashBench implements AsyncDisposable {
     const { node } = this;
     assert.equal(holders(), []);
     const users = new RegExp(`^Uid:\\s+(${alice.uid}|${bob.uid})\\s`, 'm');
+    const agents = node.roomAgents();
     const left = processes().filter(
-      ({ pid, commandLine }) => commandLine.includes(node.root) || users.test(statusOf(pid)),
+      ({ pid, commandLine }) =>
+        (commandLine.includes(node.root) && !agents.includes(pid)) || users.test(statusOf(pid)),
     );
+    assert.ok(agents.length <= 1, 'one room agent at most');
     assert.equal(left, [], 'no process is left');
     assert.equal(namesIn(join(node.runtimePath, 'leases')), []);
     assert.equal(namesIn(join(node.runtimePath, 'jobs')), []);
-    const ofTheNode = ['leases', 'jobs', 'node', 'collector.lock', 'sizes', 'gc-missed'];
+    const ofTheNode = ['leases', 'jobs', 'node', 'collector.lock', 'sizes', 'gc-missed', 'room', 'room.lock'];
     assert.equal(without(namesIn(node.runtimePath), ofTheNode), []);
     const known = [collectorLockName, trashName, String(alice.uid), String(bob.uid)];
     assert.equal(without(namesIn(node.basePath), known), []);

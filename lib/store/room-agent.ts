@@ -1,0 +1,82 @@
+/**
+ * The room agent: how a step, whose processes are its user's, has root make room.
+ *
+ *   <runtime>/room            a FIFO of root's that everybody may write to: a line is the number of a process that asks
+ *   <runtime>/room.lock       flocked by the agent
+ *   <runtime>/answers/<pid>   what came of it, root's
+ *
+ *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a session of its own, that sleeps in read(2).
+ *   2. A step starts a process that says in its environment what it wants (room-request.ts), and writes its number into the FIFO.
+ *   3. The agent starts `container-cache room serve NUMBER…`, at most once a second, whoever writes whatever how often.
+ *   4. That looks whose process it is, reads the request as this user, measures the image as this user, collects, and answers. It serves
+ *      a user whom no other serves: it has the flock of the user's directory. Who gets no answer asks again.
+ *
+ * Who asks is told by the kernel, and what they need by the image: a request costs others what a job with that image would.
+ *
+ * This module is loaded only by a Prolog that finds no agent.
+ */
+import { spawn } from 'node:child_process';
+import { closeSync, constants, mkdirSync } from 'node:fs';
+import { roomLockPath, roomPath } from '../core/layout.ts';
+import { collectorCapabilities } from '../system/background.ts';
+import { confinedTo } from '../system/as-user.ts';
+import { openRegularFile } from '../system/files.ts';
+import { tryFlock } from '../system/flock.ts';
+import { childEnvironment } from '../system/run.ts';
+import { selfCommand } from '../system/self.ts';
+
+export const roomAgentTitle = 'container-cache-room';
+
+/**
+ * bash, since its `read` takes no more than it is told to, and needs no other process to wait in. Descriptor 3 is the lock, 4 the FIFO,
+ * which it has open for writing, too: so it never ends. It looks every five minutes whether the FIFO still is its own, and ends if not.
+ *
+ * One program serves those who ask at about the same time, while the next may come: a user who keeps one busy keeps no other user
+ * waiting. Who was not heard, since eight are busy, asks again.
+ */
+const script = `
+fifo=$1
+shift
+if [[ ! -p $fifo ]]; then
+  rm --force --recursive -- "$fifo"
+  mkfifo --mode=0622 -- "$fifo" || exit
+fi
+exec 4<>"$fifo" || exit
+declare -A asking
+while [[ $fifo -ef /proc/$$/fd/4 ]]; do
+  asking=()
+  read -r -n 11 -t 300 -u 4 number || continue
+  for ((count = 0; count < 4096; count++)); do
+    [[ ! $number =~ ^[1-9][0-9]{0,9}$ ]] || asking[$number]=1
+    read -r -n 11 -t 0.01 -u 4 number || break
+  done
+  running=($(jobs -rp))
+  if [[ \${#asking[@]} -gt 0 && \${#running[@]} -lt 8 ]]; then
+    "$@" "\${!asking[@]}" </dev/null 3<&- 4<&- &
+  fi
+  sleep 1 3<&- 4<&-
+done
+`;
+
+/** Starts the agent, unless somebody just did. Without bash there is none, and steps are as they were. */
+export function startRoomAgent(runtimePath: string, configPath: string | undefined): void {
+  // The first Prolog after a boot.
+  mkdirSync(runtimePath, { recursive: true, mode: 0o711 });
+  const lock = openRegularFile(roomLockPath(runtimePath), constants.O_CREAT);
+  try {
+    if (!tryFlock(lock, 'exclusive')) return;
+    const self = selfCommand();
+    const serve = [self.file, ...self.args, 'room', 'serve'];
+    const shell = ['bash', '-c', script, roomAgentTitle, roomPath(runtimePath), ...serve];
+    const child = spawn('setpriv', [...confinedTo(collectorCapabilities), '--', ...shell], {
+      cwd: '/',
+      detached: true,
+      env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },
+      stdio: ['ignore', 'ignore', 'ignore', lock],
+    });
+    child.on('error', () => undefined);
+    child.unref();
+  } finally {
+    closeSync(lock);
+  }
+}
