@@ -37,14 +37,22 @@ export async function askEnrootPaths(enrootPath: string, user: UserIds): Promise
 
 const printLayers = `() {
   command curl "$@" || return
-  local word url= head= words=()
+  local word url= head= skip= words=()
   for word; do
-    url=$word
-    [[ $word == -I ]] && head=1 || words+=("$word")
+    if [[ -n $skip ]]; then
+      skip=
+      continue
+    fi
+    case $word in
+      -I) head=1 ;;
+      -o | -w) skip=1 ;;
+      --) ;;
+      *) words+=("$word") url=$word ;;
+    esac
   done
   [[ -n $head && $url == */manifests/* ]] || return 0
-  command curl --max-filesize 4000000 "\${words[@]}" -o - -w '' 2>/dev/null \\
-    | jq -r '"LAYERS\\t\\([.layers[].size] | add)"' 2>/dev/null >&2 || :
+  command curl --max-filesize 4000000 "\${words[@]}" 2>/dev/null \\
+    | jq -r '"LAYERS\\t\\([.layers[].size] | add)"' >&2 2>/dev/null || :
 }`;
 
 /** @returns the size of the image's layers as the registry has them, compressed; undefined if it does not tell */
