@@ -90,7 +90,7 @@ export async function runAcquire(parameters: readonly string[], environment: Env
   });
   // Of an entry that was there, the wrapper notes each container that starts from it.
   if (jobId !== undefined && parsed.settings !== undefined && acquired?.result !== 'reused')
-    noteStepStart(userPath(parsed.settings.basePath, user.uid), jobId, {
+    noteStepStart(user, userPath(parsed.settings.basePath, user.uid), jobId, {
       ...startEvent('step', acquired, error),
       image: code === 'UNPACKING' ? wholeName(image) : undefined,
     });

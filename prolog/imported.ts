@@ -41,6 +41,6 @@ export async function prepareImported(
     return await serve(source);
   } finally {
     await release();
-    noteWhatStayed(request, path);
+    await noteWhatStayed(request, path);
   }
 }

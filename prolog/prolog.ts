@@ -42,9 +42,9 @@ import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
 import { startWarming } from '../lib/system/background.ts';
+import { readSmallFileBeneath } from '../lib/system/beneath.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
-import { readSmallFile } from '../lib/system/files.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -295,7 +295,7 @@ function whyUnshared({ job, userDirectory }: Context, entry: string): string | u
   const note = withUserIds(job, () => {
     // Whatever the user has put there instead is no reason for anything.
     try {
-      return readSmallFile(`${userDirectory.path}/${unsharedName(entry)}`, longestNoteBytes);
+      return readSmallFileBeneath(userDirectory, unsharedName(entry), longestNoteBytes);
     } catch {
       return undefined;
     }

@@ -3,6 +3,9 @@
  *
  *   main → prolog | epilog | enroot | admin → lib/store → lib/system → lib/core
  *
+ * One door: what lies below a user's directory is reached through lib/system/beneath.ts alone. A module that reaches anything by its
+ * path says here what; one that can make paths below a user's directory as well says why it does not use both together.
+ *
  * Each rule is also shown a file that breaks it: a rule that finds nothing proves nothing by itself.
  */
 import { readFileSync } from 'node:fs';
@@ -206,3 +209,215 @@ for (const text of [
 }
 
 purity.run();
+
+/** Of node:fs, what takes no path: a descriptor, or nothing. */
+const BY_DESCRIPTOR = [
+  ...['closeSync', 'constants', 'fchmodSync', 'fchownSync', 'fstatSync', 'ftruncateSync', 'futimesSync'],
+  ...['readSync', 'writeSync'],
+];
+/** Ours, by module, that take a path and go wherever it leads. */
+const BY_PATH: Readonly<Record<string, readonly string[]>> = {
+  'lib/system/files.ts': ['leadsTo', 'openRegularFile', 'readSmallFile', 'writeFileAtomically'],
+  'lib/system/directory.ts': ['openDirectory', 'withDirectory'],
+  'lib/system/unnamed-file.ts': ['openUnnamedFile'],
+};
+/** Of lib/core/layout.ts, what makes a path or a name below a user's directory. */
+const USERS_PATHS = [
+  ...['digestPath', 'entryPath', 'homelessPath', 'lockPath', 'stubMarkPath', 'userPath'],
+  ...['createLockName', 'digestsName', 'directoryName', 'imagesName', 'importerNoteName', 'lockFileName'],
+  ...['partialName', 'seenName', 'stepEventsName', 'unsharedName'],
+];
+
+/** Who reaches what by its path; none of it is below a user's directory of the base. */
+const REACHED_BY_PATH: Readonly<Record<string, string>> = {
+  'admin/checks/base.ts': 'the base, /etc/fstab and the disk',
+  'admin/checks/cleaners.ts': "the system's scripts and configuration",
+  'admin/checks/config.ts': 'our configuration',
+  'admin/checks/context.ts': "the system's configuration",
+  'admin/checks/enroot-files.ts': 'the configuration of enroot',
+  'admin/checks/identify.ts': 'installed programs',
+  'admin/checks/leftovers.ts': "our executable, and the trash: root's",
+  'admin/checks/namespace.ts': 'the configuration of Slurm, and /proc',
+  'admin/checks/node-facts.ts': 'the runtime directory',
+  'admin/checks/slurm.ts': 'the configuration of Slurm',
+  'admin/gc.ts': "the trash: root's",
+  'admin/metrics.ts': 'the file that the admin names',
+  'enroot/acquire.ts': 'runs as the user, without a right of root',
+  'epilog/epilog.ts': "a file that the Prolog fetched, in pyxis' runtime directory; with the user's ids",
+  'lib/store/base-fault.ts': 'the base',
+  'lib/store/collector.ts': "the collector's lock in the base, and the runtime directory",
+  'lib/store/counters.ts': 'the state directory',
+  'lib/store/data-path.ts':
+    'the configuration of enroot, and the data path that it names: type and mode only',
+  'lib/store/entry-sizes.ts': 'the runtime directory',
+  'lib/store/entry.ts': 'writeFileSync() to a descriptor',
+  'lib/store/events.ts': 'the state directory',
+  'lib/store/hash-image.ts': 'runs as the user, without a right of root',
+  'lib/store/hidden-base.ts': 'the configuration of Slurm',
+  'lib/store/importer.ts': "the importer, and pyxis' runtime directory: root's",
+  'lib/store/job-files.ts': 'the runtime directory',
+  'lib/store/lease.ts': 'the runtime directory, sleep(1), and files of our own process',
+  'lib/store/node-facts.ts': 'the runtime directory',
+  'lib/store/pins.ts': 'the state directory',
+  'lib/store/pyxis-stamp.ts': 'the configuration of Slurm',
+  'lib/store/pyxis.ts': 'the configuration of Slurm',
+  'lib/store/registry-memory.ts': 'the runtime directory',
+  'lib/store/runtime-directory.ts': 'the runtime directory',
+  'lib/store/unpack.ts': '/proc',
+  'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
+  'lib/system/aside.ts': 'directories of root',
+  'lib/system/background.ts': 'the runtime directory',
+  'lib/system/beneath.ts': 'the door: one name in an open directory',
+  'lib/system/boot.ts': '/proc',
+  'lib/system/directory.ts': 'what its callers reach',
+  'lib/system/disk-usage.ts': 'the base',
+  'lib/system/files.ts': 'what its callers reach',
+  'lib/system/inherited.ts': '/proc',
+  'lib/system/job-watch.ts': "slurmd's spool directory",
+  'lib/system/mounts.ts': '/proc',
+  'lib/system/native-addon.ts': 'a nameless file',
+  'lib/system/overlay.ts': 'a directory of nobody in the runtime directory, to try an overlay',
+  'lib/system/path-safety.ts': 'directories whose owner and mode are looked at',
+  'lib/system/processes.ts': '/proc',
+  'lib/system/programs.ts': 'installed programs',
+  'lib/system/settings-file.ts': 'our configuration',
+  'lib/system/slurmd.ts': '/proc',
+  'lib/system/unnamed-file.ts': 'a nameless file',
+};
+/** Those of them that can make a path below a user's directory as well, and what for. */
+const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
+  'admin/checks/cleaners.ts': 'compared with what scripts delete',
+  'admin/checks/leftovers.ts': 'by the door',
+  'enroot/acquire.ts': 'runs as the user',
+  'epilog/epilog.ts': 'handed to held-entry.ts',
+  'lib/store/collector.ts': 'handed to find(1) that runs as the user, or relative to an open directory',
+  'lib/store/entry.ts': 'by the door',
+  'lib/store/events.ts': 'by the door',
+  'lib/store/importer.ts': 'by the door',
+};
+
+/** What a module imports by name, by the module it is from; `*` for all of it. Types do nothing. */
+function namedImports({ path, text }: Source): Map<string, Set<string>> {
+  const found = new Map<string, Set<string>>();
+  const add = (specifier: string, name: string): void => {
+    const from = specifier.startsWith('.') ? posix.join(dirname(path), specifier) : specifier;
+    found.set(from, (found.get(from) ?? new Set()).add(name));
+  };
+  const addStatement = (node: ts.ImportDeclaration | ts.ExportDeclaration): void => {
+    if (node.moduleSpecifier === undefined || !ts.isStringLiteral(node.moduleSpecifier)) return;
+    const clause = ts.isImportDeclaration(node) ? node.importClause : node;
+    const names = clause && ('namedBindings' in clause ? clause.namedBindings : node);
+    if (clause === undefined || ('isTypeOnly' in clause && clause.isTypeOnly)) return;
+    const elements =
+      names !== undefined && ts.isNamedImports(names)
+        ? names.elements
+        : names === node &&
+            ts.isExportDeclaration(node) &&
+            node.exportClause &&
+            ts.isNamedExports(node.exportClause)
+          ? node.exportClause.elements
+          : undefined;
+    if (elements === undefined || (ts.isImportDeclaration(node) && node.importClause?.name !== undefined))
+      add(node.moduleSpecifier.text, '*');
+    for (const element of elements ?? [])
+      if (!element.isTypeOnly) add(node.moduleSpecifier.text, (element.propertyName ?? element.name).text);
+  };
+  const visit = (node: ts.Node): void => {
+    if (ts.isImportDeclaration(node) || ts.isExportDeclaration(node)) addStatement(node);
+    const [argument] = ts.isCallExpression(node) ? node.arguments : [];
+    if (
+      ts.isCallExpression(node) &&
+      node.expression.kind === ts.SyntaxKind.ImportKeyword &&
+      argument &&
+      ts.isStringLiteral(argument) &&
+      argument.text.startsWith('node:fs')
+    )
+      add(argument.text, '*');
+    ts.forEachChild(node, visit);
+  };
+  visit(ts.createSourceFile(path, text, ts.ScriptTarget.Latest, true));
+  return found;
+}
+
+/** @returns `by path` and `users' paths`: what a module can do */
+function abilities(source: Source): { readonly byPath: boolean; readonly usersPaths: boolean } {
+  const imports = namedImports(source);
+  const has = (from: string, isMeant: (name: string) => boolean): boolean =>
+    [...(imports.get(from) ?? [])].some((name) => name === '*' || isMeant(name));
+  return {
+    byPath:
+      has('node:fs', (name) => !BY_DESCRIPTOR.includes(name)) ||
+      imports.has('node:fs/promises') ||
+      Object.entries(BY_PATH).some(([from, names]) => has(from, (name) => names.includes(name))),
+    usersPaths: has('lib/core/layout.ts', (name) => USERS_PATHS.includes(name)),
+  };
+}
+
+function doorFaults(source: Source): string[] {
+  if (!placeOf(source.path)) return [];
+  const { byPath, usersPaths } = abilities(source);
+  if (!byPath) return [];
+  return [
+    ...(source.path in REACHED_BY_PATH ? [] : [`${source.path} reaches something by its path`]),
+    ...(usersPaths && !(source.path in USERS_PATHS_BESIDE)
+      ? [`${source.path} reaches something by its path, and has paths below users' directories`]
+      : []),
+  ];
+}
+
+const door = suite("the door to what lies below a user's directory");
+
+door('no other module reaches it', () => {
+  assert.equal(sources.flatMap(doorFaults), []);
+});
+
+door('no exception is listed that is none', () => {
+  const needed = (isNeeded: (source: Source) => boolean): string[] =>
+    sources.filter((source) => placeOf(source.path) && isNeeded(source)).map(({ path }) => path);
+  assert.equal(
+    Object.keys(REACHED_BY_PATH).toSorted(),
+    needed((source) => abilities(source).byPath),
+  );
+  assert.equal(
+    Object.keys(USERS_PATHS_BESIDE).toSorted(),
+    needed((source) => abilities(source).byPath && abilities(source).usersPaths),
+  );
+});
+
+for (const text of [
+  "import { lstatSync } from 'node:fs';",
+  "import { lstatSync as look } from 'node:fs';",
+  "import { closeSync, type Stats, readdirSync } from 'node:fs';",
+  "import * as fs from 'node:fs';",
+  "import fs from 'node:fs';",
+  "import { rm } from 'node:fs/promises';",
+  "const { rmSync } = await import('node:fs');",
+  "export { readFileSync } from 'node:fs';",
+  "import { readSmallFile } from '../system/files.ts';",
+  "import { withDirectory } from '../system/directory.ts';",
+])
+  door(`refuses in a module that is not listed: ${text}`, () => {
+    assert.is(doorFaults({ path: 'lib/store/new.ts', text }).length, 1);
+  });
+
+door(
+  "refuses a path below a user's directory beside it, in a module that is listed for something else",
+  () => {
+    const text =
+      "import { readFileSync } from 'node:fs'; import { entryPath } from '../core/layout.ts'; readFileSync(entryPath('', 1, ''));";
+    assert.is(doorFaults({ path: 'lib/store/pins.ts', text }).length, 1);
+  },
+);
+
+for (const text of [
+  "import { closeSync, fstatSync, type Stats } from 'node:fs';",
+  "import type { Stats } from 'node:fs';",
+  "import type { Directory } from '../system/directory.ts';",
+  "import { readStart } from '../system/files.ts';",
+  "import { entryPath } from '../core/layout.ts';",
+])
+  door(`accepts: ${text}`, () => {
+    assert.equal(doorFaults({ path: 'lib/store/new.ts', text }), []);
+  });
+
+door.run();

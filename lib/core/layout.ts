@@ -12,7 +12,7 @@
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.unshared             unsharedName
  *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
  *   /raid/data/1000/.home/                                          homelessPath
- *   /raid/data/1000/.images/00deadbeef001122, 00deadbeef001122.seen contentPath, seenPath
+ *   /raid/data/1000/.images/00deadbeef001122, 00deadbeef001122.seen imagesName, seenName
  *   /run/container-cache/leases/42                                  leasePath
  *   /raid/data/1000/.pyxis_42.0/.container-cache/entry              stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
@@ -61,14 +61,9 @@ export const digestPath = (basePath: string, uid: number, referenceHash: string)
 /** The home directory that enroot gets where passwd knows none: enroot makes directories in it. */
 export const homelessPath = (userDirectoryPath: string): string => `${userDirectoryPath}/.home`;
 
-/** @param userDirectoryPath absolute */
-export const contentPath = (userDirectoryPath: string, identity: string): string =>
-  `${userDirectoryPath}/${imagesName}/${identity}`;
-export const seenPath = (userDirectoryPath: string, fingerprint: string): string =>
-  `${userDirectoryPath}/${imagesName}/${fingerprint}.seen`;
+export const seenName = (fingerprint: string): string => `${fingerprint}.seen`;
 /** What the user's jobs have seen of pyxis' importer. */
-export const importerNotePath = (userDirectoryPath: string): string =>
-  `${userDirectoryPath}/${imagesName}/importer`;
+export const importerNoteName = 'importer';
 export const isImageIndexName = (name: string): boolean =>
   /^(?:[0-9a-f]{16}(?:\.seen)?|importer)$/.test(name);
 

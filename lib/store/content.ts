@@ -13,14 +13,20 @@
  *
  * The index is the user's and lies in the user's directory. What a user writes there leads to entries of the same user alone.
  */
-import { lstatSync, mkdirSync } from 'node:fs';
 import { isSea } from 'node:sea';
-import { dirname } from 'node:path';
-import { JobFault } from '../core/faults.ts';
-import { contentPath, entryName, seenPath } from '../core/layout.ts';
-import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
-import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { BeneathError, JobFault } from '../core/faults.ts';
+import { entryName, imagesName, seenName } from '../core/layout.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import {
+  inDirectoryOf,
+  makeDirectoryBeneath,
+  readSmallFileBeneath,
+  statBeneath,
+  withDirectoryBeneath,
+  writeFileBeneath,
+} from '../system/beneath.ts';
+import type { Directory } from '../system/directory.ts';
+import { unlessErrno } from '../system/errno.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { findCommandForUsers } from '../system/self.ts';
 import type { EntryKey } from './entry.ts';
@@ -28,11 +34,6 @@ import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-so
 
 const contentPattern = /^[0-9a-f]{64}$/;
 const longestContentBytes = 128;
-/** Nothing a user puts in the way may fail a job; what is not remembered is read again. */
-const refusals = [
-  ...isGone,
-  ...(['EEXIST', 'EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT', 'EROFS', 'EMLINK'] as const),
-];
 
 /** How the entry of a source is found. */
 export async function entryKey(user: UserIds, userPath: string, source: ImageSource): Promise<EntryKey> {
@@ -63,7 +64,9 @@ export function recallContent(
   { identity }: SquashfsSource,
 ): string | undefined {
   try {
-    const text = withUserIds(user, () => readSmallFile(contentPath(userPath, identity), longestContentBytes));
+    const text = inDirectoryOf(user, userPath, (userDirectory) =>
+      readSmallFileBeneath(userDirectory, `${imagesName}/${identity}`, longestContentBytes),
+    );
     const content = text?.trim() ?? '';
     return contentPattern.test(content) ? content : undefined;
   } catch {
@@ -72,27 +75,41 @@ export function recallContent(
 }
 
 function wasSeen(user: UserIds, userPath: string, { fingerprint }: SquashfsSource): boolean {
-  const stats = withUserIds(user, () =>
-    unlessErrno(refusals, () => lstatSync(seenPath(userPath, fingerprint))),
-  );
-  return stats !== undefined;
+  try {
+    inDirectoryOf(user, userPath, (userDirectory) =>
+      statBeneath(userDirectory, `${imagesName}/${seenName(fingerprint)}`),
+    );
+    return true;
+  } catch {
+    return false;
+  }
 }
 
-/** Of an image that is being made an entry. */
+/** Of an image that is being made an entry. Nothing a user puts in the way may fail a job; what is not remembered is read again. */
 export function rememberContent(
   user: UserIds,
   userPath: string,
   source: SquashfsSource,
   { content, readSinceMs }: FileContent,
 ): void {
-  withUserIds(user, () => {
-    unlessErrno(refusals, () => {
-      const path = contentPath(userPath, source.identity);
-      unlessErrno(['EEXIST'], () => mkdirSync(dirname(path), { mode: 0o700 }));
-      writeFileAtomically(seenPath(userPath, source.fingerprint), '', { mode: 0o600 });
-      if (wasStill(source, readSinceMs)) writeFileAtomically(path, `${content}\n`, { mode: 0o600 });
-    });
+  inImageIndex(user, userPath, (index) => {
+    writeFileBeneath(index, seenName(source.fingerprint), '', 0o600);
+    if (wasStill(source, readSinceMs)) writeFileBeneath(index, source.identity, `${content}\n`, 0o600);
   });
+}
+
+/** Runs `action` with `.images` open, made if it is not there; what fails below the user's directory is passed over. */
+export function inImageIndex(user: UserIds, userPath: string, action: (index: Directory) => void): void {
+  try {
+    inDirectoryOf(user, userPath, (userDirectory) => {
+      unlessErrno(['EEXIST'], () => {
+        makeDirectoryBeneath(userDirectory, imagesName, 0o700);
+      });
+      withDirectoryBeneath(userDirectory, imagesName, action);
+    });
+  } catch (error) {
+    if (!(error instanceof BeneathError)) throw error;
+  }
 }
 
 /** Filesystems note times by a clock that ticks; some by whole seconds. */

@@ -3,12 +3,19 @@
  *
  * Only a job whose image is not on the node comes here, so this module is loaded only then.
  */
-import { mkdirSync, rmSync } from 'node:fs';
+import { basename } from 'node:path';
 import { faultCode, JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, maxCacheBytes, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import { entryName } from '../core/layout.ts';
 import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
-import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import {
+  inDirectoryOf,
+  makeDirectoryBeneath,
+  removeFileBeneath,
+  withDirectoryBeneath,
+} from '../system/beneath.ts';
+import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import { isNotExecuted } from '../system/tool.ts';
@@ -108,10 +115,21 @@ export async function fillRootfs(
     throw new JobFault('IMAGE_CHANGED', `Cannot use "${squashfs.path}": it changed while it was unpacked`);
   }
   if (source.kind === 'registry')
-    withUserIds(user, () => {
-      rmSync(squashfs.path);
+    inPartial(context, partialPath, (partial) => {
+      removeFileBeneath(partial, importedName);
     });
   return { space, name: name ?? (await nameOf(context, squashfs, content)) };
+}
+
+/** Runs `action` with the user's ids and with the partial directory open. */
+function inPartial(
+  { user, userPath }: CreateContext,
+  partialPath: string,
+  action: (partial: Directory) => void,
+): void {
+  inDirectoryOf(user, userPath, (userDirectory) => {
+    withDirectoryBeneath(userDirectory, basename(partialPath), action);
+  });
 }
 
 async function nameOf(
@@ -125,6 +143,9 @@ async function nameOf(
   return entryName(user.uid, hashContent(content.content));
 }
 
+/** In the partial directory. */
+const importedName = 'image.squashfs';
+
 async function importImage(
   context: CreateContext,
   source: ImageSource,
@@ -135,11 +156,13 @@ async function importImage(
   const { image, importUri } = source;
   if (context.enroot === undefined)
     throw new NodeFault('TOOL_MISSING', `Cannot import "${importUri}": no enroot`);
-  const squashfsPath = `${partialPath}/image.squashfs`;
+  const squashfsPath = `${partialPath}/${importedName}`;
   const temporaryPath = `${partialPath}/tmp`;
   context.onProgress({ phase: 'import', percent: undefined });
   await context.makeImportRoom(importUri, limitMs);
-  withUserIds(context.user, () => mkdirSync(temporaryPath, { mode: 0o700 }));
+  inPartial(context, partialPath, (partial) => {
+    makeDirectoryBeneath(partial, basename(temporaryPath), 0o700);
+  });
   await context.enroot.importImage(image, importUri, squashfsPath, temporaryPath, limitMs);
   return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
 }

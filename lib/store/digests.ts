@@ -19,15 +19,16 @@ import type { Environment } from '../core/job.ts';
 import { digestPath, digestsName, entryName, entryPath, lockPath, userPath } from '../core/layout.ts';
 import { RegistryFault } from '../core/registry-failure.ts';
 import type { Settings } from '../core/settings.ts';
-import { withUserIds, type UserIds } from '../system/as-user.ts';
+import type { UserIds } from '../system/as-user.ts';
 import {
+  inDirectoryOf,
   makeDirectoryBeneath,
   readSmallFileBeneath,
   statBeneath,
   withDirectoryBeneath,
   writeFileBeneath,
 } from '../system/beneath.ts';
-import { withDirectory, type Directory } from '../system/directory.ts';
+import type { Directory } from '../system/directory.ts';
 import { unlessErrno } from '../system/errno.ts';
 import { openEnroot, type QuestionLimits } from './enroot.ts';
 import type { RegistrySource } from './image-source.ts';
@@ -193,5 +194,5 @@ function inUserDirectory<T>(
   path: string,
   action: (userDirectory: Directory) => T extends Promise<unknown> ? never : T,
 ): T {
-  return withUserIds<T>(user, () => withDirectory(dirname(dirname(path)), action));
+  return inDirectoryOf<T>(user, dirname(dirname(path)), action);
 }

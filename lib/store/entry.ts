@@ -19,10 +19,11 @@ import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry
 import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import type { WatchedDirectory } from '../core/watched-directories.ts';
-import { withUserIds, type UserIds } from '../system/as-user.ts';
+import type { UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
 import {
   createFileBeneath,
+  inDirectoryOf,
   leadsToBeneath,
   makeDirectoryBeneath,
   moveBeneath,
@@ -34,7 +35,7 @@ import {
   withDirectoryBeneath,
 } from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
-import { withDirectory, type Directory } from '../system/directory.ts';
+import type { Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
@@ -185,7 +186,7 @@ function inUserDirectory<T>(
   { user, userPath }: Place,
   action: (userDirectory: Directory) => T extends Promise<unknown> ? never : T,
 ): T {
-  return withUserIds<T>(user, () => withDirectory(userPath, action));
+  return inDirectoryOf<T>(user, userPath, action);
 }
 
 /** A failed system call below the user directory is no bug of ours, but the user's doing, whatever its number. */
@@ -356,7 +357,7 @@ async function createEntry(
       createdAtMs: Date.now(),
       unpackMs: Math.round(performance.now() - startedAtMs),
       bootId: bootId(),
-      watched: watchQuietly(request.user, rootfsPath),
+      watched: watchQuietly(request, partial),
       ...space,
     });
     return await underOwnLock(request, name, remainingMs, async () => {
@@ -381,9 +382,11 @@ async function createEntry(
 }
 
 /** An entry that nobody watches is an entry all the same. */
-function watchQuietly(user: UserIds, rootfsPath: string): WatchedDirectory[] | undefined {
+function watchQuietly(place: Place, partial: string): WatchedDirectory[] | undefined {
   try {
-    return withUserIds(user, () => withDirectory(rootfsPath, pickWatched));
+    return inUserDirectory(place, (userDirectory) =>
+      withDirectoryBeneath(userDirectory, `${partial}/rootfs`, pickWatched),
+    );
   } catch {
     return undefined;
   }

@@ -25,7 +25,12 @@ import {
 import { faultCode, isBypassCode } from '../core/faults.ts';
 import { eventsPath, isEntryNameOf, stepEventsName } from '../core/layout.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { readSmallFileBeneath, removeFileBeneath } from '../system/beneath.ts';
+import {
+  inDirectoryOf,
+  openOrCreateFileBeneath,
+  readSmallFileBeneath,
+  removeFileBeneath,
+} from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { openRegularFile, readLines } from '../system/files.ts';
@@ -137,8 +142,14 @@ export function readDay(
 }
 
 /** Notes a start for the Epilog to count, as the user, in their directory. What cannot be written is not counted. */
-export function noteStepStart(userPath: string, jobId: number, event: StartEvent): void {
-  write(() => openSync(`${userPath}/${stepEventsName(jobId)}`, append | constants.O_CREAT, 0o600), [event]);
+export function noteStepStart(user: UserIds, userPath: string, jobId: number, event: StartEvent): void {
+  write(
+    () =>
+      inDirectoryOf(user, userPath, (userDirectory) =>
+        openOrCreateFileBeneath(userDirectory, stepEventsName(jobId), 0o600, append),
+      ),
+    [event],
+  );
 }
 
 /** More steps with images of their own than a job has; who claims more gains a number. */

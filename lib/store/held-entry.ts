@@ -25,8 +25,9 @@ import {
 } from '../core/entry-metadata.ts';
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
-import { withUserIds, type UserIds } from '../system/as-user.ts';
+import type { UserIds } from '../system/as-user.ts';
 import {
+  inDirectoryOf,
   leadsToBeneath,
   openFileBeneath,
   statBeneath,
@@ -34,7 +35,7 @@ import {
   withDirectoryBeneath,
 } from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
-import { withDirectory, type Directory } from '../system/directory.ts';
+import type { Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readStart } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
@@ -74,8 +75,8 @@ export async function holdEntry(
   }
   const deadlineMs = performance.now() + evictionLimitMs;
   for (let attempts = 1; ; attempts++) {
-    const attempt = withUserIds(user, () =>
-      withDirectory(dirname(path), (userDirectory) => tryHold(user, userDirectory, basename(path), onDamage)),
+    const attempt = inDirectoryOf<Attempt>(user, dirname(path), (userDirectory) =>
+      tryHold(user, userDirectory, basename(path), onDamage),
     );
     if (attempt === 'missing') return undefined;
     if (attempt !== 'refused') return { name, path, fd: attempt.fd };
@@ -179,16 +180,14 @@ function withLockFile<T>(
   path: string,
   action: (fd: number, userDirectory: Directory) => T extends Promise<unknown> ? never : T,
 ): T {
-  return withUserIds<T>(user, () =>
-    withDirectory(dirname(path), (userDirectory) => {
-      const fd = openFileBeneath(userDirectory, lockPath(basename(path)));
-      try {
-        return action(fd, userDirectory);
-      } finally {
-        closeSync(fd);
-      }
-    }),
-  );
+  return inDirectoryOf<T>(user, dirname(path), (userDirectory) => {
+    const fd = openFileBeneath(userDirectory, lockPath(basename(path)));
+    try {
+      return action(fd, userDirectory);
+    } finally {
+      closeSync(fd);
+    }
+  });
 }
 
 /**
@@ -197,14 +196,12 @@ function withLockFile<T>(
  * @returns whether nothing else hindered it: without it the entry only looks older than it is
  */
 export function touchEntry(user: UserIds, path: string): boolean {
-  return withUserIds(user, () => {
-    try {
-      withDirectory(dirname(path), (userDirectory) => {
-        touchDirectoryBeneath(userDirectory, basename(path), new Date());
-      });
-      return true;
-    } catch (error) {
-      return [...isGone, 'EACCES', 'EPERM'].some((number) => number === errnoOf(error));
-    }
-  });
+  try {
+    inDirectoryOf(user, dirname(path), (userDirectory) => {
+      touchDirectoryBeneath(userDirectory, basename(path), new Date());
+    });
+    return true;
+  } catch (error) {
+    return [...isGone, 'EACCES', 'EPERM'].some((number) => number === errnoOf(error));
+  }
 }

@@ -13,18 +13,20 @@ import { dirname } from 'node:path';
 import { JobFault } from '../core/faults.ts';
 import type { RegistryImage } from '../core/image.ts';
 import type { Environment, Job } from '../core/job.ts';
-import { importerNotePath } from '../core/layout.ts';
+import { imagesName, importerNoteName } from '../core/layout.ts';
 import { noImporter, type NodeFacts } from '../core/node-facts.ts';
-import { asUser, withUserIds, type UserIds } from '../system/as-user.ts';
+import { asUser, type UserIds } from '../system/as-user.ts';
+import { inDirectoryOf, readSmallFileBeneath, writeFileBeneath } from '../system/beneath.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
-import { CommandFailed, run, systemPath, type Command } from '../system/run.ts';
+import { CommandFailed, run, runBriefly, systemPath, type Command } from '../system/run.ts';
+import { inImageIndex } from './content.ts';
 import { lookUpHome } from './enroot.ts';
 import { probeSquashfs, type SquashfsSource } from './image-source.ts';
 
 /** SLURM_EXTERN_CONT, the step of no program: what an importer names by the step is not that of a step. */
 const prologStepId = '4294967292';
 const releaseLimitMs = 60_000;
+const lookLimitMs = 15_000;
 const graceSeconds = 5;
 /** A Prolog has not the job's credentials and proxies. Its failure tells little, and is not repeated at once. */
 const failureHoldsMs = 10 * 60_000;
@@ -116,9 +118,19 @@ export async function getFromImporter(request: ImportRequest): Promise<Imported>
 }
 
 /** After the release: whether the file stayed. */
-export function noteWhatStayed({ importer, job, userPath }: ImportRequest, path: string): void {
-  const isThere = withUserIds(job, () => existsSync(path));
-  writeNote(job, userPath, importer, isThere ? 'kept' : 'one-time', path);
+export async function noteWhatStayed(
+  { importer, job, userPath }: ImportRequest,
+  path: string,
+): Promise<void> {
+  // A child that runs as the user named the path: it may lead anywhere, and never answer.
+  const look = asUser(job, { file: 'test', args: ['-e', path], timeoutMs: lookLimitMs });
+  try {
+    await runBriefly(look);
+    writeNote(job, userPath, importer, 'kept', path);
+  } catch (error) {
+    if (!(error instanceof CommandFailed)) throw error;
+    if (error.exitCode === 1) writeNote(job, userPath, importer, 'one-time', path);
+  }
 }
 
 /** Files that pyxis or enroot make on the way, by where they keep such. */
@@ -218,10 +230,6 @@ interface Note {
 }
 
 const longestNoteBytes = 16 * 1024;
-const refusals = [
-  ...isGone,
-  ...(['EEXIST', 'EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'ENOSPC', 'EDQUOT', 'EROFS'] as const),
-];
 
 /** Another program at the importer's path is another importer. */
 function fingerprintOf({ path }: Importer): string {
@@ -231,7 +239,9 @@ function fingerprintOf({ path }: Importer): string {
 
 function readNote(user: UserIds, userPath: string, importer: Importer): Note | undefined {
   try {
-    const text = withUserIds(user, () => readSmallFile(importerNotePath(userPath), longestNoteBytes));
+    const text = inDirectoryOf(user, userPath, (userDirectory) =>
+      readSmallFileBeneath(userDirectory, `${imagesName}/${importerNoteName}`, longestNoteBytes),
+    );
     const [fingerprint, state, sinceMs, about] = text?.trimEnd().split('\t') ?? [];
     if (fingerprint !== fingerprintOf(importer) || about === undefined) return undefined;
     if (state !== 'kept' && state !== 'made' && state !== 'one-time' && state !== 'failed') return undefined;
@@ -248,12 +258,8 @@ function writeNote(
   state: NoteState,
   about: string,
 ): void {
-  withUserIds(user, () => {
-    unlessErrno(refusals, () => {
-      const path = importerNotePath(userPath);
-      unlessErrno(['EEXIST'], () => mkdirSync(dirname(path), { mode: 0o700 }));
-      const text = [fingerprintOf(importer), state, Date.now(), about.replaceAll(/[\t\n]/g, ' ')].join('\t');
-      writeFileAtomically(path, `${text}\n`, { mode: 0o600 });
-    });
+  const text = [fingerprintOf(importer), state, Date.now(), about.replaceAll(/[\t\n]/g, ' ')].join('\t');
+  inImageIndex(user, userPath, (index) => {
+    writeFileBeneath(index, importerNoteName, `${text}\n`, 0o600);
   });
 }

@@ -5,16 +5,7 @@
  * belongs to its user; nothing below it is trusted. What is wrong is refused and named, never mended: a repaired
  * permission may hide who changed it.
  */
-import {
-  closeSync,
-  fchmodSync,
-  fchownSync,
-  fstatSync,
-  lstatSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-} from 'node:fs';
+import { closeSync, fchmodSync, fchownSync, fstatSync, lstatSync, mkdirSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { trashName } from '../core/layout.ts';
@@ -24,6 +15,7 @@ import type { NodeFacts } from '../core/node-facts.ts';
 import { cureOf, cureOfBase } from '../core/path-cure.ts';
 import type { Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
+import { namesBeneath } from '../system/beneath.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
@@ -205,7 +197,7 @@ function own(directory: Directory, user: UserIds): Directory {
   const { fd, stats } = directory;
   if (stats.uid !== user.uid) {
     // Only root can have made it: we, killed between mkdir and chown, or an admin, whose files stay the admin's.
-    if (stats.uid !== 0 || readdirSync(`/proc/self/fd/${fd}`).length > 0) {
+    if (stats.uid !== 0 || namesBeneath(directory).next().done !== true) {
       throw new Error(`owned by uid ${stats.uid}, want ${user.uid}`);
     }
     fchownSync(fd, user.uid, user.gid);

@@ -31,7 +31,8 @@ import {
 import { errnoName } from '../core/errno-names.ts';
 import { BeneathError, systemErrorOf } from '../core/faults.ts';
 import { asideName } from './aside.ts';
-import type { Directory } from './directory.ts';
+import { withUserIds, type UserIds } from './as-user.ts';
+import { withDirectory, type Directory } from './directory.ts';
 import { isGone, unlessErrno } from './errno.ts';
 import { readAndClose } from './files.ts';
 import { loadBeneath, type BeneathAddon } from './native-addon.ts';
@@ -41,6 +42,19 @@ const onlyPath = 0o10000000;
 const noLink = constants.O_NOFOLLOW;
 /** Of a file that was a regular one a moment ago; O_NONBLOCK as ever, should a filesystem have its own mind. */
 const always = constants.O_NONBLOCK | constants.O_NOCTTY;
+
+/**
+ * Runs `action` with the user's ids and with their directory open.
+ *
+ * @param path which only root can change: what of it is the user's begins below
+ */
+export function inDirectoryOf<T>(
+  user: UserIds,
+  path: string,
+  action: (directory: Directory) => T extends Promise<unknown> ? never : T,
+): T {
+  return withUserIds<T>(user, () => withDirectory(path, action));
+}
 
 /** What lstat(2) would say, of any type. @throws BeneathError */
 export function statBeneath(directory: Directory, path: string): Stats {

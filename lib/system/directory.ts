@@ -3,7 +3,7 @@
  *
  * Node has no openat(2); `/proc/self/fd/N/name` is its equal, as the kernel resolves it from the descriptor.
  */
-import { closeSync, constants, fstatSync, openSync, opendirSync, type Stats } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, type Stats } from 'node:fs';
 
 export interface Directory {
   readonly path: string;
@@ -38,23 +38,4 @@ export function withDirectory<T>(path: string, action: (directory: Directory) =>
   } finally {
     closeSync(directory.fd);
   }
-}
-
-/**
- * The most names of a user directory that anybody looks at. Nobody has so many images; without a limit the names alone (hard
- * links cost no inode) would take all of our memory and days of a collector's time. Who has more keeps only what is their own by it.
- */
-const mostNames = 10_000;
-
-/** @returns names in an open directory, not all of more than `mostNames` */
-export function readNames(directory: Directory): string[] {
-  const names: string[] = [];
-  const open = opendirSync(`/proc/self/fd/${directory.fd}`, { bufferSize: 256 });
-  try {
-    for (let item = open.readSync(); item !== null && names.length < mostNames; item = open.readSync())
-      names.push(item.name);
-  } finally {
-    open.closeSync();
-  }
-  return names;
 }
