@@ -15,6 +15,7 @@ import { runStatus, sortKeys } from './status.ts';
 import { UsageError } from './usage-error.ts';
 import { runVerify } from './verify.ts';
 import { runWarm } from './warm.ts';
+import { dropGroups } from '../lib/system/as-user.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
 export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
@@ -25,6 +26,8 @@ const anyEntries = { type: 'string', array: true, default: [], describe: shownNa
 const json = { type: 'boolean', default: false, describe: 'Print JSON' } as const;
 
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
+  // Once more: a bundle of its own has a module of its own, which would not know, and stop all threads at each change of IDs.
+  dropGroups();
   let exitCode: number = exitCodes.ok;
   const cli = yargs([...parameters])
     .scriptName('container-cache')

@@ -208,7 +208,12 @@ function sweepBase(
     });
     if (settings.createMode === 'background')
       attempt(report, () => {
-        report.imagesStarted = startUnpacking(job, report.stepStarts, environment['CONTAINER_CACHE_CONF']);
+        report.imagesStarted = startUnpacking(
+          job,
+          report.stepStarts,
+          environment['CONTAINER_CACHE_CONF'],
+          settings.runtimePath,
+        );
       });
     const fault = report.errors.length > 0 ? findBaseFault(base) : undefined;
     if (fault !== undefined) report.errors.unshift(fault);
@@ -257,11 +262,15 @@ const wholeNamePattern = /^(?:\/|docker:\/\/)/;
 const mostImages = 8;
 
 /** What steps would not wait for (create_mode=background) is unpacked as the user for the next job. @returns how many */
-function startUnpacking(job: Job, starts: readonly StartEvent[], configPath: string | undefined): number {
+function startUnpacking(
+  job: Job,
+  starts: readonly StartEvent[],
+  configPath: string | undefined,
+  runtimePath: string,
+): number {
   const wanted = starts.flatMap(({ code, image }) =>
     code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
   );
   const images = [...new Set(wanted)].slice(0, mostImages);
-  if (images.length > 0) startWarming(job, images, configPath);
-  return images.length;
+  return images.length > 0 && startWarming(job, images, configPath, runtimePath) ? images.length : 0;
 }

@@ -389,7 +389,7 @@ async function acquire(
 
 /** The job does not wait: what is not there is made for the next one. */
 async function findOrStart(
-  { job, configPath }: Context,
+  { job, settings, configPath }: Context,
   source: ImageSource,
   request: Parameters<typeof findEntry>[0],
 ): Promise<Acquired> {
@@ -397,8 +397,14 @@ async function findOrStart(
   if (found !== undefined && found !== 'creating') return found;
   const image = source.kind === 'path' ? source.path : source.image.uri;
   if (found === undefined && source.kind === 'registry') await source.confirm?.();
-  if (found === undefined) startWarming(job, [image], configPath);
-  throw new JobFault('UNPACKING', `"${image}" is being unpacked in the background (create_mode=background)`);
+  const isUnderWay =
+    found === 'creating' || startWarming(job, [image], configPath, settings.runtimePath);
+  throw new JobFault(
+    'UNPACKING',
+    isUnderWay
+      ? `"${image}" is being unpacked in the background (create_mode=background)`
+      : `"${image}" waits for a later job: as many images as one user may have are being unpacked (create_mode=background)`,
+  );
 }
 
 const progressIntervalMs = 30_000;

@@ -19,6 +19,7 @@
  *   /run/container-cache/node                                       nodeFactsPath
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /run/container-cache/registries/1000                            registryMemoryPath
+ *   /run/container-cache/warming-1000-1                             warmingPath
  *   /run/container-cache/sizes, gc-missed                           entrySizesPath, missedGoalPath
  *   /run/container-cache/room, room.lock, answers/4711              roomPath, roomLockPath, roomAnswerPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
@@ -94,6 +95,10 @@ export const entrySizesPath = (runtimePath: string): string => `${runtimePath}/s
 export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/gc-missed`;
 /** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
+
+/** The locks of the unpacks in the background that a user has. */
+export const warmingPath = (runtimePath: string, uid: number, turn: number): string =>
+  `${runtimePath}/warming-${uid}-${turn}`;
 
 /** Which registries gave a user's Prolog no answer. */
 export const registriesPath = (runtimePath: string): string => `${runtimePath}/registries`;

@@ -80,7 +80,7 @@ import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { measureShare, Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
-import { forEachUser, userBudget, type UserTurn } from './users.ts';
+import { forEachUser, mostVainEvictions, userBudget, type UserTurn } from './users.ts';
 
 export interface ForecastRequest {
   readonly base: Directory;
@@ -253,6 +253,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   await emptyTrash(request, trash);
 
   const evicted: FoundEntry[] = [];
+  const gains = new Gains(request.log);
   let kept: Record<string, number> = {};
   const isFull = force === true || isCollectionDue(before, policy);
   const sizes = new EntrySizes(request.runtimePath);
@@ -275,7 +276,9 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   ): Promise<void> => {
     for (const entry of candidates) {
       if (isDone() || isLate()) break;
-      const keptBecause = await evict(request, trash, mounted, entry, reason);
+      const keptBecause = gains.isVain(entry.uid)
+        ? 'vain'
+        : await evict(request, trash, mounted, entry, reason, gains);
       if (keptBecause === undefined) {
         evicted.push(entry);
         limit.forget(entry);
@@ -296,11 +299,27 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   if (limit.isExceeded()) await evictUntil('size', () => !limit.isExceeded(), limit.choose(findCandidates()));
   if (need !== undefined && !hasRoom()) {
     const reclaim = new Reclaim();
-    const measure = (entry: FoundEntry): Promise<SpaceNeed> =>
-      reclaim.measure(entry, entryPath(base.path, entry.uid, entry.name));
-    const chosen = await choose(request, findCandidates(), measure, hasRoom, isLate);
-    await evictUntil('room', hasRoom, chosen ?? []);
+    const counted = new Map<string, SpaceNeed>();
+    // What a user's child has counted is believed until it turns out to be less: then all of that user's entries count as nothing.
+    const measure = async (entry: FoundEntry): Promise<SpaceNeed> => {
+      if (gains.isLiar(entry.uid)) return { bytes: 0, inodes: 0 };
+      const known = counted.get(entry.name);
+      const size = known ?? (await reclaim.measure(entry, entryPath(base.path, entry.uid, entry.name)));
+      counted.set(entry.name, size);
+      return size;
+    };
+    let liars: number;
+    do {
+      liars = gains.liars;
+      const chosen = (await choose(request, findCandidates(), measure, hasRoom, isLate)) ?? [];
+      for (const entry of chosen) {
+        if (hasRoom() || gains.liars > liars) break;
+        gains.expect(counted.get(entry.name));
+        await evictUntil('room', hasRoom, [entry]);
+      }
+    } while (!hasRoom() && gains.liars > liars && !isLate());
   }
+  gains.end();
   sizes.save();
   const after = readUsage(base.path);
   const isReached = isLowEnough() && hasRoom() && !limit.isExceeded();
@@ -467,7 +486,12 @@ function listEntries({ base, pinned, log }: ForecastRequest, mounted: MountScan)
         const facts = name && withUserIds(user, () => lookAtEntry(user, directory, name));
         if (facts === undefined || facts === '') return;
         const isPinned = pinned.has(facts.name);
-        entries.push({ ...facts, mounted: mounted.isMounted(user.uid, found), pinned: isPinned });
+        const { leased, usedAtMs } = facts;
+        entries.push({
+          ...facts,
+          mounted: mounted.mayBeMounted(user.uid, found, leased, usedAtMs),
+          pinned: isPinned,
+        });
       },
     );
   });
@@ -518,6 +542,64 @@ function openEntryLock(userDirectory: Directory, name: string): number | undefin
   }
 }
 
+/** An eviction that frees less is in vain. */
+const leastGain: SpaceNeed = { bytes: 1024 * 1024, inodes: 100 };
+
+/** What the evictions of a collection have freed, by user: so many in vain, and so many lines, are enough for one. */
+class Gains {
+  readonly #log: CollectRequest['log'];
+  readonly #of = new Map<number, { vain: number; lines: number }>();
+  readonly #liars = new Set<number>();
+  #expected: SpaceNeed | undefined;
+
+  constructor(log: CollectRequest['log']) {
+    this.#log = log;
+  }
+
+  isVain(uid: number): boolean {
+    return (this.#of.get(uid)?.vain ?? 0) >= mostVainEvictions;
+  }
+
+  isLiar(uid: number): boolean {
+    return this.#liars.has(uid);
+  }
+
+  get liars(): number {
+    return this.#liars.size;
+  }
+
+  /** What the next eviction is to free. */
+  expect(size: SpaceNeed | undefined): void {
+    this.#expected = size;
+  }
+
+  add(entry: FoundEntry, freed: SpaceNeed, fields: LogFields): void {
+    const sums = this.#of.get(entry.uid) ?? { vain: 0, lines: 0 };
+    this.#of.set(entry.uid, sums);
+    if (freed.bytes < leastGain.bytes && freed.inodes < leastGain.inodes) sums.vain++;
+    // Others write meanwhile: half of it is no lie.
+    const { bytes = 0, inodes = 0 } = this.#expected ?? {};
+    if (2 * freed.bytes + leastGain.bytes < bytes || 2 * freed.inodes + leastGain.inodes < inodes)
+      this.#liars.add(entry.uid);
+    this.#expected = undefined;
+    if (sums.vain <= userBudget.lines) this.#log('info', 'gc-evicted', fields);
+    else sums.lines++;
+  }
+
+  end(): void {
+    for (const [uid, { vain, lines }] of this.#of) {
+      if (lines > 0)
+        this.#log('info', 'gc-evicted', { uid, entries: lines, reason: 'they freed next to nothing' });
+      if (vain >= mostVainEvictions)
+        this.#log('warning', 'user-budget', {
+          uid,
+          exceeded: `vain_evictions>=${mostVainEvictions}`,
+          reason: 'so many entries of this user freed next to nothing: the others are left to the next collector',
+        });
+    }
+  }
+}
+
 /** @returns why the entry was kept, or undefined: it is gone */
 async function evict(
   request: CollectRequest,
@@ -525,6 +607,7 @@ async function evict(
   mounted: MountScan,
   entry: FoundEntry,
   why: EvictionReason,
+  gains?: Gains,
 ): Promise<string | undefined> {
   const { base, log, policy } = request;
   const user = { uid: entry.uid, gid: entry.gid };
@@ -542,14 +625,20 @@ async function evict(
   const before = readUsage(base.path);
   await deleteAndLog(request, trash, [trashed]);
   const after = readUsage(base.path);
-  log('info', 'gc-evicted', {
+  const freed = {
+    bytes: after.freeBytes - before.freeBytes,
+    inodes: after.freeInodes - before.freeInodes,
+  };
+  const fields = {
     uid: entry.uid,
     entry: entry.name,
     image: entry.image,
     unused_seconds: Math.round((Date.now() - entry.usedAtMs) / 1000),
-    freed_bytes: after.freeBytes - before.freeBytes,
-    freed_inodes: after.freeInodes - before.freeInodes,
-  });
+    freed_bytes: freed.bytes,
+    freed_inodes: freed.inodes,
+  };
+  if (gains === undefined) log('info', 'gc-evicted', fields);
+  else gains.add(entry, freed, fields);
   request.record({ kind: 'eviction', atMs: Date.now(), reason: why, entry: entry.name });
   return undefined;
 }

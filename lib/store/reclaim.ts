@@ -3,17 +3,29 @@
  *
  * A file with several names is freed with the last of them: it counts once all of them were met, in whichever entries they are.
  */
+import type { Stats } from 'node:fs';
+import { basename, dirname } from 'node:path';
 import type { SpaceNeed } from '../core/image.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
+import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from '../system/beneath.ts';
+import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed } from '../system/run.ts';
+import { runUnlessStopped } from '../system/unless-stopped.ts';
 
 /** find(1) counts in these, whatever the filesystem's are. */
 const blockBytes = 512;
 /** Names of millions of files could fill our memory; those above this count as nothing. */
 const mostLinkedFiles = 1_000_000;
-/** Millions of files on a slow disk. An entry that takes longer counts as what was seen of it. */
-const measureLimitMs = 60_000;
+/**
+ * Millions of files on a slow disk: so long find(1) may run for one user, in all that this process does. What is not seen by then
+ * counts as nothing.
+ */
+const longestOfUserMs = 60_000;
+const spentMsOf = new Map<number, number>();
+/** Trees of so few names are looked at without a process: a thousand empty entries of one user must not take the time of others. */
+const mostFewNames = 64;
+const deepestFew = 8;
 
 export class Reclaim {
   /** Names not met yet, by inode. */
@@ -51,29 +63,74 @@ export async function measureShare(user: UserIds, path: string): Promise<SpaceNe
   return { bytes: Math.round(blocks * blockBytes), inodes: Math.round(inodes) };
 }
 
-/** Calls back for each name: blocks of the file, number of its names; of a file, not of a directory, also its inode. */
-async function walk(
-  user: UserIds,
-  path: string,
-  onName: (blocks: number, names: number, inode: string | undefined) => void,
-): Promise<void> {
+type OnName = (blocks: number, names: number, inode: string | undefined) => void;
+
+/**
+ * Calls back for each name: blocks of the file, number of its names; of a file, not of a directory, also its inode.
+ *
+ * @param path whose directory only root can rename
+ */
+async function walk(user: UserIds, path: string, onName: OnName): Promise<void> {
+  const few = lookAtFew(user, path);
+  if (few !== undefined) {
+    for (const { blocks } of few.directories) onName(blocks, 1, undefined);
+    for (const { blocks, nlink, ino } of few.files) onName(blocks, nlink, String(ino));
+    return;
+  }
   const count = (line: string): void => {
     // The user may trace find(1) and make it print anything: what is no line of its own counts as nothing.
     const [, size, names, inode] = /^(\d{1,12})(?: (\d{1,9}) (\d{1,20}))?$/.exec(line) ?? [];
     if (size !== undefined) onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
   };
+  const spentMs = spentMsOf.get(user.uid) ?? 0;
+  if (spentMs >= longestOfUserMs) return;
   const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
   const command = asUser(
     user,
     {
       file: 'find',
       args: [path, '-mount', ...print],
-      timeoutMs: measureLimitMs,
+      timeoutMs: longestOfUserMs - spentMs,
       onStdout: splitLines(count, 'latin1').add,
     },
     { canGain: false, groups: 'none' },
   );
-  await run(command).catch((error: unknown) => {
+  const startedMs = performance.now();
+  try {
+    await runUnlessStopped(command);
+  } catch (error) {
     if (!(error instanceof CommandFailed)) throw error;
-  });
+    // Its user stopped it: the next one would be stopped, too.
+    if (error.signal !== undefined) spentMsOf.set(user.uid, longestOfUserMs);
+  }
+  spentMsOf.set(user.uid, (spentMsOf.get(user.uid) ?? 0) + performance.now() - startedMs);
+}
+
+interface FewNames {
+  readonly directories: readonly Stats[];
+  readonly files: readonly Stats[];
+}
+
+/** @returns what a small tree holds, itself included; undefined: it is large, or its user must be asked */
+function lookAtFew(user: UserIds, path: string): FewNames | undefined {
+  const found = { directories: [] as Stats[], files: [] as Stats[] };
+  let names = 0;
+  const look = (directory: Directory, depth: number): boolean => {
+    found.directories.push(directory.stats);
+    for (const name of namesBeneath(directory)) {
+      if (++names > mostFewNames || depth === deepestFew) return false;
+      const stats = statBeneath(directory, name);
+      if (!stats.isDirectory()) found.files.push(stats);
+      else if (!withDirectoryBeneath(directory, name, (inner) => look(inner, depth + 1))) return false;
+    }
+    return true;
+  };
+  try {
+    const isWhole = inDirectoryOf(user, dirname(path), (parent) =>
+      withDirectoryBeneath(parent, basename(path), (tree) => look(tree, 0)),
+    );
+    return isWhole ? found : undefined;
+  } catch {
+    return undefined;
+  }
 }

@@ -8,7 +8,6 @@
  * removes the empty directory from the trash. Its user can stop or trace the process that deletes: then it is killed at once.
  */
 import { closeSync, fchmodSync } from 'node:fs';
-import process from 'node:process';
 import { BeneathError, describeError } from '../core/faults.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { lowPriority } from '../system/background.ts';
@@ -22,9 +21,9 @@ import {
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { isStopped } from '../system/processes.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed } from '../system/run.ts';
 import { uniqueHex } from '../system/unique.ts';
+import { runUnlessStopped } from '../system/unless-stopped.ts';
 import { openTrash } from './user-directory.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
@@ -229,8 +228,6 @@ async function deleteTrees(
   return left;
 }
 
-const watchIntervalMs = 200;
-
 /** @returns why it did not succeed */
 async function find(
   user: UserIds,
@@ -241,9 +238,8 @@ async function find(
 ): Promise<string | undefined> {
   const seconds = Math.ceil((deadlineMs - Date.now()) / 1000);
   if (seconds <= 0) return 'there was no time for it';
-  let watch: NodeJS.Timeout | undefined;
   try {
-    await run({
+    await runUnlessStopped({
       file: 'setpriv',
       args: [
         ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups'],
@@ -254,17 +250,10 @@ async function find(
       ],
       timeoutMs: seconds * 1000,
       descriptors: trees.map(({ directory }) => directory.fd),
-      onStart: (pid) => {
-        watch = setInterval(() => {
-          if (isStopped(pid)) process.kill(pid, 'SIGKILL');
-        }, watchIntervalMs);
-      },
     });
     return undefined;
   } catch (error) {
     if (error instanceof CommandFailed) return describeError(error);
     throw error;
-  } finally {
-    clearInterval(watch);
   }
 }

@@ -22,11 +22,14 @@ export const userBudget = {
   /** Names of a user directory that are read; links cost their owner neither inodes nor quota. */
   names: 20_000,
   /** Those of them that look like ours, each of which costs some system calls. */
-  names_of_ours: 2000,
+  names_of_ours: 1000,
   /** Of processor time: on a busy node, or a slow disk, an honest user's turn takes longer by the clock. */
   cpu_milliseconds: 5000,
   lines: 10,
 } as const;
+
+/** Evictions of one user in one collection that free next to nothing: a thousand empty entries must not take the time of others. */
+export const mostVainEvictions = 100;
 
 type Limit = keyof typeof userBudget;
 

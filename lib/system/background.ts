@@ -1,7 +1,7 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
 import { closeSync, constants } from 'node:fs';
-import { backgroundCollectorPath } from '../core/layout.ts';
+import { backgroundCollectorPath, warmingPath } from '../core/layout.ts';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { openRegularFile } from './files.ts';
 import { tryFlock } from './flock.ts';
@@ -95,16 +95,44 @@ export function startInBackground(
   startQuietly(lowPriority, parameters, configPath, directory);
 }
 
+/** So many at once for one user: short jobs, each of an image of its own, must not fill the node with processes. */
+const mostWarmingsOfUser = 4;
+
 /**
- * Unpacks images for a user, as startInBackground() does.
+ * Unpacks images for a user, as startInBackground() does; unless as many as one user may have are under way.
  *
  * @param images absolute paths or URIs
+ * @param runtimePath where the files are whose flocks tell how many are: each has one as long as it lives
+ * @returns whether it was started
  */
-export function startWarming(user: UserIds, images: readonly string[], configPath: string | undefined): void {
+export function startWarming(
+  user: UserIds,
+  images: readonly string[],
+  configPath: string | undefined,
+  runtimePath: string,
+): boolean {
   const { uid, gid, userName = '' } = user;
-  // All that Slurm says of the user: the node may know nothing.
-  const name = userName === '' ? [] : [`--user-name=${userName}`];
-  startInBackground(['warm', `--user=${uid}`, `--group=${gid}`, ...name, ...images], configPath, '/');
+  const turn = takeWarmingTurn(uid, runtimePath);
+  if (turn === 'none') return false;
+  try {
+    // All that Slurm says of the user: the node may know nothing.
+    const name = userName === '' ? [] : [`--user-name=${userName}`];
+    const parameters = ['warm', `--user=${uid}`, `--group=${gid}`, ...name, ...images];
+    startQuietly(lowPriority, parameters, configPath, '/', turn);
+    return true;
+  } finally {
+    if (turn !== undefined) closeSync(turn);
+  }
+}
+
+/** @returns undefined where there is no runtime directory yet */
+function takeWarmingTurn(uid: number, runtimePath: string): number | 'none' | undefined {
+  for (let turn = 1; turn <= mostWarmingsOfUser; turn++) {
+    const lock = openQuietly(warmingPath(runtimePath, uid, turn));
+    if (lock === undefined || tryFlock(lock, 'exclusive')) return lock;
+    closeSync(lock);
+  }
+  return 'none';
 }
 
 function startQuietly(

@@ -13,28 +13,37 @@ export function readMounts(): Mount[] {
  */
 const mostMountinfoBytes = 16 * 1024 * 1024;
 
-/** How long a scan is good for: a second, or ten times what it took, so that a collection spends no more than a tenth of its time on them. */
-const scanGoodForMs = 1000;
-const scanShare = 10;
-
-/** Which of a user's entries are mounted, by a scan of all processes that is made anew when it is too old. */
+/**
+ * Which of a user's entries are mounted: one scan of all processes, by the first who asks.
+ *
+ * A mount that is made later is made by a container that holds the entry. So what was held since the scan, or used (each use, and its
+ * end, sets the time of the entry), may be mounted by now, and stays.
+ */
 export class MountScan {
   readonly #basePath: string;
+  readonly #held = new Set<string>();
   #isMounted: ((uid: number, name: string) => boolean) | undefined;
-  #goodUntilMs = 0;
+  #startedMs = 0;
 
   constructor(basePath: string) {
     this.#basePath = basePath;
   }
 
   isMounted(uid: number, name: string): boolean {
-    if (this.#isMounted === undefined || performance.now() > this.#goodUntilMs) {
-      const startedMs = performance.now();
+    if (this.#isMounted === undefined) {
+      this.#startedMs = Date.now();
       this.#isMounted = findMountedEntries(this.#basePath);
-      const endedMs = performance.now();
-      this.#goodUntilMs = endedMs + Math.max(scanGoodForMs, scanShare * (endedMs - startedMs));
     }
     return this.#isMounted(uid, name);
+  }
+
+  /** @param usedAtMs of the entry, by its directory: the future says nothing (a user's touch) */
+  mayBeMounted(uid: number, name: string, isHeld: boolean, usedAtMs: number): boolean {
+    const key = `${uid}/${name}`;
+    if (this.isMounted(uid, name)) return true;
+    const wasHeld = this.#held.has(key);
+    if (isHeld) this.#held.add(key);
+    return wasHeld || (usedAtMs >= this.#startedMs && usedAtMs < Date.now() + 1);
   }
 }
 
