@@ -34,13 +34,13 @@ import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
-import { checkRuntimeDirectory } from '../lib/store/runtime-directory.ts';
+import { checkRuntimeDirectory, startCountedWarming } from '../lib/store/runtime-directory.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { UserTurn } from '../lib/store/users.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
-import { startBackgroundCollector, startInBackground, startWarming } from '../lib/system/background.ts';
+import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
@@ -272,5 +272,5 @@ function startUnpacking(
     code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
   );
   const images = [...new Set(wanted)].slice(0, mostImages);
-  return images.length > 0 && startWarming(job, images, configPath, runtimePath) ? images.length : 0;
+  return images.length > 0 && startCountedWarming(runtimePath, job, images, configPath) ? images.length : 0;
 }

@@ -40,8 +40,8 @@ import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts.ts';
 import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
+import { startCountedWarming } from '../lib/store/runtime-directory.ts';
 import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
-import { startWarming } from '../lib/system/background.ts';
 import { readSmallFileBeneath } from '../lib/system/beneath.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
@@ -398,7 +398,7 @@ async function findOrStart(
   const image = source.kind === 'path' ? source.path : source.image.uri;
   if (found === undefined && source.kind === 'registry') await source.confirm?.();
   const isUnderWay =
-    found === 'creating' || startWarming(job, [image], configPath, settings.runtimePath);
+    found === 'creating' || startCountedWarming(settings.runtimePath, job, [image], configPath);
   throw new JobFault(
     'UNPACKING',
     isUnderWay

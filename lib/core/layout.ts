@@ -19,7 +19,7 @@
  *   /run/container-cache/node                                       nodeFactsPath
  *   /run/container-cache/collector.lock                             backgroundCollectorPath
  *   /run/container-cache/registries/1000                            registryMemoryPath
- *   /run/container-cache/warming-1000-1                             warmingPath
+ *   /run/container-cache/warming/1000.1                             warmingsPath, warmingName
  *   /run/container-cache/sizes, gc-missed                           entrySizesPath, missedGoalPath
  *   /run/container-cache/room, room.lock, answers/4711              roomPath, roomLockPath, roomAnswerPath
  *   /raid/data/1000/.steps-42.events                                stepEventsName
@@ -97,8 +97,8 @@ export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/g
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 
 /** The locks of the unpacks in the background that a user has. */
-export const warmingPath = (runtimePath: string, uid: number, turn: number): string =>
-  `${runtimePath}/warming-${uid}-${turn}`;
+export const warmingsPath = (runtimePath: string): string => `${runtimePath}/warming`;
+export const warmingName = (uid: number, turn: number): string => `${uid}.${turn}`;
 
 /** Which registries gave a user's Prolog no answer. */
 export const registriesPath = (runtimePath: string): string => `${runtimePath}/registries`;

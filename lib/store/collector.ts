@@ -594,7 +594,8 @@ class Gains {
         this.#log('warning', 'user-budget', {
           uid,
           exceeded: `vain_evictions>=${mostVainEvictions}`,
-          reason: 'so many entries of this user freed next to nothing: the others are left to the next collector',
+          reason:
+            'so many entries of this user freed next to nothing: the others are left to the next collector',
         });
     }
   }

@@ -2,6 +2,9 @@
 import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { NodeFault } from '../core/faults.ts';
+import { warmingsPath } from '../core/layout.ts';
+import type { UserIds } from '../system/as-user.ts';
+import { startWarming } from '../system/background.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { whoElseCanChange } from '../system/path-safety.ts';
 
@@ -39,4 +42,16 @@ export function prepareRuntimeDirectory(runtimePath: string, path: string, mode:
     checkRuntimeDirectory(runtimePath);
     make();
   }
+}
+
+/** startWarming(), which counts what a user has under way by files in a directory of root. */
+export function startCountedWarming(
+  runtimePath: string,
+  user: UserIds,
+  images: readonly string[],
+  configPath: string | undefined,
+): boolean {
+  const path = warmingsPath(runtimePath);
+  prepareRuntimeDirectory(runtimePath, path, 0o700);
+  return startWarming(user, images, configPath, path);
 }

@@ -1,7 +1,7 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
 import { closeSync, constants } from 'node:fs';
-import { backgroundCollectorPath, warmingPath } from '../core/layout.ts';
+import { backgroundCollectorPath, warmingName } from '../core/layout.ts';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { openRegularFile } from './files.ts';
 import { tryFlock } from './flock.ts';
@@ -102,17 +102,17 @@ const mostWarmingsOfUser = 4;
  * Unpacks images for a user, as startInBackground() does; unless as many as one user may have are under way.
  *
  * @param images absolute paths or URIs
- * @param runtimePath where the files are whose flocks tell how many are: each has one as long as it lives
+ * @param turnsPath where the files are whose flocks tell how many are: each has one as long as it lives
  * @returns whether it was started
  */
 export function startWarming(
   user: UserIds,
   images: readonly string[],
   configPath: string | undefined,
-  runtimePath: string,
+  turnsPath: string,
 ): boolean {
   const { uid, gid, userName = '' } = user;
-  const turn = takeWarmingTurn(uid, runtimePath);
+  const turn = takeWarmingTurn(uid, turnsPath);
   if (turn === 'none') return false;
   try {
     // All that Slurm says of the user: the node may know nothing.
@@ -125,10 +125,10 @@ export function startWarming(
   }
 }
 
-/** @returns undefined where there is no runtime directory yet */
-function takeWarmingTurn(uid: number, runtimePath: string): number | 'none' | undefined {
+/** @returns undefined where there can be no such file */
+function takeWarmingTurn(uid: number, turnsPath: string): number | 'none' | undefined {
   for (let turn = 1; turn <= mostWarmingsOfUser; turn++) {
-    const lock = openQuietly(warmingPath(runtimePath, uid, turn));
+    const lock = openQuietly(`${turnsPath}/${warmingName(uid, turn)}`);
     if (lock === undefined || tryFlock(lock, 'exclusive')) return lock;
     closeSync(lock);
   }

@@ -6,9 +6,10 @@ import { formatEvent } from '../../lib/core/events.ts';
 import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { startAcquire } from '../helpers/acquire.ts';
+import { HeldProgram } from '../helpers/held-program.ts';
 import { treeOfFiles } from '../helpers/image.ts';
 import { processes, TestNode, until } from '../helpers/node.ts';
-import { alice, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
@@ -37,7 +38,7 @@ test('the first job goes on without the cache, is told so, and the next one has 
   const first = await node.prolog({ id: 1, user: alice, image });
   assert.equal([first.exitCode, first.line['result'], first.line['code']], [0, 'bypassed', 'UNPACKING']);
   assert.is(node.lease(1), undefined);
-  assert.is(node.jobFile(1, 'images'), `${image}\t-\tlater\n`);
+  assert.is(node.jobFile(1, 'images'), `${image}\t-\tlater\t-\n`);
   await untilUnpacked(node);
   const second = await node.prolog({ id: 2, user: alice, image });
   assert.is(second.line['result'], 'reused');
@@ -119,6 +120,24 @@ test('with create_mode=wait no step can have anything unpacked by the Epilog', a
   const { line } = await node.epilog({ id: 1, user: alice });
   assert.is(line['unpacking'], undefined);
   assert.equal([node.entries(alice), warming()], [[], []]);
+});
+
+test('a user has four unpacks under way at most, whatever is asked for; another user has them as well', async () => {
+  await using node = await TestNode.start({ settings });
+  const most = 4;
+  using unsquashfs = new HeldProgram('unsquashfs', { where: '*-dest*' });
+  for (let id = 1; id <= most + 3; id++) {
+    const image = node.image(treeOfFiles(2 * id));
+    const { line } = await node.prolog({ id, user: alice, image });
+    assert.is(line['code'], 'UNPACKING');
+    assert.is(/waits for a later job/.test(line['reason'] ?? ''), id > most, line['reason']);
+  }
+  assert.is(warming().length, most);
+  const ofBob = await node.prolog({ id: 20, user: bob, image: node.image() });
+  assert.match(ofBob.line['reason'] ?? '', /is being unpacked in the background/);
+  unsquashfs.letGo();
+  await until('the entries are there', () => node.entries(alice).length === most);
+  await until('nothing is being unpacked', () => warming().length === 0);
 });
 
 test('what the user cannot read is not unpacked', async () => {
