@@ -258,10 +258,15 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/job-files.ts': 'the runtime directory',
   'lib/store/lease.ts': 'the runtime directory, sleep(1), and files of our own process',
   'lib/store/node-facts.ts': 'the runtime directory',
+  'lib/store/own-entries.ts': 'runs as the user, without a right of root',
   'lib/store/pins.ts': 'the state directory',
   'lib/store/pyxis-stamp.ts': 'the configuration of Slurm',
   'lib/store/pyxis.ts': 'the configuration of Slurm',
   'lib/store/registry-memory.ts': 'the runtime directory',
+  'lib/store/room-agent.ts': 'the runtime directory',
+  'lib/store/room-ask.ts': 'the runtime directory',
+  'lib/store/room-presence.ts': 'the runtime directory',
+  'lib/store/room-serve.ts': "the runtime directory, and in the base the user directory itself: root's name",
   'lib/store/runtime-directory.ts': 'the runtime directory',
   'lib/store/unpack.ts': '/proc',
   'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
@@ -294,7 +299,12 @@ const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'lib/store/entry.ts': 'by the door',
   'lib/store/events.ts': 'by the door',
   'lib/store/importer.ts': 'by the door',
+  'lib/store/own-entries.ts': 'runs as the user',
+  'lib/store/room-serve.ts': 'the name of the user directory in messages',
 };
+
+const isOnlyTypes = (clause: ts.ImportClause | ts.ExportDeclaration): boolean =>
+  ts.isImportClause(clause) ? clause.phaseModifier === ts.SyntaxKind.TypeKeyword : clause.isTypeOnly;
 
 /** What a module imports by name, by the module it is from; `*` for all of it. Types do nothing. */
 function namedImports({ path, text }: Source): Map<string, Set<string>> {
@@ -307,7 +317,7 @@ function namedImports({ path, text }: Source): Map<string, Set<string>> {
     if (node.moduleSpecifier === undefined || !ts.isStringLiteral(node.moduleSpecifier)) return;
     const clause = ts.isImportDeclaration(node) ? node.importClause : node;
     const names = clause && ('namedBindings' in clause ? clause.namedBindings : node);
-    if (clause === undefined || ('isTypeOnly' in clause && clause.isTypeOnly)) return;
+    if (clause === undefined || isOnlyTypes(clause)) return;
     const elements =
       names !== undefined && ts.isNamedImports(names)
         ? names.elements

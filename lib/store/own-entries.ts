@@ -7,7 +7,8 @@ import { closeSync, lstatSync, renameSync } from 'node:fs';
 import { parseImage, type SpaceNeed } from '../core/image.ts';
 import { lockPath, parseEntryDirectoryName, partialName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
-import { inDirectory, readNames, type Directory } from '../system/directory.ts';
+import { namesBeneath } from '../system/beneath.ts';
+import { inDirectory, type Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
@@ -42,7 +43,7 @@ export async function evictOwnEntries(
   jobId: number,
   need: SpaceNeed | undefined,
 ): Promise<number> {
-  const entries = readNames(userDirectory)
+  const entries = [...namesBeneath(userDirectory)]
     .flatMap((name) => {
       if (parseEntryDirectoryName(user.uid, name) === undefined) return [];
       const stats = unlessErrno(isGone, () => lstatSync(inDirectory(userDirectory, name)));

@@ -130,7 +130,7 @@ test('no entry is made of a file of one use; the step gets what was fetched, lat
   assert.equal([node.calls(), node.node.entries(alice)], [[`get ${uri}`], []]);
   const held = join(node.runtimePath, String(alice.uid), '1.4294967292.squashfs');
   assert.ok(existsSync(held));
-  assert.is(node.node.jobFile(1, 'images'), `${uri}\t-\t=${held}\n`);
+  assert.is(node.node.jobFile(1, 'images'), `${uri}\t-\t=${held}\t-\n`);
   // A step that never came.
   await node.node.epilog({ id: 1, user: alice });
   assert.not(existsSync(held));
