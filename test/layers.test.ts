@@ -236,7 +236,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'admin/checks/context.ts': "the system's configuration",
   'admin/checks/enroot-files.ts': 'the configuration of enroot',
   'admin/checks/identify.ts': 'installed programs',
-  'admin/checks/leftovers.ts': "our executable, the trash, and names in users' directories",
+  'admin/checks/leftovers.ts': "our executable, and the trash: root's",
   'admin/checks/namespace.ts': 'the configuration of Slurm, and /proc',
   'admin/checks/node-facts.ts': 'the runtime directory',
   'admin/checks/slurm.ts': 'the configuration of Slurm',
@@ -292,7 +292,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
 /** Those of them that can make a path below a user's directory as well, and what for. */
 const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'admin/checks/cleaners.ts': 'compared with what scripts delete',
-  'admin/checks/leftovers.ts': "not by the door yet: names and locks, with the user's ids",
+  'admin/checks/leftovers.ts': 'by the door',
   'enroot/acquire.ts': 'runs as the user',
   'epilog/epilog.ts': 'handed to held-entry.ts',
   'lib/store/collector.ts': 'handed to find(1) that runs as the user, or relative to an open directory',

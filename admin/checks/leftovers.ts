@@ -7,7 +7,6 @@ import { reporter, type Finding } from '../../lib/core/findings.ts';
 import {
   createLockName,
   holderVariable,
-  parseIdName,
   parsePartialName,
   parseStubDirectoryName,
   trashName,
@@ -16,13 +15,14 @@ import { forecastCollection, type FoundEntry } from '../../lib/store/collector.t
 import { listJobFiles } from '../../lib/store/job-files.ts';
 import { isHolderAlive, listLeases } from '../../lib/store/lease.ts';
 import { findStub } from '../../lib/store/stub.ts';
-import { findUserDirectory, openBase } from '../../lib/store/user-directory.ts';
-import { withUserIds } from '../../lib/system/as-user.ts';
-import { inDirectory, type Directory } from '../../lib/system/directory.ts';
+import { openBase } from '../../lib/store/user-directory.ts';
+import { forEachUser, type UserTurn } from '../../lib/store/users.ts';
+import { withUserIds, type UserIds } from '../../lib/system/as-user.ts';
+import { openFileBeneath } from '../../lib/system/beneath.ts';
+import type { Directory } from '../../lib/system/directory.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
-import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { findMountedEntries } from '../../lib/system/mounts.ts';
+import { findMountedEntries, readMounts } from '../../lib/system/mounts.ts';
 import { processUid } from '../../lib/system/processes.ts';
 import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../../lib/system/slurm-jobs.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
@@ -116,44 +116,35 @@ function futureFindings({ settings }: CheckContext, base: Directory): Finding[] 
   ];
 }
 
-/** The directories of users, each with its names. */
-function* userNames(base: Directory): Generator<{ directory: Directory; uid: number; names: string[] }> {
-  for (const name of readdirSync(base.path)) {
-    const uid = parseIdName(name);
-    const directory = uid === undefined ? undefined : findUserDirectory(base, uid);
-    if (uid === undefined || directory === undefined) continue;
-    try {
-      const names = asOwner(directory, () =>
-        unlessErrno(['EACCES'], () => readdirSync(`/proc/self/fd/${directory.fd}`)),
-      );
-      yield { directory, uid, names: names ?? [] };
-    } finally {
-      closeSync(directory.fd);
-    }
-  }
-}
-
-function asOwner<T>({ stats }: Directory, action: () => T extends Promise<unknown> ? never : T): T {
-  return withUserIds(stats, action);
+/** Gives each user a turn with the names that are wanted. */
+function forEachName(
+  base: Directory,
+  isWanted: (name: string) => boolean,
+  action: (turn: UserTurn, name: string) => void,
+): void {
+  forEachUser(base, readMounts(), tellTrouble, (turn) => {
+    turn.each(turn.names(isWanted), (name) => {
+      action(turn, name);
+    });
+  });
 }
 
 /** Who creates an entry holds its create lock. A creator that meets ours waits for the moment that it takes. */
 function partialFindings(base: Directory): Finding[] {
   const findings: Finding[] = [];
-  for (const { directory, names } of userNames(base)) {
-    for (const name of names) {
-      const entry = parsePartialName(name)?.entry;
-      if (entry === undefined || hasCreator(directory, entry)) continue;
-      findings.push(report.warn(`${directory.path}/${name}: an unpack that nobody is at any more`, collect));
-    }
-  }
+  const isPartial = (name: string): boolean => parsePartialName(name) !== undefined;
+  forEachName(base, isPartial, ({ user, directory }, name) => {
+    const entry = parsePartialName(name)?.entry;
+    if (entry === undefined || hasCreator(user, directory, entry)) return;
+    findings.push(report.warn(`${directory.path}/${name}: an unpack that nobody is at any more`, collect));
+  });
   return findings;
 }
 
-function hasCreator(directory: Directory, entry: string): boolean {
-  const lock = asOwner(directory, () => {
+function hasCreator(user: UserIds, directory: Directory, entry: string): boolean {
+  const lock = withUserIds(user, () => {
     try {
-      return openRegularFile(inDirectory(directory, createLockName(entry)));
+      return openFileBeneath(directory, createLockName(entry));
     } catch {
       // None, or something that a user put in its place: nobody can be at work under it.
       return undefined;
@@ -197,14 +188,14 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
   const known = new Set([...jobs.running, ...jobs.files, ...jobs.leases.map(({ jobId }) => jobId)]);
   const stubs: string[] = [];
   const isMounted = findMountedEntries(base.path);
-  for (const { directory, uid, names } of userNames(base)) {
-    for (const name of names) {
-      const jobId = parseStubDirectoryName(name)?.jobId;
-      if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(uid, name)) continue;
-      if (asOwner(directory, () => findStub(directory, name) !== undefined))
-        stubs.push(`${directory.path}/${name}`);
-    }
-  }
+  const isStub = (name: string): boolean => parseStubDirectoryName(name) !== undefined;
+  forEachName(base, isStub, ({ user, directory }, name) => {
+    const jobId = parseStubDirectoryName(name)?.jobId;
+    if (jobId === undefined || (known.has(jobId) && !isOver(jobs, jobId)) || isMounted(user.uid, name))
+      return;
+    if (withUserIds(user, () => findStub(directory, name) !== undefined))
+      stubs.push(`${directory.path}/${name}`);
+  });
   return stubs.map((path) => report.warn(`${path}: the stub of a job that is over`, collect));
 }
 
