@@ -37,6 +37,8 @@ export const DIMENSIONS = {
   ],
   launch: [
     ...(['srun', 'sbatch', 'srun in sbatch', 'srun in salloc', 'two steps at once', 'array'] as const),
+    // A step joins the running container of another one.
+    'attach',
   ],
 } as const;
 
@@ -48,13 +50,15 @@ export function describeCombination({ image, pyxis, mode, launch }: Combination)
   return `${image}, ${pyxis}, ${mode}, ${launch}`;
 }
 
-/** All combinations, those with the same arguments of pyxis one after the other. */
+/** All combinations that there are, those with the same arguments of pyxis one after the other. */
 export function allCombinations(): Combination[] {
-  return DIMENSIONS.pyxis.flatMap((pyxis) =>
+  const combinations = DIMENSIONS.pyxis.flatMap((pyxis) =>
     DIMENSIONS.image.flatMap((image) =>
       DIMENSIONS.mode.flatMap((mode) => DIMENSIONS.launch.map((launch) => ({ image, pyxis, mode, launch }))),
     ),
   );
+  // What squashfuse has mounted has no name to join it by, unless it was given one.
+  return combinations.filter(({ launch, ...rest }) => launch !== 'attach' || !needsSquashfuse(rest));
 }
 
 /**
@@ -78,12 +82,13 @@ export function coveringCombinations(): Combination[] {
       image: 'registry' as const,
       mode: at(modes, index),
       pyxis: text,
-      launch: at(launch, 2 * index),
+      launch: at(launch, launch.length - 1 + 2 * index),
     })),
   ];
 }
 
-export const needsSquashfuse = ({ pyxis }: Combination): boolean => pyxis.includes('use_squashfuse=1');
+export const needsSquashfuse = ({ pyxis }: Pick<Combination, 'pyxis'>): boolean =>
+  pyxis.includes('use_squashfuse=1');
 
 /** As in plugstack.conf. */
 function pyxisArguments({ pyxis }: Combination): string[] {
@@ -221,7 +226,9 @@ async function appearanceOf(
     ends.push(await run());
     await removeNamed(containers);
   }
-  const anonymous = (text: string): string => text.replaceAll(cluster.directory, '<cluster>');
+  const isAttached = combination.launch === 'attach';
+  const lookOf = (text: string): string => (isAttached ? withoutSecondStart(text) : text);
+  const anonymous = (text: string): string => lookOf(text).replaceAll(cluster.directory, '<cluster>');
   const parts = ends.flatMap(({ outputs }) => outputs.map((output) => output.split('\n== backing\n')));
   const saved = namesIn(outputPath)
     .filter((name) => name.endsWith('.sqsh'))
@@ -231,10 +238,21 @@ async function appearanceOf(
   return {
     outputs: parts.map(([visible = '']) => anonymous(visible)),
     ends: ends.map(({ end }) => end),
-    saved: saved.map(anonymous),
+    saved: lookOf(saved.join('\n')).split('\n').map(anonymous),
     backings: parts.map(([, backing = 'unknown']) => backing.trim()),
     errors: ends.map(({ errors }) => errors).join('\n'),
   };
+}
+
+/**
+ * pyxis has enroot start a container once more that a step joins. The hooks of that start write accounts and rc.local anew into the files
+ * of the container that runs; with us into another layer (docs/compatibility.md).
+ */
+function withoutSecondStart(text: string): string {
+  const lines = text
+    .replace(/^(f \d+ \S+ \d+) \d+ (\/etc\/(?:passwd|rc\.local)) /gm, '$1 some $2 ')
+    .split('\n');
+  return [...new Set(lines)].sort().join('\n');
 }
 
 async function removeNamed({ cluster, enroot, enrootDataPath }: ContainerCluster): Promise<void> {
@@ -345,6 +363,8 @@ async function launch(
         ['--ntasks=2'],
         twoSteps(containers, (token) => `${quoted(token)} ${probe}`),
       );
+    case 'attach':
+      return submit(containers, ['--ntasks=2'], attach(containers, quoted(''), mode, probe));
     case 'array':
       return submit(
         containers,
@@ -365,6 +385,21 @@ function twoSteps({ outputPath }: ContainerCluster, parameters: (token: string) 
   const step = (token: string): string =>
     `srun --ntasks=1 --exact ${parameters(token)} >"${outputPath}/step-${token}" &`;
   return `${step('a')}\nfirst=$!\n${step('b')}\nsecond=$!\nwait $first && wait $second\n`;
+}
+
+/** /tmp is the container's own, so that who joins it can tell it to end. */
+function attach({ outputPath }: ContainerCluster, options: string, mode: Mode, probe: string): string {
+  const name = mode === 'name' ? 'named' : '$SLURM_JOB_ID.0';
+  const wait = (condition: string): string =>
+    `rounds=0; while ${condition} && [ $rounds -lt 600 ]; do sleep 0.1; rounds=$((rounds + 1)); done`;
+  return `rm -f "${outputPath}/up"
+srun --overlap --ntasks=1 ${options} sh -c 'echo up; ${wait('[ ! -e /tmp/stop ]')}' >"${outputPath}/up" &
+first=$!
+${wait(`[ ! -s "${outputPath}/up" ] && kill -0 $first`)}
+srun --overlap --ntasks=1 --container-name=${name} sh -c '${probe}; status=$?; : >/tmp/stop; exit $status'
+status=$?
+wait $first && exit $status
+`;
 }
 
 async function runDirectly({ cluster }: ContainerCluster, argv: readonly string[]): Promise<End> {
