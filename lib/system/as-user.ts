@@ -149,21 +149,29 @@ export function asUser(
     privileges.canGain || user.uid === 0
       ? []
       : ['--no-new-privs', ...(isRoot() ? ['--bounding-set=-all'] : [])];
-  return {
-    ...command,
-    program: command.program ?? command.file,
-    file: 'setpriv',
-    args: [
-      ...ids,
-      '--inh-caps=-all',
-      ...confinement,
-      `--pdeathsig=${privileges.deathSignal ?? 'KILL'}`,
-      '--',
-      command.file,
-      ...command.args,
-    ],
-  };
+  const args = [
+    ...ids,
+    '--inh-caps=-all',
+    ...confinement,
+    `--pdeathsig=${privileges.deathSignal ?? 'KILL'}`,
+    '--',
+    command.file,
+    ...command.args,
+  ];
+  const program = command.program ?? command.file;
+  const isConfined = isRoot() && user.uid !== 0 && privileges.deathSignal !== 'clear';
+  if (!isConfined || !privileges.canGain) return { ...command, program, file: 'setpriv', args, isConfined };
+  return { ...command, program, file: 'sh', args: ['-c', spreadNumbers, firstNumber(), ...args], isConfined };
 }
+
+/**
+ * enroot has temporary files with its process number in their names, which all enroots of the user share: in a PID namespace the numbers
+ * would all be small. The first process of one may choose the next number.
+ */
+const spreadNumbers =
+  '[ $$ -ne 1 ] || { echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null; exec setpriv "$@"';
+/** Below the smallest limit that the kernel has for them (32,768). */
+const firstNumber = (): string => String(1000 + Math.floor(Math.random() * 30_000));
 
 /** Capabilities of root, by the names of capabilities(7) without `cap_`. */
 type Capability =

@@ -1,5 +1,5 @@
 /*
- * The system calls that beneath.ts and as-user.ts need and Node does not have, each as the kernel has it.
+ * The system calls that beneath.ts, as-user.ts and confined.ts need and Node does not have, each as the kernel has it.
  *
  * A function returns what the system call did, or the negative error number: its caller makes an error of it. All else that they do
  * Node can do with a descriptor, or with one name below /proc/self/fd/N.
@@ -7,10 +7,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -125,6 +127,51 @@ static napi_value set_ids(napi_env env, napi_callback_info info) {
   return answer(&call, result);
 }
 
+/* What children of a user get, and what we have ourselves, for as long as one is started. */
+static const struct child_limit {
+  int resource;
+  rlim_t most;
+} child_limits[] = {{RLIMIT_CORE, 0}, {RLIMIT_NOFILE, 65536}, {RLIMIT_NPROC, 8192}};
+#define CHILD_LIMITS (sizeof child_limits / sizeof child_limits[0])
+static struct rlimit own_limits[CHILD_LIMITS];
+
+static int own_pid_namespace = -1;
+
+static rlim_t lower(rlim_t one, rlim_t other) { return one < other ? one : other; }
+
+/*
+ * beginConfined(): the next child of this thread is the first process of a PID namespace, with which all that it has started is killed;
+ * its limits are those above. No thread can be started until endConfined().
+ */
+static napi_value begin_confined(napi_env env, napi_callback_info info) {
+  struct call call = begin(env, info);
+  for (size_t index = 0; index < CHILD_LIMITS; index++) {
+    struct rlimit *own = &own_limits[index];
+    if (getrlimit(child_limits[index].resource, own) != 0)
+      return answer(&call, -1);
+    const rlim_t most = child_limits[index].most;
+    const struct rlimit lowered = {.rlim_cur = lower(own->rlim_cur, most), .rlim_max = lower(own->rlim_max, most)};
+    if (setrlimit(child_limits[index].resource, &lowered) != 0)
+      return answer(&call, -1);
+  }
+  if (own_pid_namespace < 0)
+    own_pid_namespace = open("/proc/self/ns/pid", O_RDONLY | O_CLOEXEC);
+  return answer(&call, own_pid_namespace < 0 ? -1 : unshare(CLONE_NEWPID));
+}
+
+/* endConfined(): children are as we are again, whatever beginConfined() came to. */
+static napi_value end_confined(napi_env env, napi_callback_info info) {
+  struct call call = begin(env, info);
+  long result = 0;
+  for (size_t index = 0; index < CHILD_LIMITS; index++)
+    if (own_limits[index].rlim_max != 0 && setrlimit(child_limits[index].resource, &own_limits[index]) != 0)
+      result = -1;
+  memset(own_limits, 0, sizeof own_limits);
+  if (own_pid_namespace >= 0 && setns(own_pid_namespace, CLONE_NEWPID) != 0)
+    result = -1;
+  return answer(&call, result);
+}
+
 static volatile sig_atomic_t last_exit_code = 1;
 
 static void end_here(int signal) {
@@ -157,6 +204,8 @@ NAPI_MODULE_INIT() {
   const napi_property_descriptor functions[] = {
       {.utf8name = "openPath", .method = open_path, .attributes = napi_enumerable},
       {.utf8name = "exitOnCrash", .method = exit_on_crash, .attributes = napi_enumerable},
+      {.utf8name = "beginConfined", .method = begin_confined, .attributes = napi_enumerable},
+      {.utf8name = "endConfined", .method = end_confined, .attributes = napi_enumerable},
       {.utf8name = "setIds", .method = set_ids, .attributes = napi_enumerable},
   };
   napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);

@@ -29,6 +29,9 @@ export interface BeneathAddon {
   openPath(directory: number, path: string, flags: number): number;
   /** Signals that a crash raises end the process with this code from now on. */
   exitOnCrash(code: number): number;
+  /** What the next child of this thread starts is killed with it, and has limits; until endConfined(). */
+  beginConfined(): number;
+  endConfined(): number;
   /** The effective ids of the calling thread alone. */
   setIds(uid: number, gid: number): number;
 }

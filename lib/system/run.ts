@@ -8,6 +8,7 @@
 import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
 import { formatDuration } from '../core/readable.ts';
+import { startConfined } from './confined.ts';
 import { readEnd, readStart } from './files.ts';
 import { openScratchFile } from './unnamed-file.ts';
 
@@ -29,6 +30,8 @@ export interface Command {
   readonly onStderr?: (chunk: Buffer) => void;
   /** Descriptors that the child gets as 3, 4, … */
   readonly descriptors?: readonly number[];
+  /** Runs as a user: what it starts ends with it (confined.ts). */
+  readonly isConfined?: boolean;
   /** Called once, right after the start. */
   readonly onStart?: (pid: number) => void;
 }
@@ -112,12 +115,14 @@ function findCause(stderrTail: string): string {
 
 /** Some failures to start are events of the child, others (no memory, too long a command line) are thrown. */
 function start(command: Command, stdio: StdioOptions): ChildProcess {
-  try {
-    return spawn(command.file, command.args, {
+  const spawnIt = (): ChildProcess =>
+    spawn(command.file, command.args, {
       cwd: '/',
       env: { ...childEnvironment, ...command.environment },
       stdio,
     });
+  try {
+    return command.isConfined === true ? startConfined(spawnIt) : spawnIt();
   } catch (cause) {
     const end = { exitCode: undefined, signal: undefined, timedOut: false, stderrTail: '', durationMs: 0 };
     throw new CommandFailed(command, end, { cause });

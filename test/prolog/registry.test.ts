@@ -456,6 +456,22 @@ questions('an image by its digest that only the job may have is unpacked by the 
   assert.is((await node.prolog({ id: 2, user: alice, image: pinned })).line['result'], 'reused');
 });
 
+questions('nothing that the credentials file starts outlives the Prolog', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a');
+  registry.set('password', 'sesame');
+  const start = 'setsid sh -c "exec sleep 31337" >/dev/null 2>&1 & echo >>"$HOME/started"; echo sesame';
+  writeCredentials(join(homeOf(alice), '.config'), `$(${start})`);
+  const { line } = await node.prolog({ id: 1, user: alice, image });
+  assert.is(line['result'], 'created');
+  assert.match(readFileSync(join(homeOf(alice), 'started'), 'utf8'), /^\n+$/);
+  const left = processes().filter(({ commandLine }) => commandLine === 'sleep 31337');
+  assert.equal(left, []);
+  rmSync(join(homeOf(alice), '.config'), { recursive: true });
+  rmSync(join(homeOf(alice), 'started'));
+});
+
 questions('a question that hangs is ended with all that it started', async () => {
   const { node, registry } = await startNode();
   await using _ = node;

@@ -283,6 +283,65 @@ child('a command of root is not confined', async () => {
   }
 });
 
+/** Ways for a program to leave something behind that does the like of `sleep 31337`, in shell. */
+const evasions: readonly (readonly [string, string])[] = [
+  ['a child', 'sleep 31337 &'],
+  ['a session of its own', 'setsid sleep 31337 &'],
+  ['an orphan of an orphan', '(setsid sh -c "sleep 31337 & sleep 31337" &)'],
+  ['one that hears no signal', '(trap "" HUP INT TERM QUIT; setsid sleep 31337 &)'],
+  ['one that is stopped', 'setsid sh -c "kill -STOP \\$\\$" sh-31337 &'],
+  ['one in namespaces of its own', 'unshare --user --pid --fork sleep 31337 &'],
+  ['one that forks and ends all the time', 'f() { sleep 0.01; f & }; f 31337 & sleep 31337 &'],
+];
+const isLeft = (): string[] => {
+  const { stdout } = spawnSync('ps', ['-ww', '-o', 'pid=,args=', '-U', String(alice.uid)], {
+    encoding: 'utf8',
+  });
+  return stdout.split('\n').filter((line) => line !== '');
+};
+
+for (const canGain of [false, true])
+  for (const [what, leave] of evasions) {
+    child(`what it leaves ends with it: ${what}${canGain ? ', with enroot’s privileges' : ''}`, async () => {
+      const command = commandOf('sh', '-c', `exec >/dev/null 2>&1; ${leave}\n sleep 0.1`);
+      await run(asUser(alice, command, { canGain }));
+      assert.equal(isLeft(), []);
+    });
+    child(`or is killed with it: ${what}${canGain ? ', with enroot’s privileges' : ''}`, async () => {
+      const command = commandOf(
+        'sh',
+        '-c',
+        `exec >/dev/null 2>&1; ${leave}\n kill -STOP $$; exec sleep 31337`,
+      );
+      const late = run(asUser(alice, { ...command, timeoutMs: 300 }, { canGain }));
+      await assert.rejects(late, CommandFailed, /did not end within/);
+      // Killed, they may be a moment on their way out.
+      for (let round = 0; round < 100 && isLeft().length > 0; round++) await sleep(20);
+      assert.equal(isLeft(), []);
+    });
+  }
+
+child('it writes no core file, and has no more files and processes than that', async () => {
+  const { stdout } = await run(
+    asUser(alice, commandOf('sh', '-c', 'cat /proc/self/limits /proc/self/oom_score_adj')),
+  );
+  const text = stdout.toString();
+  const limit = (name: string): number => Number(new RegExp(`^${name} +\\S+ +(\\d+)`, 'm').exec(text)?.[1]);
+  assert.is(limit('Max core file size'), 0);
+  assert.ok(limit('Max open files') <= 65_536 && limit('Max processes') <= 8192, text);
+  assert.not.match(text, /^-\d+$/m);
+});
+
+child('two enroots of a user at once have other process numbers', async () => {
+  const numbers = await Promise.all(
+    [1, 2, 3].map(async () => {
+      const command = commandOf('timeout', '10', 'sh', '-c', 'echo $$; sleep 0.2');
+      return (await run(asUser(alice, command, { canGain: true }))).stdout.toString();
+    }),
+  );
+  assert.is(new Set(numbers).size, 3, numbers.join());
+});
+
 child('who is that user already asks for no other ids', () => {
   const { file: program, args } = withUserIds(alice, () => asUser(alice, cat));
   assert.is(program, 'setpriv');
@@ -316,7 +375,14 @@ child('the rest of the command stays as it was', async () => {
   const onStart = (): void => undefined;
   const command = { ...cat, input: 'x', environment: { A: '1' }, onStart };
   const { file: _file, args: _args, ...rest } = asUser(alice, command);
-  assert.equal(rest, { timeoutMs: longMs, input: 'x', environment: { A: '1' }, onStart, program: 'cat' });
+  assert.equal(rest, {
+    timeoutMs: longMs,
+    input: 'x',
+    environment: { A: '1' },
+    onStart,
+    program: 'cat',
+    isConfined: true,
+  });
   const { stdout } = await run(asUser(alice, { ...commandOf('env'), environment: { A: '1' } }));
   assert.match(stdout.toString(), /^PATH=\S+\nLC_ALL=C\nA=1\n$/);
 });
@@ -333,6 +399,9 @@ child('for a user whom no database knows nothing is run', async () => {
   assert.match(failure.stderrTail, /^setpriv: /);
   assert.equal(readdirSync(root), []);
 });
+
+/** Its own number is 1, in its PID namespace; /proc has that of ours. */
+const tellPid = 'read -r pid _ </proc/self/stat; echo $pid';
 
 /** Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid. */
 async function killParentOf(script: string, privileges: string): Promise<number> {
@@ -367,7 +436,7 @@ function isRunning(pid: number): boolean {
 
 child('it dies with us, even when we are killed', async () => {
   const pid = await killParentOf(
-    'trap "" TERM INT HUP PIPE; echo $$; while :; do sleep 0.01; done',
+    `trap "" TERM INT HUP PIPE; ${tellPid}; while :; do sleep 0.01; done`,
     '{ canGain: false }',
   );
   // Without the signal it would stay, beyond this file's limit.
@@ -375,7 +444,7 @@ child('it dies with us, even when we are killed', async () => {
 });
 
 child('a command that ends others is asked to end when we die', async () => {
-  const script = `trap 'touch ${at('cleaned')}; exit' TERM; echo $$; while :; do sleep 0.01; done`;
+  const script = `trap 'touch ${at('cleaned')}; exit' TERM; ${tellPid}; while :; do sleep 0.01; done`;
   const pid = await killParentOf(script, "{ canGain: true, deathSignal: 'TERM' }");
   while (isRunning(pid)) await sleep(5);
   assert.ok(readdirSync(root).includes('cleaned'));

@@ -1,0 +1,52 @@
+/**
+ * The start of a child that runs as a user: of what it starts, nothing outlives it.
+ *
+ * What runs as a user may do anything that user likes: enroot executes what their credentials file says, and a process of theirs
+ * can trace it and run code in it. So the child is the first process of a PID namespace: when it ends, or is killed, the kernel kills all
+ * others there, be they stopped, of a session of their own, or orphans (pid_namespaces(7)). It is no daemon of Slurm's either: it has limits,
+ * and slurmd's protection from the kernel's out-of-memory killer is not for it.
+ *
+ * Where the kernel refuses (no CAP_SYS_ADMIN, no addon), the child starts without: a time limit then ends it alone.
+ */
+import { readFileSync, writeFileSync } from 'node:fs';
+import { loadBeneath, type BeneathAddon } from './native-addon.ts';
+
+const ownAdjustment = '/proc/self/oom_score_adj';
+
+let addon: BeneathAddon | null | undefined;
+
+/** @param start forks at once, in this thread */
+export function startConfined<T>(start: () => T): T {
+  addon ??= load();
+  const adjustment = protectionFromOom();
+  if (adjustment !== undefined) adjust('0');
+  try {
+    addon?.beginConfined();
+    return start();
+  } finally {
+    addon?.endConfined();
+    if (adjustment !== undefined) adjust(adjustment);
+  }
+}
+
+function adjust(value: string): void {
+  try {
+    writeFileSync(ownAdjustment, value);
+  } catch {
+    // To lower it needs CAP_SYS_RESOURCE: then the last part of a Prolog goes without the protection.
+  }
+}
+
+function load(): BeneathAddon | null {
+  try {
+    return loadBeneath();
+  } catch {
+    return null;
+  }
+}
+
+/** @returns ours, where it protects us more than others */
+function protectionFromOom(): string | undefined {
+  const adjustment = readFileSync(ownAdjustment, 'latin1').trim();
+  return adjustment.startsWith('-') ? adjustment : undefined;
+}
