@@ -131,7 +131,7 @@ async function acquire(request: Request): Promise<Held> {
           ...wanted,
           jobId,
           image: request.image,
-          limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
+          limitMs: createLimitMs(settings, source.kind === 'path' ? source.sizes : undefined),
           creator: () => openCreator(request, base, userDirectory, source),
         });
   try {

@@ -367,7 +367,7 @@ async function acquire(
           ...request,
           jobId: job.jobId,
           image: container.image,
-          limitMs: createLimitMs(settings, source.kind === 'path' ? source.superblock.usedBytes : undefined),
+          limitMs: createLimitMs(settings, source.kind === 'path' ? source.sizes : undefined),
           // Nothing of this is loaded for a job whose entry is there.
           creator: async () => {
             if (source.kind === 'registry') await source.confirm?.();

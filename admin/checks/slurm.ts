@@ -3,7 +3,7 @@ import { globSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { mountsPath } from '../../lib/core/enroot-conf.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
-import { createLimitMs } from '../../lib/core/settings.ts';
+import { longestPrologSeconds } from '../../lib/core/settings.ts';
 import {
   batchStartTimeoutSeconds,
   messageTimeoutSeconds,
@@ -149,15 +149,12 @@ function flagFindings(conf: SlurmConf): Finding[] {
   return [report.ok(`PrologFlags=${flags ?? ''}`)];
 }
 
-/** An unpack of an image whose size is nothing has the shortest limit. */
-const smallestImageBytes = 0;
-
 function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[] {
-  const limitSeconds = Math.ceil(createLimitMs(settings, smallestImageBytes) / 1000);
+  const limitSeconds = longestPrologSeconds(settings);
   const limit =
     settings.createTimeoutSeconds > 0
-      ? `create_timeout=${limitSeconds}`
-      : `${limitSeconds} s and more, by the size of the image (create_timeout=0)`;
+      ? `${limitSeconds} s (create_timeout=${settings.createTimeoutSeconds})`
+      : `${limitSeconds} s with the largest images (create_timeout=0)`;
   const start = batchStartTimeoutSeconds(conf);
   const prolog = prologTimeoutSeconds(conf);
   return [
@@ -165,7 +162,7 @@ function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[]
       ? report.ok(`BatchStartTimeout=${start}`)
       : report.warn(
           `BatchStartTimeout is ${start} s; the first job with an image may take ${limit} to start`,
-          `in slurm.conf: BatchStartTimeout=${2 * limitSeconds}`,
+          `in slurm.conf: BatchStartTimeout=${limitSeconds + 60}, or a shorter create_timeout`,
         ),
     messageFinding(conf, limitSeconds),
     prolog === undefined
@@ -174,7 +171,7 @@ function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[]
         ? report.ok(`slurmd's time limit of the Prolog is ${prolog} s`)
         : report.bad(
             `slurmd kills a Prolog after ${prolog} s and drains the node; ours may take ${limit}`,
-            `in slurm.conf: PrologEpilogTimeout (PrologTimeout since 25.05) of ${2 * limitSeconds}, or none; ` +
+            `in slurm.conf: PrologEpilogTimeout (PrologTimeout since 25.05) of ${limitSeconds + 60} and more, or none; ` +
               'or a shorter create_timeout',
           ),
   ];

@@ -316,17 +316,36 @@ function quoted(text: string): string {
 
 const createFloorMs = 5 * 60_000;
 const slowestUnpackBytesPerMs = 4 * 1024;
-const registryLimitMs = 60 * 60_000;
+const longestLimitMs = 60 * 60_000;
+
+/** Of an image file, bytes. */
+export interface ImageSizes {
+  /** Of its filesystem, by what it says of itself: a file without content may say anything. */
+  readonly claimedBytes: number;
+  /** That are on its disk, as stat(2) counts blocks; some filesystems count none. */
+  readonly writtenBytes: number;
+}
 
 /**
  * How long a job may wait for its entry, milliseconds. Without `create_timeout`: five minutes and a second for
- * each 4 MiB of an image file, so slow that only a hung disk reaches it; an hour for an image whose size only the
- * registry knows. Never more than a day, as with `create_timeout`: a user can make the size of a file anything.
+ * each 4 MiB that an image file has on its disk, so slow that only a hung disk reaches it, and an hour at most, as for an image whose size
+ * only the registry knows.
  *
- * @param imageBytes undefined for an image from a registry
+ * @param image undefined for an image from a registry
  */
-export function createLimitMs(settings: Settings, imageBytes: number | undefined): number {
+export function createLimitMs(settings: Settings, image: ImageSizes | undefined): number {
   if (settings.createTimeoutSeconds > 0) return settings.createTimeoutSeconds * 1000;
-  if (imageBytes === undefined) return registryLimitMs;
-  return Math.min(createFloorMs + Math.ceil(imageBytes / slowestUnpackBytesPerMs), oneDayInSeconds * 1000);
+  if (image === undefined) return longestLimitMs;
+  const { claimedBytes, writtenBytes } = image;
+  const bytes = writtenBytes > 0 ? Math.min(writtenBytes, claimedBytes) : claimedBytes;
+  return Math.min(createFloorMs + Math.ceil(bytes / slowestUnpackBytesPerMs), longestLimitMs);
+}
+
+/** What a Prolog does beside the unpack has limits of its own, of seconds. */
+const besideUnpackMs = 120_000;
+
+/** How long a Prolog may take at most, seconds: longer than slurmd's limits should be. */
+export function longestPrologSeconds({ createTimeoutSeconds }: Settings): number {
+  const longestMs = createTimeoutSeconds > 0 ? createTimeoutSeconds * 1000 : longestLimitMs;
+  return Math.ceil((longestMs + besideUnpackMs) / 1000);
 }

@@ -11,6 +11,7 @@ import {
   type SquashfsFacts,
   type Superblock,
 } from '../core/image.ts';
+import type { ImageSizes } from '../core/settings.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { isMissing, toolTimeoutMs } from '../system/tool.ts';
@@ -32,6 +33,7 @@ export interface SquashfsSource {
   /** What that leads to. */
   readonly realPath: string;
   readonly superblock: Superblock;
+  readonly sizes: ImageSizes;
 }
 
 export interface RegistrySource {
@@ -48,6 +50,9 @@ export interface RegistrySource {
   readonly confirm: (() => Promise<void>) | undefined;
 }
 
+/** Of what stat(2) counts, whatever the filesystem's blocks are. */
+const statBlockBytes = 512;
+
 /** A stat and two reads; a parallel filesystem that takes longer than this is hung. */
 const probeTimeoutMs = 15_000;
 
@@ -61,6 +66,7 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
     reading,
     import('../core/image-hash.ts'),
   ]);
+  const superblock = parseSuperblock(facts);
   return {
     kind: 'path',
     identity: hashIdentity(facts),
@@ -69,7 +75,8 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
     changedAt: facts.changedAt,
     path: image.path,
     realPath: facts.realPath,
-    superblock: parseSuperblock(facts),
+    superblock,
+    sizes: { claimedBytes: superblock.usedBytes, writtenBytes: facts.writtenBytes },
   };
 }
 
@@ -77,8 +84,11 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
  * One find(1) prints type, size and times of what the path leads to, then its real path, then the first bytes. The three
  * may be of different files if the image is being replaced; whoever unpacks probes again afterwards.
  */
-async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsFacts> {
-  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@\\0'];
+async function readSquashfsFacts(
+  user: UserIds,
+  path: string,
+): Promise<SquashfsFacts & Pick<ImageSizes, 'writtenBytes'>> {
+  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@ %b\\0'];
   args.push('-type', 'f', '-exec', 'realpath', '--zero', '--', '{}', ';');
   args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
   let stdout: Buffer;
@@ -89,7 +99,9 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
     throw await unreadable(path, cause);
   }
   const statsEnd = stdout.indexOf(0);
-  const [type, size, modifiedAt, changedAt] = stdout.toString('latin1', 0, Math.max(statsEnd, 0)).split(' ');
+  const [type, size, modifiedAt, changedAt, blocks] = stdout
+    .toString('latin1', 0, Math.max(statsEnd, 0))
+    .split(' ');
   if (type !== 'f') {
     throw new JobFault('NOT_SQUASHFS', `Cannot use "${path}": not a regular file`);
   }
@@ -106,6 +118,7 @@ async function readSquashfsFacts(user: UserIds, path: string): Promise<SquashfsF
   return {
     realPath: stdout.toString('utf8', statsEnd + 1, realPathEnd),
     sizeBytes: Number(size),
+    writtenBytes: Number(blocks ?? 0) * statBlockBytes,
     modifiedAt,
     changedAt,
     superblock,

@@ -71,15 +71,15 @@ async function acquire(
       wanted.kind === 'path'
         ? await probeSquashfs(user, wanted)
         : await findRegistrySource(user, wanted, settings, { kind: 'user' });
-    const usedBytes = source.kind === 'path' ? source.superblock.usedBytes : undefined;
-    if (usedBytes !== undefined) request.onSize?.(usedBytes);
+    const sizes = source.kind === 'path' ? source.sizes : undefined;
+    if (sizes !== undefined) request.onSize?.(sizes.claimedBytes);
     const acquired = await acquireEntry({
       user,
       jobId: noJobId,
       userPath: userDirectory.path,
       image,
       key: await entryKey(user, userDirectory.path, source),
-      limitMs: createLimitMs(settings, usedBytes),
+      limitMs: createLimitMs(settings, sizes),
       creator: () => openCreator({ ...request, userDirectory, source }),
     });
     touchEntry(user, acquired.entry.path);

@@ -12,6 +12,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
+#include <linux/capability.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -127,11 +128,11 @@ static napi_value set_ids(napi_env env, napi_callback_info info) {
   return answer(&call, result);
 }
 
-/* What children of a user get, and what we have ourselves, for as long as one is started. */
-static const struct child_limit {
+/* What children of a user get, and what we have ourselves, for as long as one is started. The last is set for each. */
+static struct child_limit {
   int resource;
   rlim_t most;
-} child_limits[] = {{RLIMIT_CORE, 0}, {RLIMIT_NOFILE, 65536}, {RLIMIT_NPROC, 8192}};
+} child_limits[] = {{RLIMIT_CORE, 0}, {RLIMIT_NOFILE, 65536}, {RLIMIT_NPROC, 8192}, {RLIMIT_FSIZE, RLIM_INFINITY}};
 #define CHILD_LIMITS (sizeof child_limits / sizeof child_limits[0])
 static struct rlimit own_limits[CHILD_LIMITS];
 
@@ -139,18 +140,30 @@ static int own_pid_namespace = -1;
 
 static rlim_t lower(rlim_t one, rlim_t other) { return one < other ? one : other; }
 
+/* Whether a hard limit that we lower can be ours again. */
+static bool may_raise_limits(void) {
+  struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+  struct __user_cap_data_struct data[_LINUX_CAPABILITY_U32S_3] = {{0}};
+  return syscall(SYS_capget, &header, data) == 0 && (data[0].effective & (UINT32_C(1) << CAP_SYS_RESOURCE)) != 0;
+}
+
 /*
- * beginConfined(): the next child of this thread is the first process of a PID namespace, with which all that it has started is killed;
- * its limits are those above. No thread can be started until endConfined().
+ * beginConfined(fileBytes): the next child of this thread is the first process of a PID namespace, with which all that it has started is killed;
+ * its limits are those above, and no file that it writes may be larger than fileBytes, unless that is 0. No thread can be started until endConfined().
  */
 static napi_value begin_confined(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
+  int64_t file_bytes = number_at(&call, 0);
+  if (call.is_bad || file_bytes < 0)
+    return refuse(&call);
+  child_limits[CHILD_LIMITS - 1].most = file_bytes == 0 ? RLIM_INFINITY : (rlim_t)file_bytes;
+  const bool is_hard = may_raise_limits();
   for (size_t index = 0; index < CHILD_LIMITS; index++) {
     struct rlimit *own = &own_limits[index];
     if (getrlimit(child_limits[index].resource, own) != 0)
       return answer(&call, -1);
     const rlim_t most = child_limits[index].most;
-    const struct rlimit lowered = {.rlim_cur = lower(own->rlim_cur, most), .rlim_max = lower(own->rlim_max, most)};
+    const struct rlimit lowered = {.rlim_cur = lower(own->rlim_cur, most), .rlim_max = is_hard ? lower(own->rlim_max, most) : own->rlim_max};
     if (setrlimit(child_limits[index].resource, &lowered) != 0)
       return answer(&call, -1);
   }

@@ -15,13 +15,16 @@ const ownAdjustment = '/proc/self/oom_score_adj';
 
 let addon: BeneathAddon | null | undefined;
 
-/** @param start forks at once, in this thread */
-export function startConfined<T>(start: () => T): T {
+/**
+ * @param start forks at once, in this thread
+ * @param fileBytes how large the files may be that the child writes; 0: as large as ours
+ */
+export function startConfined<T>(start: () => T, fileBytes: number): T {
   addon ??= load();
   const adjustment = protectionFromOom();
   if (adjustment !== undefined) adjust('0');
   try {
-    addon?.beginConfined();
+    addon?.beginConfined(fileBytes);
     return start();
   } finally {
     addon?.endConfined();

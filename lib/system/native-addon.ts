@@ -30,7 +30,7 @@ export interface BeneathAddon {
   /** Signals that a crash raises end the process with this code from now on. */
   exitOnCrash(code: number): number;
   /** What the next child of this thread starts is killed with it, and has limits; until endConfined(). */
-  beginConfined(): number;
+  beginConfined(fileBytes: number): number;
   endConfined(): number;
   /** The effective ids of the calling thread alone. */
   setIds(uid: number, gid: number): number;

@@ -51,6 +51,8 @@ export function endingWithUs(command: Command): Command {
   };
 }
 
+/** What a user's command may leave in files in memory, which are root's: they are read up to less. */
+const longestFileBytes = 1024 * 1024;
 /** Bytes of stdout kept, and of stderr, whose end is kept. */
 const capturedBytes = 64 * 1024;
 const stderrTailBytes = 1024;
@@ -114,7 +116,7 @@ function findCause(stderrTail: string): string {
 }
 
 /** Some failures to start are events of the child, others (no memory, too long a command line) are thrown. */
-function start(command: Command, stdio: StdioOptions): ChildProcess {
+function start(command: Command, stdio: StdioOptions, fileBytes = 0): ChildProcess {
   const spawnIt = (): ChildProcess =>
     spawn(command.file, command.args, {
       cwd: '/',
@@ -122,7 +124,7 @@ function start(command: Command, stdio: StdioOptions): ChildProcess {
       stdio,
     });
   try {
-    return command.isConfined === true ? startConfined(spawnIt) : spawnIt();
+    return command.isConfined === true ? startConfined(spawnIt, fileBytes) : spawnIt();
   } catch (cause) {
     const end = { exitCode: undefined, signal: undefined, timedOut: false, stderrTail: '', durationMs: 0 };
     throw new CommandFailed(command, end, { cause });
@@ -222,7 +224,7 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
   try {
     // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
     writeSync(input, command.input ?? '', 0);
-    child = start(command, [input, output, complaints, ...(command.descriptors ?? [])]);
+    child = start(command, [input, output, complaints, ...(command.descriptors ?? [])], longestFileBytes);
   } catch (error) {
     close();
     throw error;

@@ -124,7 +124,7 @@ class RightNode implements AsyncDisposable {
       Prolog: join(libexec, 'prolog'),
       Epilog: join(libexec, 'epilog'),
       PrologFlags: 'Alloc',
-      BatchStartTimeout: '600',
+      BatchStartTimeout: '3780',
       ...values,
     };
     const lines = Object.entries(all).flatMap(([key, value]) => (value === null ? [] : `${key}=${value}\n`));
@@ -455,7 +455,7 @@ slurm('that is not there, but slurmctld answers', async () => {
     `Prolog[0]   = ${libexec}/prolog`,
     `Epilog[0]   = ${libexec}/epilog`,
     'PrologFlags = Alloc,Contain',
-    'BatchStartTimeout = 600 sec',
+    'BatchStartTimeout = 3780 sec',
     'PrologEpilogTimeout = 65534',
     `PlugStackConfig = ${right.path('slurm/plugstack.conf')}`,
     'TaskProlog = (null)',
@@ -470,7 +470,7 @@ slurm('includes are read; one that is missing is told', async () => {
   right.write('slurm/ours.conf', `Prolog=${libexec}/prolog\nEpilog=${libexec}/epilog\n`);
   right.write(
     'slurm/slurm.conf',
-    'INCLUDE ours.conf\nprologflags=contain # and Alloc\nBatchStartTimeout=\\\n600\nInclude none.conf\n',
+    'INCLUDE ours.conf\nprologflags=contain # and Alloc\nBatchStartTimeout=\\\n3780\nInclude none.conf\n',
   );
   assertProblems(right.check(), ['bad', 'slurm', /none\.conf cannot be read/]);
 });
@@ -501,7 +501,7 @@ slurm('a pattern, a script and several Prologs may lead to ours', async () => {
 
   right.slurmConf({});
   const conf = `Prolog=${libexec}/prolog\nProlog=/bin/true\nEpilog=/bin/true\nEpilog=${libexec}/epilog\n`;
-  right.write('slurm/slurm.conf', `${conf}PrologFlags=Alloc\nBatchStartTimeout=600\n`);
+  right.write('slurm/slurm.conf', `${conf}PrologFlags=Alloc\nBatchStartTimeout=3780\n`);
   assertProblems(right.check(), ['warn', 'slurm', /^Prolog is set 2 times, and not last to ours/]);
 });
 
@@ -559,12 +559,15 @@ slurm('time limits that an unpack would reach', async () => {
   assertProblems(
     right.check(),
     ['warn', 'slurm', /with Serial/],
-    ['warn', 'slurm', /^BatchStartTimeout is 10 s; .* 300 s and more/],
+    ['warn', 'slurm', /^BatchStartTimeout is 10 s; .* 3720 s with the largest images/],
     ['bad', 'slurm', /kills a Prolog after 120 s/],
   );
   right.configure({ create_timeout: 100 });
-  right.slurmConf({ BatchStartTimeout: '101', PrologEpilogTimeout: '120' });
+  right.slurmConf({ BatchStartTimeout: '221', PrologEpilogTimeout: '221' });
   assertProblems(right.check());
+  // What is beside the unpack takes its time, too.
+  right.slurmConf({ BatchStartTimeout: '221', PrologEpilogTimeout: '200' });
+  assertProblems(right.check(), ['bad', 'slurm', /kills a Prolog after 200 s/]);
 });
 
 slurm('a TaskProlog that containers do not have, or that this Slurm cannot run there', async () => {

@@ -2,6 +2,7 @@
 import { NodeFault } from '../../../lib/core/faults.ts';
 import {
   createLimitMs,
+  longestPrologSeconds,
   defaultConfigPath,
   defaultRuntimePath,
   logLevels,
@@ -9,6 +10,7 @@ import {
   requireSettings,
   settingKeys,
   syslogFacilities,
+  type ImageSizes,
   type Settings,
 } from '../../../lib/core/settings.ts';
 import { forAll } from '../../helpers/property.ts';
@@ -426,29 +428,36 @@ require.run();
 const limit = suite('createLimitMs()');
 const automatic = read(base);
 const MiB = 2 ** 20;
-const dayMs = 86_400_000;
+
+/** A file whose every byte is on its disk. */
+const whole = (bytes: number): ImageSizes => ({ claimedBytes: bytes, writtenBytes: bytes });
+const hourMs = 3_600_000;
 
 limit('is what the admin set, whatever the image', () => {
   const set = read(`${base}create_timeout=90`);
-  assert.is(createLimitMs(set, undefined), 90_000);
-  assert.is(createLimitMs(set, 0), 90_000);
-  assert.is(createLimitMs(set, Number.MAX_SAFE_INTEGER), 90_000);
+  for (const image of [undefined, whole(0), whole(Number.MAX_SAFE_INTEGER)])
+    assert.is(createLimitMs(set, image), 90_000);
+  assert.is(longestPrologSeconds(set), 90 + 120);
 });
 
-limit('is five minutes and a second for each 4 MiB of a file', () => {
-  assert.is(createLimitMs(automatic, 0), 300_000);
-  assert.is(createLimitMs(automatic, 4 * MiB), 300_000 + 1024);
-  assert.is(createLimitMs(automatic, 8 * 1024 * MiB), 300_000 + 2048 * 1024);
+limit('is five minutes and a second for each 4 MiB of a file, and an hour at most', () => {
+  assert.is(createLimitMs(automatic, whole(0)), 300_000);
+  assert.is(createLimitMs(automatic, whole(4 * MiB)), 300_000 + 1024);
+  assert.is(createLimitMs(automatic, whole(8 * 1024 * MiB)), 300_000 + 2048 * 1024);
+  assert.is(createLimitMs(automatic, whole(2 ** 43)), hourMs);
+  assert.is(longestPrologSeconds(automatic), 3600 + 120);
 });
 
 limit('is an hour where only the registry knows the size', () => {
-  assert.is(createLimitMs(automatic, undefined), 3_600_000);
+  assert.is(createLimitMs(automatic, undefined), hourMs);
 });
 
-limit('a forged size gives no more than a day, which a timer can hold', () => {
-  assert.is(createLimitMs(automatic, 2 ** 43), dayMs);
-  assert.is(createLimitMs(automatic, Number.MAX_SAFE_INTEGER), dayMs);
-  assert.ok(dayMs < 2 ** 31);
+limit('what is on the disk counts, not what a file claims or what lies behind its image', () => {
+  assert.is(createLimitMs(automatic, { claimedBytes: 2 ** 43, writtenBytes: 4 * MiB }), 300_000 + 1024);
+  assert.is(createLimitMs(automatic, { claimedBytes: 4 * MiB, writtenBytes: 2 ** 43 }), 300_000 + 1024);
+  // Where the filesystem counts no blocks, there is but the claim.
+  assert.is(createLimitMs(automatic, { claimedBytes: 4 * MiB, writtenBytes: 0 }), 300_000 + 1024);
+  assert.is(createLimitMs(automatic, { claimedBytes: Number.MAX_SAFE_INTEGER, writtenBytes: 0 }), hourMs);
 });
 
 limit.run();

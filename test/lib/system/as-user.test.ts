@@ -17,7 +17,7 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUser, dropGroups, isRoot, withUserIds, type UserIds } from '../../../lib/system/as-user.ts';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { CommandFailed, run, type Command } from '../../../lib/system/run.ts';
+import { CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run.ts';
 import {
   alice,
   bob,
@@ -326,10 +326,20 @@ child('it writes no core file, and has no more files and processes than that', a
     asUser(alice, commandOf('sh', '-c', 'cat /proc/self/limits /proc/self/oom_score_adj')),
   );
   const text = stdout.toString();
-  const limit = (name: string): number => Number(new RegExp(`^${name} +\\S+ +(\\d+)`, 'm').exec(text)?.[1]);
+  const limit = (name: string): number => Number(new RegExp(`^${name} +(\\d+)`, 'm').exec(text)?.[1]);
   assert.is(limit('Max core file size'), 0);
   assert.ok(limit('Max open files') <= 65_536 && limit('Max processes') <= 8192, text);
   assert.not.match(text, /^-\d+$/m);
+});
+
+child('of files in memory that are root’s it fills little', async () => {
+  const command = commandOf(
+    'sh',
+    '-c',
+    'head --bytes=3000000 /dev/zero || echo full >&2; exec 3>&1; stat --dereference --format=%s /dev/fd/3 >&2; exit 1',
+  );
+  const failure = await assert.rejects(runBriefly(asUser(alice, command)), CommandFailed);
+  assert.match(failure.stderrTail, /full\n1048576$/);
 });
 
 child('two enroots of a user at once have other process numbers', async () => {
