@@ -4,9 +4,10 @@ import { release } from 'node:os';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
 import { diskRemedy, filesystemHindrance, filesystemKind, mountOptions } from '../../lib/core/filesystem.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
-import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../../lib/core/gc-plan.ts';
+import { blocksUsedPercent, inodesUsedPercent, maxCacheBytes, usedPercent } from '../../lib/core/gc-plan.ts';
 import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
 import { overlayHindrance } from '../../lib/core/overlay-hindrance.ts';
+import { formatBytes } from '../../lib/core/readable.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import { findEnroot } from '../../lib/store/enroot.ts';
 import { openBase } from '../../lib/store/user-directory.ts';
@@ -51,6 +52,7 @@ export const checkBase: Check = async (context) => {
       ...(disk === undefined ? [] : [disk]),
       flockFinding(basePath),
       roomFinding(basePath, context.settings),
+      ...sizeFindings(basePath, context.settings),
       ...(await overlayFindings(context, base, mount)),
     ];
   } finally {
@@ -118,6 +120,31 @@ function roomFinding(basePath: string, { gcHighPercent, gcLowPercent }: Settings
     `${used}; ${goal}: a collection is due`,
     'container-cache gc --dry-run shows what would go and why the rest stays',
   );
+}
+
+/** Below it not even a small distribution fits: a number without the unit that was meant. */
+const smallestUsefulBytes = 100 * 1024 * 1024;
+
+function sizeFindings(basePath: string, settings: Settings): Finding[] {
+  const usage = readUsage(basePath);
+  const limitBytes = maxCacheBytes(usage, settings);
+  if (limitBytes === undefined) return [];
+  const limit = `container_cache_max_size is ${formatBytes(limitBytes)}`;
+  if (limitBytes < smallestUsefulBytes)
+    return [
+      report.warn(
+        `${limit}, in which hardly an image has room: jobs run without the cache`,
+        'give it a unit, such as 500G, or percent of the disk, such as 40%',
+      ),
+    ];
+  if (limitBytes > usage.totalBytes)
+    return [
+      report.warn(
+        `${limit}, more than the disk's ${formatBytes(usage.totalBytes)}: the watermarks alone decide`,
+        'a smaller one, percent of the disk, or take the line out',
+      ),
+    ];
+  return [report.ok(`${limit} of the disk's ${formatBytes(usage.totalBytes)}`)];
 }
 
 async function overlayFindings(

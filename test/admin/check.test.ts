@@ -379,6 +379,18 @@ base('that is fuller than the high watermark', async () => {
   assertProblems(right.check(), ['warn', 'base', /a collection is due/]);
 });
 
+base('whose entries may take more than the disk has, or less than an image', async () => {
+  await using right = await RightNode.start(['base']);
+  right.configure({ container_cache_max_size: '500' });
+  assertProblems(right.check(), ['warn', 'base', /max_size is 500 B, in which hardly an image has room/]);
+  right.configure({ container_cache_max_size: '900T' });
+  assertProblems(right.check(), ['warn', 'base', /max_size is .*, more than the disk's .*: the watermarks/]);
+  right.configure({ container_cache_max_size: '50%' });
+  const result = right.check();
+  assertProblems(result);
+  assert.match(textsOf(result, 'base').join('\n'), /^container_cache_max_size is \S+ \S+ of the disk's/m);
+});
+
 base('where no user can mount an overlay: the reason, and how bad it is by isolation=', async () => {
   await using right = await RightNode.start();
   const { basePath } = right.node;

@@ -11,7 +11,6 @@ import { slurmAvailable } from './cluster.ts';
 import { PROBE_CONFIGURATION, probeTree, programsUnderTest } from './containers.ts';
 import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
 import {
-  allCombinations,
   compare,
   coveringCombinations,
   describeCombination,
@@ -21,7 +20,6 @@ import {
 } from './matrix.ts';
 
 const ARRAY_SIZE = 3;
-const LONG_ARRAY_SIZE = 6;
 
 const FOR_IMAGE_FILES = ['squashfuse'];
 const FOR_REGISTRIES = ['curl', 'jq'];
@@ -67,11 +65,5 @@ for (const combination of coveringCombinations()) {
     assert.equal(await compare(requirePair(state), combination, ARRAY_SIZE), []);
   });
 }
-
-matrix(`an array of ${LONG_ARRAY_SIZE} looks the same`, async (state) => {
-  const combination = allCombinations().find(({ launch }) => launch === 'array');
-  assert.ok(combination);
-  assert.equal(await compare(requirePair(state), combination, LONG_ARRAY_SIZE), []);
-});
 
 matrix.run();
