@@ -25,7 +25,8 @@ export class HeldProgram implements Disposable {
     this.#directory = mkdtempSync(join(machineRoot, 'held-'));
     // It may run as a user.
     chmodSync(this.#directory, 0o777);
-    const wait = `: >"${this.#directory}/$$"; while [ -d "${this.#directory}" ] && [ ! -e "${this.#directory}/go" ]; do sleep 0.01; done`;
+    // In a PID namespace its own number is 1; /proc has that of ours.
+    const wait = `read -r pid _ </proc/self/stat; : >"${this.#directory}/$pid"; while [ -d "${this.#directory}" ] && [ ! -e "${this.#directory}/go" ]; do sleep 0.01; done`;
     this.#replacement = replaceProgram(
       name,
       `case "$*" in ${where.replaceAll(' ', '\\ ')}) ${first}\n${wait}; ${then};; esac\nexec /usr/bin/${name} "$@"`,

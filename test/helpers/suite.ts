@@ -26,6 +26,17 @@ export interface Suite<State extends object> {
   run: () => void;
 }
 
+/** Set to see how long each test takes. */
+const timesVariable = 'CONTAINER_CACHE_TEST_TIMES';
+
+const timed =
+  <State>(test: string, body: Callback<State>): Callback<State> =>
+  async (context) => {
+    const startedMs = performance.now();
+    await body(context);
+    process.stdout.write(`\n${((performance.now() - startedMs) / 1000).toFixed(1)} s  ${test}\n`);
+  };
+
 export interface SuiteOptions<State extends object> {
   state?: State;
   /** Why no test of this suite can run here, for example "needs root"; undefined: they can. */
@@ -63,7 +74,7 @@ export function suite<State extends object = Record<string, never>>(
   function add(test: string, body: Callback<State>): void {
     if (options.skip !== undefined) return skip(test, options.skip);
     count();
-    inner(test, body);
+    inner(test, process.env[timesVariable] === undefined ? body : timed(test, body));
   }
 
   // uvu drops what a hook of the whole suite throws; so the hook itself marks the process failed.
