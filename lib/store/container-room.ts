@@ -4,6 +4,7 @@
  */
 import { fits, type Usage } from '../core/gc-plan.ts';
 import { estimateSpace, parseImage, type SpaceNeed } from '../core/image.ts';
+import { userPath } from '../core/layout.ts';
 import type { Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import type { Directory } from '../system/directory.ts';
@@ -38,9 +39,10 @@ export async function makeRoomForImport(request: RoomFor): Promise<'room' | 'no-
   const { user, image, settings, base } = request;
   if (readUsage(base.path).availableBytes > plentyBytes) return 'room';
   const enrootPath = findEnroot(settings.enrootPath);
-  const layerBytes = await askLayerBytes(enrootPath, user, image);
+  const asked = { user, userPath: userPath(base.path, user.uid) };
+  const layerBytes = await askLayerBytes(enrootPath, asked, image);
   if (layerBytes === undefined) return makeRoom(request, undefined);
-  const paths = await askEnrootPaths(enrootPath, user);
+  const paths = await askEnrootPaths(enrootPath, asked);
   const { cache } = paths === undefined ? {} : await findDevices(user, paths);
   const device = base.stats.dev;
   return makeRoom(request, importNeed(layerBytes, { data: device, temporary: device, cache }, device));
@@ -90,7 +92,8 @@ async function findContainerNeed({
   const source = image?.kind === 'path' ? await probeSquashfs(user, image) : undefined;
   if (source !== undefined && fits(usage, estimateSpace(source.superblock))) return 'none';
   const enrootPath = findEnroot(settings.enrootPath);
-  const paths = await askEnrootPaths(enrootPath, user);
+  const asked = { user, userPath: userPath(base.path, user.uid) };
+  const paths = await askEnrootPaths(enrootPath, asked);
   const device = base.stats.dev;
   const devices = paths && (await findDevices(user, paths));
   if (devices !== undefined) {
@@ -99,6 +102,6 @@ async function findContainerNeed({
   }
   if (source !== undefined) return measureImage(user, source.path, source.superblock, lookLimitMs);
   if (image?.kind !== 'registry' || devices === undefined) return undefined;
-  const layerBytes = await askLayerBytes(enrootPath, user, image.uri);
+  const layerBytes = await askLayerBytes(enrootPath, asked, image.uri);
   return layerBytes === undefined ? undefined : importNeed(layerBytes, devices, device);
 }

@@ -7,6 +7,7 @@
  * asks once more for the manifest itself and prints the sizes of its layers. An enroot that works otherwise tells nothing.
  */
 import type { SpaceNeed } from '../core/image.ts';
+import { homelessPath } from '../core/layout.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run.ts';
@@ -16,6 +17,12 @@ import { lookUpHome } from './enroot.ts';
 const askLimitSeconds = 10;
 /** Whatever is configured for imports. */
 const briefly = { ENROOT_CONNECT_TIMEOUT: '3', ENROOT_TRANSFER_TIMEOUT: '5', ENROOT_TRANSFER_RETRIES: '0' };
+
+/** Whom enroot is asked for, and the directory in the base, for the files of whoever has no home. */
+export interface EnrootUser {
+  readonly user: UserIds;
+  readonly userPath: string;
+}
 
 export interface EnrootPaths {
   readonly data: string;
@@ -27,8 +34,8 @@ const printPaths =
   '() { printf \'PATHS\\t%s\\t%s\\t%s\\n\' "$ENROOT_DATA_PATH" "$ENROOT_CACHE_PATH" "$ENROOT_TEMP_PATH"; }';
 
 /** @returns undefined if this enroot does not tell */
-export async function askEnrootPaths(enrootPath: string, user: UserIds): Promise<EnrootPaths | undefined> {
-  const text = await askEnroot(enrootPath, user, ['version'], { 'BASH_FUNC_mkdir%%': printPaths });
+export async function askEnrootPaths(enrootPath: string, user: EnrootUser): Promise<EnrootPaths | undefined> {
+  const text = await askEnroot(enrootPath, user, ['version'], [`BASH_FUNC_mkdir%%=${printPaths}`]);
   const [, data, cache, temporary] = /^PATHS\t(\/.*)\t(\/.*)\t(\/.*)$/m.exec(text) ?? [];
   return data === undefined || cache === undefined || temporary === undefined
     ? undefined
@@ -58,32 +65,33 @@ const printLayers = `() {
 /** @returns the size of the image's layers as the registry has them, compressed; undefined if it does not tell */
 export async function askLayerBytes(
   enrootPath: string,
-  user: UserIds,
+  user: EnrootUser,
   uri: string,
 ): Promise<number | undefined> {
-  const text = await askEnroot(enrootPath, user, ['digest', uri], { 'BASH_FUNC_curl%%': printLayers });
+  const text = await askEnroot(enrootPath, user, ['digest', uri], [`BASH_FUNC_curl%%=${printLayers}`]);
   const sizes = [...text.matchAll(/^LAYERS\t(\d{1,15})$/gm)];
   return sizes.length === 0 ? undefined : Number(sizes.at(-1)?.[1]);
 }
 
 async function askEnroot(
   enrootPath: string,
-  user: UserIds,
+  { user, userPath }: EnrootUser,
   args: readonly string[],
-  functions: Readonly<Record<string, string>>,
+  functions: readonly string[],
 ): Promise<string> {
   let text = '';
   const add = (chunk: Buffer): void => {
     if (text.length < 64 * 1024) text += chunk.toString('utf8');
   };
   try {
-    const home = (await lookUpHome(user)) ?? '/';
+    const home = (await lookUpHome(user)) ?? homelessPath(userPath);
     await runForUser(
       user,
       {
         file: 'timeout',
-        args: ['--kill-after=2s', `${askLimitSeconds}s`, enrootPath, ...args],
-        environment: { HOME: home, ...briefly, ...functions },
+        // By env(1): no shell on the way may read them.
+        args: ['--kill-after=2s', `${askLimitSeconds}s`, 'env', ...functions, enrootPath, ...args],
+        environment: { HOME: home, ...briefly },
         timeoutMs: (askLimitSeconds + 5) * 1000,
         onStdout: add,
         onStderr: add,

@@ -506,7 +506,7 @@ pauses('the next Prologs of that user do not ask, those of others do, until some
   const other = await node.prolog({ id: 5, user: alice, image: 'reg.example:5000/other:1' });
   assert.match(
     other.line['reason']!,
-    /cannot reach registry .*\(\d+ s ago; not asked again for (\d|[1-5]\d|60) s\)/,
+    /cannot reach registry .*\(\d+ s ago; not asked again for \d+ s\)/,
   );
   assert.is(asked(), after);
   await node.prolog({ id: 6, user: bob, image });

@@ -109,7 +109,7 @@ function straceOf(trace: string, ...options: readonly string[]): readonly string
 
 /** In CI every fifth call fails, in one way; each of them in all ways: with this variable. */
 const allWays = process.env['CONTAINER_CACHE_TEST_ALL_ERRORS'] !== undefined;
-const everyCall = allWays ? 1 : 5;
+const everyCall = allWays ? 1 : 10;
 const errors = ['ENOSPC', 'EDQUOT', 'EIO', 'EROFS'] as const;
 
 const calls = suite('a disk that fails at one call', { skip: unlessPrivateMachine ?? unlessStrace });

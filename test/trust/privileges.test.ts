@@ -165,7 +165,7 @@ test('what unpacks an image has no capability, no core file, few open files, and
   chmodSync(notes, 0o777);
   using _ = replaceProgram(
     'unsquashfs',
-    `cat /proc/$$/status >${notes}/status; cat /proc/$$/limits >${notes}/limits; env >${notes}/environment; exec /usr/bin/unsquashfs "$@"`,
+    `cat /proc/self/status >${notes}/status; cat /proc/self/limits >${notes}/limits; env >${notes}/environment; exec /usr/bin/unsquashfs "$@"`,
   );
   const environment = { LD_LIBRARY_PATH: '/tmp', BASH_ENV: '/tmp/x', SECRET: 'of slurmd' };
   const { line } = await node.prolog({ id: 1, user: alice, image: node.image(), environment });

@@ -598,7 +598,7 @@ class Stress {
       this.report.noSpace++;
       return;
     }
-    const [, entryName, holder] = /^(pyxis_cache_\S+) (\d+|-)$/m.exec(output) ?? [];
+    const [, entryName, holder] = /^(pyxis_cache_\S+) (\d+|-) \w+$/m.exec(output) ?? [];
     if (exitCode !== 0 || entryName === undefined) {
       this.#violation(where, `acquire: exit code ${exitCode}: ${output}`);
       return;

@@ -20,9 +20,17 @@ test.unless(unlessTraced, 'has its lock file, flocked shared, before it has its 
   const wrapper = ['/usr/bin/strace', '-f', '-yy', '-o', trace, '-e', calls];
   const prolog = node.startProlog({ id: 1, user: alice, image: node.image(), wrapper });
   await until('the Prolog has done its work', () => node.jobFile(1, 'env') !== undefined);
-  // strace(1) follows the holder, too, and would stay as long.
+  // strace(1) follows the holder and the room agent, too, and would stay as long.
   process.kill(node.lease(1)!.holder.pid, 'SIGKILL');
-  const { line } = await prolog.result;
+  let isOver = false;
+  const ending = prolog.result.finally(() => {
+    isOver = true;
+  });
+  await until('strace has ended', () => {
+    for (const pid of isOver ? [] : node.roomAgents()) process.kill(pid, 'SIGKILL');
+    return isOver;
+  });
+  const { line } = await ending;
   assert.is(line['result'], 'created');
   const [entry = ''] = node.entries(alice);
   const lines = readFileSync(trace, 'utf8').split('\n');
