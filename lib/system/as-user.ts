@@ -162,15 +162,18 @@ export function asUser(
   const isConfined = isRoot() && user.uid !== 0 && privileges.deathSignal !== 'clear';
   if (!isConfined || !privileges.canGain || !isHarmless(command.environment))
     return { ...command, program, file: 'setpriv', args, isConfined };
-  return { ...command, program, file: 'sh', args: ['-c', spreadNumbers, firstNumber(), ...args], isConfined };
+  const own = ['--mount', '--propagation=slave', '--', 'sh', '-c', ownNumbers, firstNumber()];
+  return { ...command, program, file: 'unshare', args: [...own, ...args], isConfined };
 }
 
 /**
- * enroot has temporary files with its process number in their names, which all enroots of the user share: in a PID namespace the numbers
- * would all be small. The first process of one may choose the next number.
+ * For enroot, an importer, and what they run: a /proc of its PID namespace, by which programs find their parents (GNU parallel its shell).
+ * And other numbers than those of the next namespace: enroot has its own in the names of temporary files that all enroots of a user
+ * share. The first process of a namespace may choose the next number.
  */
-const spreadNumbers =
-  '[ $$ -ne 1 ] || { echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null; exec setpriv "$@"';
+const ownNumbers =
+  '[ $$ -ne 1 ] || { mount -t proc -o nosuid,nodev,noexec proc /proc; echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null; exec setpriv "$@"';
+
 /** Root's shell reads it: no functions, no files to begin with. */
 const isHarmless = (environment: Command['environment']): boolean =>
   Object.keys(environment ?? {}).every(

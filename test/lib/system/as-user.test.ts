@@ -342,6 +342,17 @@ child('of files in memory that are root’s it fills little', async () => {
   assert.match(failure.stderrTail, /full\n1048576$/);
 });
 
+child('what enroot runs finds itself and its parents in /proc', async () => {
+  const script =
+    'sh -c \'echo "$(cat /proc/$$/comm) $(cat /proc/$PPID/comm)"; ls -d /proc/[0-9]* | wc -l\'; :';
+  const { stdout } = await run(
+    asUser(alice, commandOf('timeout', '10', 'sh', '-c', script), { canGain: true }),
+  );
+  const [names, count] = stdout.toString().trim().split('\n');
+  assert.is(names, 'sh sh');
+  assert.ok(Number(count) < 10, count);
+});
+
 child('two enroots of a user at once have other process numbers', async () => {
   const numbers = await Promise.all(
     [1, 2, 3].map(async () => {
@@ -410,10 +421,7 @@ child('for a user whom no database knows nothing is run', async () => {
   assert.equal(readdirSync(root), []);
 });
 
-/** Its own number is 1, in its PID namespace; /proc has that of ours. */
-const tellPid = 'read -r pid _ </proc/self/stat; echo $pid';
-
-/** Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid. */
+/** Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid: not by what the shell says, which is in a PID namespace. */
 async function killParentOf(script: string, privileges: string): Promise<number> {
   const library = (name: string): string =>
     JSON.stringify(join(import.meta.dirname, '../../../lib/system', name));
@@ -428,12 +436,24 @@ async function killParentOf(script: string, privileges: string): Promise<number>
      });`,
   );
   const parent: ChildProcess = spawn(process.execPath, [path], { stdio: ['ignore', 'pipe', 'inherit'] });
-  const [text] = (await once(parent.stdout!, 'data')) as [Buffer];
-  const pid = Number(String(text));
+  await once(parent.stdout!, 'data');
+  const pid = Number(
+    readdirSync('/proc').find(
+      (name) => /^\d+$/.test(name) && commandLineOf(name) === ['sh', '-c', script, ''].join('\0'),
+    ),
+  );
   assert.ok(isRunning(pid));
   parent.kill('SIGKILL');
   await once(parent, 'exit');
   return pid;
+}
+
+function commandLineOf(pid: string): string {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8');
+  } catch {
+    return '';
+  }
 }
 
 function isRunning(pid: number): boolean {
@@ -446,7 +466,7 @@ function isRunning(pid: number): boolean {
 
 child('it dies with us, even when we are killed', async () => {
   const pid = await killParentOf(
-    `trap "" TERM INT HUP PIPE; ${tellPid}; while :; do sleep 0.01; done`,
+    `trap "" TERM INT HUP PIPE; echo ready; while :; do sleep 0.01; done`,
     '{ canGain: false }',
   );
   // Without the signal it would stay, beyond this file's limit.
@@ -454,7 +474,7 @@ child('it dies with us, even when we are killed', async () => {
 });
 
 child('a command that ends others is asked to end when we die', async () => {
-  const script = `trap 'touch ${at('cleaned')}; exit' TERM; ${tellPid}; while :; do sleep 0.01; done`;
+  const script = `trap 'touch ${at('cleaned')}; exit' TERM; echo ready; while :; do sleep 0.01; done`;
   const pid = await killParentOf(script, "{ canGain: true, deathSignal: 'TERM' }");
   while (isRunning(pid)) await sleep(5);
   assert.ok(readdirSync(root).includes('cleaned'));
