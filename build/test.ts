@@ -1,5 +1,5 @@
 /**
- * `npm test [-- WORD…]`: runs the test files, each in a process of its own, four at a time: they wait a good deal.
+ * `npm test [-- WORD…]`: runs the test files, each in a process of its own, three at a time: they wait a good deal.
  *
  * uvu runs the tests of a file and this counts over the files; it trusts a file only so far. A file
  * has failed that exits non-zero, prints no summary or more than one, runs no test, or runs fewer
@@ -31,7 +31,7 @@ import { printCounts, type Counts } from './counts.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
 
 const TIMEOUT_DEFAULT_S = 120;
-const FILES_AT_ONCE = 4;
+const FILES_AT_ONCE = 3;
 /** How long a process that was told to end may take before it counts as left behind. */
 const LEFTOVER_GRACE_MS = 2_000;
 const LEFTOVER_POLL_MS = 50;
