@@ -162,17 +162,20 @@ export function asUser(
   const isConfined = isRoot() && user.uid !== 0 && privileges.deathSignal !== 'clear';
   if (!isConfined || !privileges.canGain || !isHarmless(command.environment))
     return { ...command, program, file: 'setpriv', args, isConfined };
-  const own = ['--mount', '--propagation=slave', '--', 'sh', '-c', ownNumbers, firstNumber()];
-  return { ...command, program, file: 'unshare', args: [...own, ...args], isConfined };
+  const own = ['-c', ownNumbers, firstNumber(), ...args];
+  return { ...command, program, file: 'sh', args: own, isConfined };
 }
 
 /**
  * For enroot, an importer, and what they run: a /proc of its PID namespace, by which programs find their parents (GNU parallel its shell).
  * And other numbers than those of the next namespace: enroot has its own in the names of temporary files that all enroots of a user
- * share. The first process of a namespace may choose the next number.
+ * share. The first process of a namespace may choose the next number. Where there is no namespace (confined.ts), nothing of it.
  */
-const ownNumbers =
-  '[ $$ -ne 1 ] || { mount -t proc -o nosuid,nodev,noexec proc /proc; echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null; exec setpriv "$@"';
+const ownNumbers = `
+[ $$ -eq 1 ] || exec setpriv "$@"
+exec unshare --mount --propagation=slave -- sh -c '
+  { mount -t proc -o nosuid,nodev,noexec proc /proc; echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null
+  exec setpriv "$@"' "$0" "$@"`;
 
 /** Root's shell reads it: no functions, no files to begin with. */
 const isHarmless = (environment: Command['environment']): boolean =>

@@ -104,16 +104,18 @@ export interface PlantedEntry {
 
 /** Longer than anything a test waits for: a test that hangs fails by it, none passes by it. */
 const hangLimitMs = 120_000;
-const pollMs = 5;
+/** Between two looks: what is looked at costs processor time, which the others on a busy machine need. */
+const pollMs = { least: 5, most: 50, partOfElapsed: 0.05 } as const;
 
 /** Resolves when `condition` gives something other than undefined and false; it is for states, never for durations. */
 export async function until<T>(what: string, condition: () => T | undefined | false): Promise<T> {
-  const deadlineMs = performance.now() + hangLimitMs;
+  const startedMs = performance.now();
   for (;;) {
     const value = condition();
     if (value !== undefined && value !== false) return value;
-    if (performance.now() > deadlineMs) throw new Error(`Waited ${hangLimitMs} ms in vain until ${what}`);
-    await sleep(pollMs);
+    const elapsedMs = performance.now() - startedMs;
+    if (elapsedMs > hangLimitMs) throw new Error(`Waited ${hangLimitMs} ms in vain until ${what}`);
+    await sleep(Math.min(pollMs.most, Math.max(pollMs.least, elapsedMs * pollMs.partOfElapsed)));
   }
 }
 
