@@ -274,6 +274,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/system/background.ts': 'the runtime directory',
   'lib/system/beneath.ts': 'the door: one name in an open directory',
   'lib/system/boot.ts': '/proc',
+  'lib/system/confined.ts': '/proc',
   'lib/system/directory.ts': 'what its callers reach',
   'lib/system/disk-usage.ts': 'the base',
   'lib/system/files.ts': 'what its callers reach',

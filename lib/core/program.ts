@@ -19,7 +19,7 @@ export interface Start {
 /** What admin/cli.ts offers; a test compares the two. */
 export const adminCommands = [
   ...(['status', 'explain', 'rm', 'pin', 'unpin', 'warm', 'verify', 'stats', 'metrics'] as const),
-  ...(['gc', 'check', 'completion'] as const),
+  ...(['gc', 'check', 'completion', 'room'] as const),
 ] as const;
 
 /** yargs calls us so for the completion script. */

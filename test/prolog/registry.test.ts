@@ -504,10 +504,7 @@ pauses('the next Prologs of that user do not ask, those of others do, until some
 
   // Of the same registry, whatever the image.
   const other = await node.prolog({ id: 5, user: alice, image: 'reg.example:5000/other:1' });
-  assert.match(
-    other.line['reason']!,
-    /cannot reach registry .*\(\d+ s ago; not asked again for \d+ s\)/,
-  );
+  assert.match(other.line['reason']!, /cannot reach registry .*\(\d+ s ago; not asked again for \d+ s\)/);
   assert.is(asked(), after);
   await node.prolog({ id: 6, user: bob, image });
   assert.is(asked(), after + 1);
