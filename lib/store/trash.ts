@@ -250,6 +250,8 @@ async function find(
       ],
       timeoutMs: seconds * 1000,
       descriptors: trees.map(({ directory }) => directory.fd),
+      // Not by asUser(), which leaves root its capabilities: root's own trees are deleted without any, too.
+      isConfined: true,
     });
     return undefined;
   } catch (error) {
