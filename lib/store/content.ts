@@ -14,19 +14,16 @@
  * The index is the user's and lies in the user's directory. What a user writes there leads to entries of the same user alone.
  */
 import { isSea } from 'node:sea';
-import { BeneathError, JobFault } from '../core/faults.ts';
+import { JobFault } from '../core/faults.ts';
 import { entryName, imagesName, seenName } from '../core/layout.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import {
   inDirectoryOf,
-  makeDirectoryBeneath,
+  inIndexOf,
   readSmallFileBeneath,
   statBeneath,
-  withDirectoryBeneath,
   writeFileBeneath,
 } from '../system/beneath.ts';
-import type { Directory } from '../system/directory.ts';
-import { unlessErrno } from '../system/errno.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { findCommandForUsers } from '../system/self.ts';
 import type { EntryKey } from './entry.ts';
@@ -85,31 +82,17 @@ function wasSeen(user: UserIds, userPath: string, { fingerprint }: SquashfsSourc
   }
 }
 
-/** Of an image that is being made an entry. Nothing a user puts in the way may fail a job; what is not remembered is read again. */
+/** Of an image that is being made an entry. */
 export function rememberContent(
   user: UserIds,
   userPath: string,
   source: SquashfsSource,
   { content, readSinceMs }: FileContent,
 ): void {
-  inImageIndex(user, userPath, (index) => {
+  inIndexOf(user, userPath, imagesName, (index) => {
     writeFileBeneath(index, seenName(source.fingerprint), '', 0o600);
     if (wasStill(source, readSinceMs)) writeFileBeneath(index, source.identity, `${content}\n`, 0o600);
   });
-}
-
-/** Runs `action` with `.images` open, made if it is not there; what fails below the user's directory is passed over. */
-export function inImageIndex(user: UserIds, userPath: string, action: (index: Directory) => void): void {
-  try {
-    inDirectoryOf(user, userPath, (userDirectory) => {
-      unlessErrno(['EEXIST'], () => {
-        makeDirectoryBeneath(userDirectory, imagesName, 0o700);
-      });
-      withDirectoryBeneath(userDirectory, imagesName, action);
-    });
-  } catch (error) {
-    if (!(error instanceof BeneathError)) throw error;
-  }
 }
 
 /** Filesystems note times by a clock that ticks; some by whole seconds. */

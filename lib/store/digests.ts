@@ -12,7 +12,6 @@
  * Apart from image-source.ts so that a job with an image file does not load it.
  */
 import { basename, dirname } from 'node:path';
-import { BeneathError } from '../core/faults.ts';
 import { hashDigest, hashReference } from '../core/image-hash.ts';
 import { parseDigest, type RegistryImage } from '../core/image.ts';
 import type { Environment } from '../core/job.ts';
@@ -22,14 +21,12 @@ import type { Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import {
   inDirectoryOf,
-  makeDirectoryBeneath,
+  inIndexOf,
   readSmallFileBeneath,
   statBeneath,
-  withDirectoryBeneath,
   writeFileBeneath,
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
-import { unlessErrno } from '../system/errno.ts';
 import { openEnroot, type QuestionLimits } from './enroot.ts';
 import type { RegistrySource } from './image-source.ts';
 import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } from './registry-memory.ts';
@@ -173,20 +170,10 @@ function recallDigest(user: UserIds, path: string): string | undefined {
   }
 }
 
-/** What is not remembered is asked again: nothing a user puts here may fail the job. */
 function rememberDigest(user: UserIds, path: string, digest: string): void {
-  try {
-    inUserDirectory(user, path, (userDirectory) => {
-      unlessErrno(['EEXIST'], () => {
-        makeDirectoryBeneath(userDirectory, digestsName, 0o700);
-      });
-      withDirectoryBeneath(userDirectory, digestsName, (digests) => {
-        writeFileBeneath(digests, basename(path), `${digest}\n`, 0o600);
-      });
-    });
-  } catch (error) {
-    if (!(error instanceof BeneathError)) throw error;
-  }
+  inIndexOf(user, dirname(dirname(path)), digestsName, (digests) => {
+    writeFileBeneath(digests, basename(path), `${digest}\n`, 0o600);
+  });
 }
 
 function inUserDirectory<T>(

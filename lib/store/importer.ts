@@ -16,10 +16,9 @@ import type { Environment, Job } from '../core/job.ts';
 import { imagesName, importerNoteName } from '../core/layout.ts';
 import { noImporter, type NodeFacts } from '../core/node-facts.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
-import { inDirectoryOf, readSmallFileBeneath, writeFileBeneath } from '../system/beneath.ts';
+import { inDirectoryOf, inIndexOf, readSmallFileBeneath, writeFileBeneath } from '../system/beneath.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { CommandFailed, run, runBriefly, systemPath, type Command } from '../system/run.ts';
-import { inImageIndex } from './content.ts';
 import { lookUpHome } from './enroot.ts';
 import { probeSquashfs, type SquashfsSource } from './image-source.ts';
 
@@ -259,7 +258,7 @@ function writeNote(
   about: string,
 ): void {
   const text = [fingerprintOf(importer), state, Date.now(), about.replaceAll(/[\t\n]/g, ' ')].join('\t');
-  inImageIndex(user, userPath, (index) => {
+  inIndexOf(user, userPath, imagesName, (index) => {
     writeFileBeneath(index, importerNoteName, `${text}\n`, 0o600);
   });
 }

@@ -4,7 +4,7 @@
  */
 import { spawnSync } from 'node:child_process';
 import { closeSync, lstatSync, renameSync } from 'node:fs';
-import { parseImage, type SpaceNeed } from '../core/image.ts';
+import { parseImage, type PathImage, type SpaceNeed } from '../core/image.ts';
 import { lockPath, parseEntryDirectoryName, partialName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { namesBeneath } from '../system/beneath.ts';
@@ -19,14 +19,19 @@ import { measureImage } from './create.ts';
 import { probeSquashfs } from './image-source.ts';
 import { Reclaim } from './reclaim.ts';
 
+/** Longer than a step waits for a listing of its image. */
 const lookLimitMs = 60_000;
 const discardLimitMs = 60_000;
 
 /** @returns what an image file takes when it is unpacked; undefined for any other image */
 export async function measureOwn(user: UserIds, image: string): Promise<SpaceNeed | undefined> {
   const parsed = /^(?:dockerd|podman):/.test(image) ? undefined : parseImage(image, undefined);
-  if (parsed?.kind !== 'path') return undefined;
-  const { path, superblock } = await probeSquashfs(user, parsed);
+  return parsed?.kind === 'path' ? measureFile(user, parsed) : undefined;
+}
+
+/** @returns what an image file takes when it is unpacked, by its listing if that is there in time */
+export async function measureFile(user: UserIds, image: PathImage): Promise<SpaceNeed> {
+  const { path, superblock } = await probeSquashfs(user, image);
   return measureImage(user, path, superblock, lookLimitMs);
 }
 

@@ -122,7 +122,8 @@ export async function makeQuota(
   return evicted > 0;
 }
 
-function collectingWithin(
+/** A collection that has so much time, for the lock and for all. */
+export function collectingWithin(
   { settings, base, log }: Pick<Provision, 'settings' | 'base' | 'log'>,
   limitMs: number,
 ): CollectRequest {

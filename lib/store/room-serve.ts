@@ -15,14 +15,10 @@ import { tryFlock } from '../system/flock.ts';
 import { processIds } from '../system/processes.ts';
 import { CommandFailed, run } from '../system/run.ts';
 import type { Log } from '../system/syslog.ts';
-import { collect, evictForQuota, type CollectRequest } from './collector.ts';
+import { collect, evictForQuota } from './collector.ts';
 import { makeRoomForContainer, makeRoomForImport, type RoomFor } from './container-room.ts';
-import { measureImage } from './create.ts';
-import { recordEvents } from './events.ts';
-import { probeSquashfs } from './image-source.ts';
-import { measureOwn } from './own-entries.ts';
-import { pinnedNames } from './pins.ts';
-import { makeQuota } from './provision.ts';
+import { measureFile, measureOwn } from './own-entries.ts';
+import { collectingWithin, makeQuota } from './provision.ts';
 
 export interface ServeRequest {
   readonly settings: Settings;
@@ -34,8 +30,6 @@ export interface ServeRequest {
 const mostOfUser = 16;
 const mostProcesses = 1024;
 const readLimitMs = 5000;
-/** Longer than a step waits for a listing of its image. */
-const lookLimitMs = 60_000;
 const collectLimitMs = 9 * 60_000;
 const oldestAnswerMs = 60 * 60_000;
 
@@ -140,18 +134,14 @@ async function serve(request: ServeRequest, asking: Asking): Promise<RoomAnswer>
 }
 
 async function makeRoom(request: ServeRequest, { kind, user, image }: Asking): Promise<RoomAnswer> {
-  const wanted = { ...request, user, image, collecting: collectRequest(request) };
+  const wanted = { ...request, user, image, collecting: collectingWithin(request, collectLimitMs) };
   if (kind === 'container') return makeRoomForContainer(wanted);
   if (kind === 'quota') return makeQuotaFor(wanted);
   if (kind === 'stub-quota')
     return (await evictForQuota(wanted.collecting, user, { count: 1 })) > 0 ? 'room' : 'no-room';
   const parsed = kind === 'stub' ? undefined : parseImage(image, undefined);
   if (parsed?.kind === 'registry') return makeRoomForImport(wanted);
-  let need = stubNeed;
-  if (parsed !== undefined) {
-    const { superblock, path } = await probeSquashfs(user, parsed);
-    need = await measureImage(user, path, superblock, lookLimitMs);
-  }
+  const need = parsed === undefined ? stubNeed : await measureFile(user, parsed);
   const { isWithinLimit } = await collect({ ...wanted.collecting, need, isForOthers: kind === 'stub' });
   if (!isWithinLimit && kind === 'entry') return 'over-limit';
   return fits(readUsage(request.base.path), need) ? 'room' : 'no-room';
@@ -162,19 +152,6 @@ async function makeQuotaFor({ user, image, collecting }: RoomFor): Promise<RoomA
   const known = { need, written: undefined, isHopeless: false };
   return (await makeQuota(collecting, user, known, 1)) ? 'room' : 'no-room';
 }
-
-const collectRequest = ({ settings, base, log }: ServeRequest): CollectRequest => ({
-  base,
-  runtimePath: settings.runtimePath,
-  policy: settings,
-  pinned: pinnedNames(settings.statePath, log.write),
-  lockTimeoutMs: collectLimitMs,
-  deadlineMs: Date.now() + collectLimitMs,
-  log: log.write,
-  record: (event) => {
-    recordEvents(settings.statePath, [event]);
-  },
-});
 
 function prepareAnswers(runtimePath: string): void {
   const directory = roomAnswersPath(runtimePath);

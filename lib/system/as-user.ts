@@ -8,7 +8,7 @@
 import process from 'node:process';
 import { errnoName } from '../core/errno-names.ts';
 import { errnoOf } from './errno.ts';
-import { loadBeneath, type BeneathAddon } from './native-addon.ts';
+import { findBeneath, type BeneathAddon } from './native-addon.ts';
 import type { Command } from './run.ts';
 
 export interface UserIds {
@@ -52,7 +52,7 @@ export function withUserIds<T>(user: UserIds, action: () => T extends Promise<un
   if (!isRoot())
     throw Object.assign(new Error(`Cannot act as uid ${user.uid}: uid ${userId()} acts`), { code: 'EPERM' });
   if (hasNoGroups) {
-    const addon = findAddon();
+    const addon = findBeneath();
     if (addon !== undefined) return withThreadIds(addon, user, action);
   }
   const { seteuid, setegid, setgroups, getgroups, getegid } = process;
@@ -71,19 +71,6 @@ export function withUserIds<T>(user: UserIds, action: () => T extends Promise<un
     setegid(gid);
     if (groups !== undefined) setgroups(groups);
   }
-}
-
-let addon: BeneathAddon | null | undefined;
-
-function findAddon(): BeneathAddon | undefined {
-  if (addon === undefined) {
-    try {
-      addon = loadBeneath();
-    } catch {
-      addon = null;
-    }
-  }
-  return addon ?? undefined;
 }
 
 /** Of our thread alone, which is the one that acts: to change all of them stops each. No thread must be started meanwhile: it would stay the user's. */

@@ -35,7 +35,7 @@ import { withUserIds, type UserIds } from './as-user.ts';
 import { withDirectory, type Directory } from './directory.ts';
 import { isGone, unlessErrno } from './errno.ts';
 import { readAndClose } from './files.ts';
-import { loadBeneath, type BeneathAddon } from './native-addon.ts';
+import { findBeneath } from './native-addon.ts';
 
 /** O_PATH of open(2), which Node does not export. */
 const onlyPath = 0o10000000;
@@ -218,6 +218,28 @@ export function touchDirectoryBeneath(directory: Directory, path: string, time: 
   });
 }
 
+/**
+ * Runs `action` with a directory of a user directory open, which is made if it is not there. What fails below the user's directory, whatever a
+ * user has put there, is passed over: what is not remembered is found out again.
+ */
+export function inIndexOf(
+  user: UserIds,
+  userPath: string,
+  name: string,
+  action: (index: Directory) => void,
+): void {
+  try {
+    inDirectoryOf(user, userPath, (userDirectory) => {
+      unlessErrno(['EEXIST'], () => {
+        makeDirectoryBeneath(userDirectory, name, 0o700);
+      });
+      withDirectoryBeneath(userDirectory, name, action);
+    });
+  } catch (error) {
+    if (!(error instanceof BeneathError)) throw error;
+  }
+}
+
 /** The names in an open directory, as they are met. @throws BeneathError */
 export function* namesBeneath(directory: Directory): Generator<string> {
   for (const { name } of itemsBeneath(directory)) yield name;
@@ -295,33 +317,22 @@ function withPath<T>(directory: Directory, path: string, flags: number, action: 
   }
 }
 
-/** undefined: not tried yet; null: openat2(2) cannot be had here. */
-let addon: BeneathAddon | null | undefined;
-
-function findAddon(): BeneathAddon | null {
-  if (addon === undefined) {
-    try {
-      addon = loadBeneath();
-    } catch {
-      addon = null;
-    }
-  }
-  return addon;
-}
+/** The kernel refuses openat2(2), or a test says so. */
+let isWalking = false;
 
 /** For tests: as on a kernel without openat2(2). */
 export function walkFromNowOn(): void {
-  addon = null;
+  isWalking = true;
 }
 
 function openPath(directory: number, path: string, flags: number): number {
-  const result = findAddon()?.openPath(directory, path, flags);
+  const result = isWalking ? undefined : findBeneath()?.openPath(directory, path, flags);
   if (result === undefined) return walk(directory, path, flags);
   if (result >= 0) return result;
   const code = errnoName(result);
   // EPERM: of a filter for system calls that does not know it; by itself openat2(2) does not say so for O_PATH.
   if (code === 'ENOSYS' || code === 'EPERM') {
-    addon = null;
+    isWalking = true;
     return walk(directory, path, flags);
   }
   throw Object.assign(new Error(`${code ?? result}, openat2`), { code, errno: result });

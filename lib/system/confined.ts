@@ -9,18 +9,16 @@
  * Where the kernel refuses (no CAP_SYS_ADMIN, no addon), the child starts without: a time limit then ends it alone.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
-import { loadBeneath, type BeneathAddon } from './native-addon.ts';
+import { findBeneath } from './native-addon.ts';
 
 const ownAdjustment = '/proc/self/oom_score_adj';
-
-let addon: BeneathAddon | null | undefined;
 
 /**
  * @param start forks at once, in this thread
  * @param fileBytes how large the files may be that the child writes; 0: as large as ours
  */
 export function startConfined<T>(start: () => T, fileBytes: number): T {
-  addon ??= load();
+  const addon = findBeneath();
   const adjustment = protectionFromOom();
   if (adjustment !== undefined) adjust('0');
   try {
@@ -37,14 +35,6 @@ function adjust(value: string): void {
     writeFileSync(ownAdjustment, value);
   } catch {
     // To lower it needs CAP_SYS_RESOURCE: then the last part of a Prolog goes without the protection.
-  }
-}
-
-function load(): BeneathAddon | null {
-  try {
-    return loadBeneath();
-  } catch {
-    return null;
   }
 }
 

@@ -60,6 +60,20 @@ export const loadFsExt = (): FsExtAddon => load('fs_ext.node') as FsExtAddon;
  */
 export const loadBeneath = (): BeneathAddon => load('beneath.node') as BeneathAddon;
 
+let found: BeneathAddon | null | undefined;
+
+/** Our own addon, where it can be had; it is tried once. */
+export function findBeneath(): BeneathAddon | undefined {
+  if (found === undefined) {
+    try {
+      found = loadBeneath();
+    } catch {
+      found = null;
+    }
+  }
+  return found ?? undefined;
+}
+
 function load(name: AddonName): unknown {
   if (!loaded.has(name)) loaded.set(name, isSea() ? loadFromAsset(name) : loadFromNodeModules(name));
   return loaded.get(name);
