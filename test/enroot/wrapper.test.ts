@@ -104,10 +104,12 @@ class WrapperNode implements AsyncDisposable {
     chownSync(join(this.pyxisPath, String(alice.uid)), alice.uid, alice.gid);
     this.imagePath = node.image();
     this.entry = nameOf(node.plant(alice, { hash: '00deadbeef001122', usedSecondsAgo: 0 }));
+    const etc = join(this.entryPath, 'etc');
+    mkdirSync(etc);
+    // As in an image: older than any job.
+    utimesSync(etc, 1, 1);
     this.writeFacts();
-    this.writeImages(
-      `${this.imagePath}\t${this.entry}\t${stampOf(this.imagePath)}\n${uri}\t${this.entry}\t-\n`,
-    );
+    this.writeOwnImages();
   }
 
   static async start(options?: NodeOptions): Promise<WrapperNode> {
@@ -136,6 +138,13 @@ class WrapperNode implements AsyncDisposable {
     };
     mkdirSync(this.node.runtimePath, { recursive: true, mode: 0o711 });
     writeFileSync(join(this.node.runtimePath, 'node'), formatNodeFacts(facts), { mode: 0o644 });
+  }
+
+  /** After what a test puts into the entry, as a Prolog sees it whole. */
+  writeOwnImages(): void {
+    this.writeImages(
+      `${this.imagePath}\t${this.entry}\t${stampOf(this.imagePath)}\n${uri}\t${this.entry}\t-\n`,
+    );
   }
 
   writeImages(text: string): void {
@@ -328,6 +337,22 @@ const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
     (node) =>
       node.writeImages(`${node.imagePath}\tpyxis_cache_u${alice.uid}_/../../x\t${stampOf(node.imagePath)}\n`),
   ],
+  ['the entry lost all that it had', (node) => rmSync(join(node.entryPath, 'etc'), { recursive: true })],
+  [
+    'the entry lost a file in a directory that stays',
+    (node) => {
+      const directory = join(node.entryPath, 'usr/bin');
+      mkdirSync(directory, { recursive: true });
+      writeFileSync(join(directory, 'sh'), '');
+      const images = join(node.node.runtimePath, 'jobs', String(jobId), 'images');
+      const beforeSeconds = Date.now() / 1000 - 10;
+      for (const path of [directory, join(node.entryPath, 'usr'), images])
+        utimesSync(path, beforeSeconds, beforeSeconds);
+      node.createStub();
+      rmSync(node.stub(), { recursive: true });
+      rmSync(join(directory, 'sh'));
+    },
+  ],
   ['the image file has changed', (node) => utimesSync(node.imagePath, 1, 1)],
   [
     'the image file was replaced by one of its size and time',
@@ -393,9 +418,9 @@ const stubs = suite('wrapper: stubs', { skip: unlessPrivateMachine });
 stubs('create makes one in place of an unpack, private to its user, and prints nothing', async () => {
   await using node = await WrapperNode.start();
   const entry = node.entryPath;
-  mkdirSync(join(entry, 'etc'));
   writeFileSync(join(entry, 'etc/environment'), 'A=1\n');
   chmodSync(entry, 0o751);
+  node.writeOwnImages();
   node.createStub();
   const upper = join(node.stub(), '.container-cache/upper');
   assert.equal(readdirSync(upper).sort(), ['.lock', '.pyxis_cache_lock']);
@@ -906,6 +931,7 @@ shared('what is of the entry is read-only; what enroot may write to is the conta
   for (let index = 0; index < 60; index++) writeFileSync(join(node.entryPath, `usr/bin/p${index}`), '');
   symlinkSync('usr/bin', join(node.entryPath, 'bin'));
   command('chown', '--recursive', `${alice.uid}:${alice.gid}`, node.entryPath);
+  node.writeOwnImages();
   setShared(node);
   node.createStub();
   const own = join(node.stub(), '.container-cache/root');
