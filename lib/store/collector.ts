@@ -787,8 +787,10 @@ function sweepImageIndex(userDirectory: Directory): void {
 const oldestStepEventsMs = 31 * 86_400_000;
 
 function sweepStepEvents(userDirectory: Directory, name: string): void {
-  const { mtimeMs } = statBeneath(userDirectory, name);
-  if (Date.now() - mtimeMs > oldestStepEventsMs) removeFileBeneath(userDirectory, name);
+  // An Epilog may just have taken it.
+  const stats = unlessErrno(isGone, () => statBeneath(userDirectory, name));
+  if (stats !== undefined && Date.now() - stats.mtimeMs > oldestStepEventsMs)
+    removeFileBeneath(userDirectory, name);
 }
 
 /** What the wrapper notes of an entry goes with the entry. */

@@ -20,6 +20,7 @@ import {
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
 import { assert, suite, unlessStrace } from '../helpers/suite.ts';
+import { injecting, isInjectedBelow, pointsBelow, straceOf, type Point } from './error-points.ts';
 
 enterPrivateMachine();
 
@@ -34,43 +35,6 @@ const settings = {
   enroot_path: '/none/enroot',
   on_failure: 'fail',
 };
-
-const calls = [
-  ...['openat2', 'openat', 'statx', 'newfstatat', 'fstat', 'getdents64', 'pread64', 'read', 'write'],
-  ...['mkdir', 'rename', 'rmdir', 'unlink', 'utimensat', 'fchmod', 'fchown', 'flock'],
-];
-
-interface Point {
-  readonly call: string;
-  /** Which one of its kind. */
-  readonly ordinal: number;
-  readonly text: string;
-}
-
-/** The calls of a trace below a directory: by a path, a descriptor, or a name below /proc/self/fd/N. */
-function pointsBelow(path: string, trace: string): Point[] {
-  const counts = new Map<string, number>();
-  const descriptors = new Map<string, string>();
-  return trace.split('\n').flatMap((text) => {
-    const call = /^(\w+)\(/.exec(text)?.[1];
-    if (call === undefined) return [];
-    const ordinal = (counts.get(call) ?? 0) + 1;
-    counts.set(call, ordinal);
-    const viaDescriptor = [...text.matchAll(/"\/proc\/self\/fd\/(\d+)[/"]/g)].some(([, fd = '']) =>
-      descriptors.get(fd)?.startsWith(path),
-    );
-    const [, made, madePath] = / = (\d+)<([^>]*)>/.exec(text) ?? [];
-    if (made !== undefined && madePath !== undefined) descriptors.set(made, madePath);
-    // That the user directory itself is opened is the base's matter.
-    const isBelow = new RegExp(`[<"]${path}/`).test(text) || text.includes(`<${path}>`) || viaDescriptor;
-    return isBelow ? [{ call, ordinal, text }] : [];
-  });
-}
-
-const straceOf = (trace: string, ...options: readonly string[]): readonly string[] => [
-  ...['/usr/bin/strace', '-qq', '-y', '-o', trace, '-e', 'signal=none', '-e', `trace=${calls.join(',')}`],
-  ...options,
-];
 
 interface Scene {
   readonly node: TestNode;
@@ -159,18 +123,11 @@ for (const [what, { run, check }] of Object.entries(programs)) {
       const scene = await setScene();
       await using node = scene.node;
       const trace = join(node.root, 'trace');
-      const inject = `inject=${call}:error=${error}:when=${ordinal}`;
-      const result = await run(scene, straceOf(trace, '-e', inject));
+      const result = await run(scene, straceOf(trace, ...injecting({ call, ordinal }, error)));
       const told = `${error} at ${text}: ${result.stderr}`;
       tried++;
-      const injected = readFileSync(trace, 'utf8')
-        .split('\n')
-        .some((one) => one.includes('(INJECTED)'));
-      const isBelow = pointsBelow(node.userPath(alice), readFileSync(trace, 'utf8')).some((point) =>
-        point.text.includes('(INJECTED)'),
-      );
       // Waiting for a child reads a clock or /proc: how often is the machine's doing, so that another call may have been met.
-      if (!injected || !isBelow) missed++;
+      if (!isInjectedBelow(node.userPath(alice), readFileSync(trace, 'utf8'))) missed++;
       else {
         assert.is(result.exitCode, expected, told);
         try {
@@ -186,5 +143,26 @@ for (const [what, { run, check }] of Object.entries(programs)) {
     process.stdout.write(`${what}: ${points.length} calls, ${tried} tried, ${missed} not met\n`);
   });
 }
+
+test('what an Epilog takes while the collector looks at it is no trouble, and told of nobody', async () => {
+  const collectBy = async (options: readonly string[]): Promise<ProgramResult> => {
+    const { node } = await setScene();
+    await using _ = node;
+    const trace = join(node.root, 'trace');
+    const result = await node.adminBy(straceOf(trace, ...options), 'gc', '--force').result;
+    calls = pointsBelow(node.userPath(alice), readFileSync(trace, 'utf8'));
+    return result;
+  };
+  let calls: readonly Point[] = [];
+  await collectBy([]);
+  const look = calls.find(({ call, text }) => call === 'openat2' && text.includes('.steps-2.events'));
+  assert.ok(look);
+  const { lines } = await collectBy(injecting(look, 'ENOENT'));
+  assert.ok(calls.some(({ text }) => text.includes('.steps-2.events') && text.includes('(INJECTED)')));
+  assert.equal(
+    lines.filter(({ word }) => word === 'gc-kept'),
+    [],
+  );
+});
 
 test.run();
