@@ -299,6 +299,28 @@ pass(
   },
 );
 
+pass('a start for which the disk has no block left says nothing, and starts from the entry', async () => {
+  const disk = mkdtempSync(join(machineRoot, 'disk-'));
+  chmodSync(disk, 0o755);
+  mount('--types', 'tmpfs', '--options', 'mode=0755,size=1m', 'tmpfs', disk);
+  try {
+    await using node = await WrapperNode.start({ basePath: join(disk, 'data') });
+    node.run(['create', '--name', container, node.imagePath]);
+    assert.throws(
+      () => {
+        writeFileSync(join(disk, 'ballast'), Buffer.alloc(2 * 1024 * 1024));
+      },
+      Error,
+      /ENOSPC/,
+    );
+    const result = node.run(['start', container]);
+    assert.equal([result.exitCode, result.output], [0, '']);
+    assert.equal(parametersOf(result), [['start', directoryName(container)]]);
+  } finally {
+    umount(disk);
+  }
+});
+
 const broken: readonly (readonly [string, (node: WrapperNode) => void])[] = [
   ['there are no facts', (node) => rmSync(join(node.node.runtimePath, 'node'))],
   ['the facts cannot be read', (node) => chmodSync(join(node.node.runtimePath, 'node'), 0o600)],
