@@ -154,7 +154,7 @@ function checkMounted(basePath: string, mounts: readonly Mount[], known: NodeFac
  * Opens `<base>/<uid>`, mode 0700, made for the user if it is not there.
  *
  * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made; JobFault ENTRY_DAMAGED for
- *   what a user can bring about: a mount in it
+ *   what a user can bring about: a mount in it, a mode that does not stay
  */
 export function openUserDirectory(base: Directory, user: UserIds): Directory {
   const name = String(user.uid);
@@ -174,6 +174,7 @@ export function openUserDirectory(base: Directory, user: UserIds): Directory {
       throw error;
     }
   } catch (cause) {
+    if (cause instanceof JobFault) throw cause;
     const wanted = errnoOf(cause) === 'ENOTDIR' ? ': it is a symlink or no directory, want a directory' : '';
     throw new NodeFault('USER_DIRECTORY', `Cannot use user directory "${base.path}/${name}"${wanted}`, {
       cause,
@@ -206,9 +207,13 @@ function own(directory: Directory, user: UserIds): Directory {
   }
   if ((stats.mode & 0o7777) !== privateMode) fchmodSync(fd, privateMode);
   const now = fstatSync(fd);
-  if (now.uid !== user.uid || (now.mode & 0o7777) !== privateMode) {
-    throw new Error(`still uid ${now.uid} and mode ${octal(now.mode)}, want ${user.uid} and 0700`);
-  }
+  if (now.uid !== user.uid) throw new Error(`still uid ${now.uid}, want ${user.uid}`);
+  // A process of its owner may close it again and again.
+  if ((now.mode & 0o7777) !== privateMode)
+    throw new JobFault(
+      'ENTRY_DAMAGED',
+      `Cannot use user directory "${directory.path}": still mode ${octal(now.mode)}, want 0700`,
+    );
   return { ...directory, stats: now };
 }
 

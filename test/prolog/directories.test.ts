@@ -23,7 +23,7 @@ import {
   umount,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { assert, suite } from '../helpers/suite.ts';
+import { assert, suite, unlessStrace } from '../helpers/suite.ts';
 
 enterPrivateMachine();
 
@@ -321,6 +321,20 @@ for (const [who, forOthers] of [
     );
   }
 }
+
+user.unless(
+  unlessPrivateMachine ?? unlessStrace,
+  'that a process of its owner closes again and again costs that user the cache, and drains no node',
+  async () => {
+    await using node = await TestNode.start({ settings: { on_failure: 'fail' } });
+    chmodSync(node.makeUserDirectory(alice), 0o600);
+    // As if it was closed again just after our call.
+    const closedAgain = 'inject=fchmod:retval=0';
+    const wrapper = ['/usr/bin/strace', '-qq', '-o', join(node.root, 'trace'), '-e', closedAgain];
+    const { exitCode, line } = await node.prolog({ id: 7, user: alice, image: node.image(), wrapper });
+    assert.equal([exitCode, line['result'], line['code']], [0, 'failed', 'ENTRY_DAMAGED'], line['reason']);
+  },
+);
 
 user.run();
 
