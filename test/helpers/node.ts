@@ -454,7 +454,10 @@ export function processes(): Process[] {
     });
 }
 
-export const isAlive = (pid: number): boolean => processes().some((one) => one.pid === pid);
+export function isAlive(pid: number): boolean {
+  const status = unlessErrno(['ENOENT', 'ESRCH'], () => readFileSync(`/proc/${pid}/status`, 'utf8'));
+  return status !== undefined && !/^State:\t[ZX]/m.test(status);
+}
 
 /** Processes that by their environment are a lease's holder, genuine or not. */
 export function holders(jobId?: number): Process[] {

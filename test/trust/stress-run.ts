@@ -1,6 +1,12 @@
 /**
- * Many jobs of many users on one node that is too small for them, with kills, requeues and a collector that never has enough,
- * and a model that knows which entries must be there. The jobs are those of stress-plan.ts; they run in lanes, job after job in each.
+ * Many jobs of many users on one node that is too small for them, with kills, scancel, requeues, named containers, a hostile user and a
+ * collector that is always at work; and a model that knows which entries must be there. The jobs are those of stress-plan.ts; they run
+ * in lanes, job after job in each. Every disk is a trouble of its own:
+ *
+ *   starving  always above the high watermark: everything always has to go
+ *   small     takes a third of what is used
+ *   quota     is large; each user's directory may take part of what the user's jobs use
+ *   shared    as small, and somebody else fills it, and frees it, all the time
  *
  * Asserted after every step of any lane, for every job that is between its Prolog and its Epilog (numbers of DESIGN.md):
  *
@@ -8,9 +14,19 @@
  *   I2, I3, I4  what a job or a step holds is at its path, and the inode there is the one that its holder has open
  *   I5  no entry is unpacked twice at once, and none that is there
  *   I6  after the Epilog nothing holds for the job any more, and no holder of another job has ended
- *   I9  nothing but a lack of space makes an exit code other than 0, with on_failure=fail
+ *   I9  no exit code is other than 0, with on_failure=fail
  *   I16 a container starts, whatever is amiss
- *   I17 after the Epilog none of the job's stubs, holders, partial trees, records and files is left
+ *   I17 after the Epilog none of the job's stubs, holders, partial trees, records, files and processes is left, also if it was cancelled
+ *
+ * and (the words of a violation in brackets):
+ *
+ *   [cancel]  a cancelled job's Prolog ends, and does not go on unpacking
+ *   [named]   a named container stays as its user left it, until the user removes it
+ *   [quota]   while a user has no job, none of the user's entries goes; and a job that is alone gets its entry, whatever the quota
+ *   [room]    where there is room for it, no job lacks it
+ *   [hostile] nothing of root and of other users is changed by the hostile user (hostile-tricks.ts), who is in none of their lines;
+ *             trouble with a user's directory is told of the hostile user alone. Others' jobs are asked for the same as without
+ *   [vain]    on the idle node: where other files fill the disk so that nothing would help, nothing is evicted; else the cache gives way
  *
  * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial tree, lock file, trash (I13), and no entry
  * either if it has to evict all (I10: whatever the entries say of themselves).
@@ -20,17 +36,16 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,
-  chownSync,
   existsSync,
   lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
+  rmSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
@@ -43,9 +58,11 @@ import {
   parseStubDirectoryName,
 } from '../../lib/core/layout.ts';
 import { readLease } from '../../lib/store/lease.ts';
+import { blocksUsedPercent } from '../../lib/core/gc-plan.ts';
 import { bootId } from '../../lib/system/boot.ts';
 import { processUid } from '../../lib/system/processes.ts';
 import { withUserIds } from '../../lib/system/as-user.ts';
+import { readUsage } from '../../lib/system/disk-usage.ts';
 import {
   holders,
   holds,
@@ -53,25 +70,41 @@ import {
   kill,
   lockFileOf,
   parseLog,
+  processes,
   TestNode,
   until,
   type ProgramResult,
-  type RunningProgram,
   nameOf,
 } from '../helpers/node.ts';
-import type { Tree } from '../helpers/image.ts';
 import { Random } from '../helpers/property.ts';
 import {
   addUsers,
+  bob,
   command,
+  homeOf,
   machineRoot,
   mount,
-  replaceProgram,
   umount,
   type TestUser,
 } from '../helpers/private-machine.ts';
-import { installWrapper, stepEnvironment, type InstalledWrapper } from '../helpers/wrapper.ts';
-import { planJob, type JobPlan, type KillPlan, type RunPlan, type StepPlan } from './stress-plan.ts';
+import { installWrapper, type InstalledWrapper } from '../helpers/wrapper.ts';
+import { HostileUser, hostileUser } from './stress-hostile.ts';
+import { ifThere, inodeOf, kibibytesOf, listingOf, makeStressImage, type Image } from './stress-images.ts';
+import {
+  planJob,
+  type CancelPlan,
+  type JobPlan,
+  type KillPlan,
+  type NamedPlan,
+  type RunPlan,
+  type StepPlan,
+} from './stress-plan.ts';
+import { enrootStandIn, replaceSqueue, replaceUnsquashfs, watchDirectories } from './stress-stand-ins.ts';
+import { Untouched } from './untouched.ts';
+import { startAsUser, type UserProgram, type UserResult } from './user-program.ts';
+
+export const disks = ['starving', 'small', 'quota', 'shared'] as const;
+export type Disk = (typeof disks)[number];
 
 export interface StressOptions {
   readonly seed: number;
@@ -81,8 +114,7 @@ export interface StressOptions {
   readonly lanes: number;
   readonly users: number;
   readonly images: number;
-  /** `starving`: always above the high watermark, everything always has to go. `small`: the filesystem takes a third of what is used. */
-  readonly disk: 'starving' | 'small';
+  readonly disk: Disk;
   readonly tell?: (line: string) => void;
   /** Asked before each job; jobs not begun when it says so are not run. */
   readonly isOver?: () => boolean;
@@ -96,6 +128,21 @@ export interface StressReport {
   reused: number;
   waited: number;
   noSpace: number;
+  quotaExceeded: number;
+  cancelledPrologs: number;
+  cancelledSteps: number;
+  /** From scancel, or when the Prolog first asks, until it has ended. */
+  slowestCancelMs: number;
+  named: number;
+  hostileJobs: number;
+  tricks: number;
+  /** By the kernel, or there was nothing to play them to. */
+  tricksRefused: number;
+  /** System calls below the hostile user's directory that were made to fail. */
+  failedCalls: number;
+  /** Looks at what a disk that others fill does to the idle cache: in vain, and not. */
+  vainLooks: number;
+  yieldLooks: number;
   stubs: number;
   /** Steps that the real enroot served. */
   stoodAside: number;
@@ -115,6 +162,18 @@ const mostViolations = 20;
 /** Jobs of each lane between two looks at the idle node. */
 const jobsPerRound = 25;
 const programLimitMs = 300_000;
+/** The Prolog's first question to slurmctld comes by then. */
+const firstQuestionMs = 2500;
+/** Three seconds between questions, and what a machine takes whose processors are all busy. */
+const longestCancelMs = 60_000;
+/** Until what was killed has ended, 100 ms each. */
+const mostLooks = 100;
+/** Between what du(1) counts and what the filesystem does. */
+const marginPercent = 3;
+/** The index of images, the create lock, the lock file. */
+const roomForFilesKibibytes = 64;
+/** No other job has it. */
+const idleJobId = 999_999_999;
 
 interface Held {
   readonly jobId: number;
@@ -126,75 +185,96 @@ interface Held {
   readonly isLease: boolean;
 }
 
-/** Stands in for the real enroot: what the wrapper has it do, without namespaces. */
-const standIn = `#!/bin/sh
-here=\${0%/*}
-data=\${ENROOT_DATA_PATH:-$here/data/$(id -u)}
-list() { (cd "$1" && find . ! -name ${lockFileName} ! -path ./etc/mark | LC_ALL=C sort | cat - etc/mark | cksum) 2>&1; }
-case $1 in
-  version) echo 4.1.2 ;;
-  create) [ ! -e "$data/$3" ] || { echo "[ERROR] File already exists: $3" >&2; exit 1; }; mkdir "$data/$3" ;;
-  start)
-    [ -d "$data/$2" ] || { echo "[ERROR] No such file or directory: $2" >&2; exit 1; }
-    if [ -z "\${CONTAINER_CACHE_FSTAB-}" ]; then echo real; read -r _; exit 0; fi
-    lower=\${CONTAINER_CACHE_FSTAB#*lowerdir=}
-    lower=\${lower%%,*}
-    list "$lower"
-    read -r _
-    list "$lower"
-    ;;
-  remove) rm -rf "$data/$3" ;;
-esac
-`;
+interface World {
+  readonly sizeKibibytes: number;
+  /** Of each user's directory. */
+  readonly quotaKibibytes: number | undefined;
+  readonly settings: Readonly<Record<string, number>>;
+}
 
-/** A second unpack of an entry while one runs, or of one that is there, leaves a line. */
-const watchedUnpack = (directory: string): string => `
-for word in "$@"; do
-  case $word in
-    */.pyxis_cache_u*.partial/rootfs)
-      partial=\${word%/rootfs} home=\${word%/.pyxis_cache_u*} name=\${partial##*/.}
-      name=\${name%%.*}
-      echo "unpack $name" >>${directory}/log
-      exec 9>>"${directory}/$name"
-      chmod 0666 "${directory}/$name" 2>/dev/null
-      flock --nonblock 9 || echo "twice $name" >>${directory}/log
-      [ ! -e "$home/.$name/${lockFileName}" ] || echo "needless $name" >>${directory}/log
-      ;;
-  esac
-done
-exec /usr/bin/unsquashfs "$@"`;
-
-/** Kibibytes. Of each image every user can have an entry, with a page for each file: together far above the high watermark. */
-function sizeOf({ users, images, disk }: StressOptions): number {
-  const filesOfAll = images * (9 + 3.5 * (images - 1));
-  return disk === 'starving' ? 6144 : Math.ceil(users * filesOfAll * 4 * 0.9) + 256;
+/** Of each image every user can have an entry, with a page for each file: together far above the high watermark of a small disk. */
+function worldOf({ users, images, lanes, disk }: StressOptions): World {
+  const imagesKibibytes = 4 * images * (9 + 3.5 * (images - 1));
+  // Named containers, and what the hostile user can keep in use.
+  const besideKibibytes = 1024;
+  const smallKibibytes = Math.ceil(users * imagesKibibytes * 0.9) + 256 + besideKibibytes;
+  const watermarks = (high: number, low: number): World['settings'] => ({
+    container_cache_gc_high: high,
+    container_cache_gc_low: low,
+  });
+  switch (disk) {
+    case 'starving':
+      return { sizeKibibytes: 12_288, quotaKibibytes: undefined, settings: watermarks(1, 0) };
+    case 'small':
+      return { sizeKibibytes: smallKibibytes, quotaKibibytes: undefined, settings: watermarks(60, 40) };
+    case 'shared':
+      return { sizeKibibytes: smallKibibytes, quotaKibibytes: undefined, settings: watermarks(85, 80) };
+    case 'quota':
+      return {
+        sizeKibibytes: 4 * (users + 1) * imagesKibibytes + 8192,
+        // The largest image, a named container of each lane, stubs and what is noted of images must have room.
+        quotaKibibytes: Math.ceil(imagesKibibytes * 0.15) + 4 * (7 * images + 5) + 68 * lanes + 128,
+        settings: watermarks(100, 99),
+      };
+  }
 }
 
 /** @returns what happened; violations are in it, and nothing is thrown for them */
 export async function runStress(options: StressOptions): Promise<StressReport> {
   const startedAtMs = performance.now();
   const disk = mkdtempSync(join(machineRoot, 'small-'));
-  mount('--types', 'tmpfs', '--options', `mode=0755,size=${sizeOf(options)}k`, 'tmpfs', disk);
+  const world = worldOf(options);
+  mount('--types', 'tmpfs', '--options', `mode=0755,size=${world.sizeKibibytes}k`, 'tmpfs', disk);
   try {
-    const starving = { container_cache_gc_high: 1, container_cache_gc_low: 0 };
-    const small = { container_cache_gc_high: 60, container_cache_gc_low: 40 };
     await using node = await TestNode.start({ basePath: disk, programLimitMs });
     const stress = new Stress(node, options);
     node.configure({
-      ...(options.disk === 'starving' ? starving : small),
+      ...world.settings,
       gc_min_age: 0,
       on_failure: 'fail',
       ...stress.wrapper.settings,
     });
     // So that there is something of which it has too much, also when all entries are gone.
     writeFileSync(join(disk, 'ballast'), Buffer.alloc(128 * 1024));
-    using _ = replaceProgram('unsquashfs', watchedUnpack(stress.watchPath));
+    const { watchPath } = stress;
+    using _ = replaceUnsquashfs({ basePath: disk, watchPath, quotaKibibytes: world.quotaKibibytes });
+    using _squeue = replaceSqueue(watchDirectories(watchPath).over);
     await stress.run();
     stress.report.seconds = Math.round((performance.now() - startedAtMs) / 1000);
     return stress.report;
   } finally {
     umount(disk);
   }
+}
+
+/** How many jobs of a user there are, and whether there was another one meanwhile. */
+class Presence {
+  readonly #jobs = new Map<number, number>();
+  readonly #overlaps = new Map<number, number>();
+
+  /** @returns how many there are with it */
+  begin({ uid }: TestUser): number {
+    const jobs = (this.#jobs.get(uid) ?? 0) + 1;
+    this.#jobs.set(uid, jobs);
+    if (jobs > 1) this.#overlaps.set(uid, this.overlaps({ uid }) + 1);
+    return jobs;
+  }
+
+  /** @returns how many are left */
+  end({ uid }: TestUser): number {
+    const jobs = (this.#jobs.get(uid) ?? 0) - 1;
+    this.#jobs.set(uid, jobs);
+    return jobs;
+  }
+
+  isAlone = ({ uid }: TestUser): boolean => this.#jobs.get(uid) === 1;
+
+  overlaps = ({ uid }: Pick<TestUser, 'uid'>): number => this.#overlaps.get(uid) ?? 0;
+}
+
+interface NamedContainer {
+  readonly inode: number;
+  readonly listing: string;
 }
 
 class Stress {
@@ -208,6 +288,17 @@ class Stress {
     reused: 0,
     waited: 0,
     noSpace: 0,
+    quotaExceeded: 0,
+    cancelledPrologs: 0,
+    cancelledSteps: 0,
+    slowestCancelMs: 0,
+    named: 0,
+    hostileJobs: 0,
+    tricks: 0,
+    tricksRefused: 0,
+    failedCalls: 0,
+    vainLooks: 0,
+    yieldLooks: 0,
     stubs: 0,
     stoodAside: 0,
     unpacks: 0,
@@ -228,6 +319,18 @@ class Stress {
   readonly #held = new Set<Held>();
   /** Jobs whose Epilog is still to come, when the node is idle. */
   readonly #withoutEpilog: { id: number; user: TestUser }[] = [];
+  readonly #presence = new Presence();
+  /** Of a user without a job: what must be there when the next one begins. */
+  readonly #entriesAtRest = new Map<number, readonly string[]>();
+  /** Users of whose jobs somebody was killed that may have asked for room. */
+  readonly #isUnsettled = new Set<number>();
+  readonly #named = new Map<string, NamedContainer>();
+  /** Programs of steps, by job. */
+  readonly #running = new Map<number, Set<number>>();
+  readonly #cancelled = new Set<number>();
+  readonly #hostile: HostileUser;
+  readonly #untouched: Untouched;
+  readonly #watch: ReturnType<typeof watchDirectories>;
   /** When somebody who might have been unpacking for this uid was killed. */
   readonly #killedAtMs = new Map<string, number>();
   #watchedBytes = 0;
@@ -238,16 +341,33 @@ class Stress {
     this.#options = options;
     this.#users = addUsers(options.users);
     this.#images = Array.from({ length: options.images }, (_, index) => makeStressImage(node, index));
-    this.wrapper = installWrapper(node, standIn);
-    for (const path of ['real/data', 'watch']) mkdirSync(join(node.root, path));
+    this.wrapper = installWrapper(node, enrootStandIn(node.basePath));
     this.watchPath = join(node.root, 'watch');
+    this.#watch = watchDirectories(this.watchPath);
+    for (const path of [this.watchPath, ...Object.values(this.#watch)]) mkdirSync(path);
+    for (const { path, kibibytes } of this.#images)
+      writeFileSync(join(this.#watch.need, basename(path)), `${kibibytes}\n`);
     writeFileSync(join(this.watchPath, 'log'), '');
     for (const path of [this.watchPath, join(this.watchPath, 'log')]) chmodSync(path, 0o777);
-    for (const user of this.#users) {
-      const data = join(node.root, 'real/data', String(user.uid));
-      mkdirSync(data);
-      chownSync(data, user.uid, user.gid);
-    }
+    const precious = makePrecious(node);
+    this.#untouched = new Untouched(precious);
+    this.#hostile = new HostileUser({
+      node,
+      wrapperPath: this.wrapper.path,
+      overPath: this.#watch.over,
+      judge: {
+        expect: (...parameters) => {
+          this.#expect(...parameters);
+        },
+        checkLines: (result, where) => {
+          this.#checkLines(result, where, true);
+        },
+      },
+      aims: () => ({
+        paths: [...precious, ...this.#users.map((user) => node.userPath(user)), node.basePath],
+        jobs: [...this.#held].map(({ user, ...held }) => ({ ...held, uid: user.uid })),
+      }),
+    });
   }
 
   async run(): Promise<void> {
@@ -255,7 +375,7 @@ class Stress {
     for (let from = firstJob; from < firstJob + jobs && !this.#isOver(); from += lanes * jobsPerRound) {
       const to = Math.min(from + lanes * jobsPerRound, firstJob + jobs);
       this.#isIdle = false;
-      const collecting = this.#collect(from);
+      const beside = [this.#collect(from), this.#writeForeign(from)];
       await Promise.all(
         Array.from({ length: lanes }, async (_, lane) => {
           for (let id = from + lane; id < to && !this.#isOver(); id += lanes)
@@ -263,7 +383,7 @@ class Stress {
         }),
       );
       this.#isIdle = true;
-      await collecting;
+      await Promise.all(beside);
       await this.#checkIdle(to);
       this.#options.tell?.(
         `${this.#options.disk}: ${to - firstJob} jobs, ${this.report.violations.length} violations`,
@@ -299,20 +419,64 @@ class Stress {
       await killing;
       if (result.signal === 'SIGKILL') this.report.killedCollectors++;
       else this.#checkCollector(result);
-      this.report.evictions += result.lines.filter(({ word }) => word === 'gc-evicted').length;
       this.#checkAll('collector');
-      await sleep(random.integer(0, 300));
+      await sleep(random.integer(0, 600));
     }
   }
 
-  #checkCollector({ exitCode, signal, lines, stderr }: ProgramResult): void {
-    const troubles = lines.filter(({ word }) => ['gc-kept', 'gc-trash'].includes(word));
-    this.#expect(troubles.length === 0, 'collector', `had trouble: ${JSON.stringify(troubles)}`);
+  #checkCollector(result: ProgramResult): void {
+    const { exitCode, signal, stderr } = result;
+    this.#checkLines(result, 'collector');
     this.#expect(exitCode === 0 || exitCode === 1, 'collector', `exit code ${exitCode} ${signal}: ${stderr}`);
+  }
+
+  /** Who has trouble is the hostile user, and their trouble is nobody else's. */
+  #checkLines({ lines }: ProgramResult, where: string, isTheirs = false): void {
+    const hostile = String(hostileUser.uid);
+    const mention = new RegExp(`u${hostile}_|/${hostile}\\b|uid=${hostile}`);
+    this.report.evictions += lines.filter(({ word }) => word === 'gc-evicted').length;
+    for (const { word, fields } of lines) {
+      const text = `${word} ${JSON.stringify(fields)}`;
+      const isTrouble = ['gc-kept', 'gc-trash', 'user-skipped', 'user-budget'].includes(word);
+      if (isTrouble)
+        this.#expect(fields['uid'] === hostile, where, `[hostile] trouble with an honest user: ${text}`);
+      if (!isTheirs && mention.test(text))
+        this.#expect(fields['uid'] === hostile, where, `[hostile] is in another's line: ${text}`);
+    }
+  }
+
+  /** Somebody who is none of ours fills the disk and frees it again. */
+  async #writeForeign(round: number): Promise<void> {
+    if (this.#options.disk !== 'shared') return;
+    const random = new Random(this.#options.seed ^ round ^ 0x5bd1e995);
+    const files = ['foreign-0', 'foreign-1'].map((name) => join(this.#node.basePath, name));
+    while (!this.#isIdle) {
+      this.#fill(random.pick(files as [string, string]), random.pick([0, 0.3, 0.6, 0.9, 0.97, 1.2]));
+      await sleep(random.integer(50, 800));
+    }
+    for (const file of files) rmSync(file, { force: true });
+  }
+
+  /** @param share of what is free without it */
+  #fill(file: string, share: number): void {
+    rmSync(file, { force: true });
+    const bytes = Math.floor(readUsage(this.#node.basePath).availableBytes * share);
+    try {
+      writeFileSync(file, Buffer.alloc(bytes));
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') throw error;
+    }
   }
 
   async #runJob(plan: JobPlan): Promise<void> {
     try {
+      if (plan.hostile !== undefined) {
+        this.report.hostileJobs++;
+        await this.#hostile.runJob(plan.id, plan.hostile, this.#images[plan.image]!.path);
+        Object.assign(this.report, this.#hostile.counts);
+        this.#checkUntouched(`job ${plan.id} of the hostile user`);
+        this.#checkAll(`job ${plan.id} of the hostile user`);
+      }
       for (const [index, run] of plan.runs.entries()) {
         this.report.runs++;
         await this.#runOnce(plan, run, `job ${plan.id} run ${index + 1}`);
@@ -323,10 +487,17 @@ class Stress {
     this.report.jobs++;
   }
 
+  #checkUntouched(where: string): void {
+    const changes = this.#untouched.changes();
+    this.#expect(changes.length === 0, where, `[hostile] changed what is others': ${changes.join('; ')}`);
+  }
+
   async #runOnce(plan: JobPlan, run: RunPlan, where: string): Promise<void> {
     const user = this.#users[plan.user]!;
     const image = this.#images[plan.image]!;
-    const job = { id: plan.id, user, image: image.path };
+    const isNamed = run.named?.isJobs === true;
+    const job = { id: plan.id, user, image: image.path, ...(isNamed ? { name: 'box' } : {}) };
+    this.#begin(user, where);
     for (const { kill: killing, epilog } of run.prologKills) {
       const prolog = this.#node.startProlog(job);
       const killed = killLater(prolog.pid, killing);
@@ -337,49 +508,139 @@ class Stress {
       if (epilog) await this.#finish(job, 'once', `${where}, after a killed Prolog`);
       this.#checkAll(where);
     }
-    const result = await this.#node.prolog(job);
-    const lease = this.#checkProlog(result, job, image, where);
+    const isClean = run.prologKills.every(({ epilog }) => epilog);
+    const lease = await this.#runProlog(job, image, run, isClean, where);
     this.#checkAll(where);
     if (lease !== undefined && run.forgesMetadata) this.#forgeMetadata(lease);
-    for (const [number, step] of run.steps.entries()) {
+    if (run.cancelProlog === undefined) await this.#runSteps(plan, run, lease, where);
+    if (lease !== undefined && this.#held.has(lease))
+      this.#checkComplete(lease.entry, image, `${where}, at its end`);
+    if (run.epilog === 'none' && plan.runs.length === 1) {
+      this.#withoutEpilog.push(job);
+      this.#checkAll(where);
+      return;
+    }
+    await this.#finish(job, run.epilog, where, run.hasForgedHolder);
+    this.#end(user);
+    this.#checkAll(where);
+  }
+
+  async #runSteps(plan: JobPlan, run: RunPlan, lease: Held | undefined, where: string): Promise<void> {
+    if (run.named !== undefined) await this.#runNamed(plan, run.named, where);
+    for (const [number, step] of run.named?.isJobs === true ? [] : run.steps.entries()) {
       if (run.killLeaseBefore === number && lease !== undefined) this.#killHolder(lease);
       this.report.steps++;
       const isLeased = lease !== undefined && this.#held.has(lease);
+      const cancelling =
+        run.cancelStep?.number === number ? this.#cancelStep(plan, run.cancelStep) : undefined;
       if (step.by === 'wrapper')
         await this.#runContainer(plan, step, number, isLeased ? lease : undefined, where);
       else await this.#runAcquire(plan, step, where);
+      await cancelling;
       this.#checkAll(where);
+      if (this.#cancelled.delete(plan.id)) break;
     }
-    if (lease !== undefined && this.#held.has(lease))
-      this.#checkComplete(lease.entry, image, `${where}, at its end`);
-    if (run.epilog === 'none' && plan.runs.length === 1) this.#withoutEpilog.push(job);
-    else await this.#finish(job, run.epilog, where, run.hasForgedHolder);
-    this.#checkAll(where);
+  }
+
+  /** Ends all that runs of the job, as slurmstepd does. */
+  async #cancelStep({ id, user }: JobPlan, { afterMs }: CancelPlan): Promise<void> {
+    await sleep(afterMs);
+    this.#cancelled.add(id);
+    this.report.cancelledSteps++;
+    for (const pid of this.#running.get(id) ?? []) kill(-pid);
+    this.#noteKill(this.#users[user]!);
+  }
+
+  /** [quota] Nobody else's job has made the user's entries go. */
+  #begin(user: TestUser, where: string): void {
+    if (this.#presence.begin(user) > 1) return;
+    const before = this.#entriesAtRest.get(user.uid);
+    this.#entriesAtRest.delete(user.uid);
+    if (before === undefined) return;
+    const now = this.#node.entries(user);
+    const gone = before.filter((entry) => !now.includes(entry));
+    this.#expect(gone.length === 0, where, `[quota] went without a job of their user: ${gone.join()}`);
+  }
+
+  #end(user: TestUser): void {
+    if (this.#presence.end(user) > 0) return;
+    if (!this.#isUnsettled.delete(user.uid) && this.#options.disk === 'quota')
+      this.#entriesAtRest.set(user.uid, this.#node.entries(user));
+  }
+
+  /** @returns the lease, if the job has one */
+  async #runProlog(
+    job: { id: number; user: TestUser; image: string; name?: string },
+    image: Image,
+    { cancelProlog }: RunPlan,
+    isClean: boolean,
+    where: string,
+  ): Promise<Held | undefined> {
+    const overlaps = this.#presence.overlaps(job.user);
+    const isAlone = isClean && this.#presence.isAlone(job.user);
+    const [slowFile, overFile] = [this.#watch.slow, this.#watch.over].map((path) =>
+      join(path, String(job.id)),
+    );
+    if (cancelProlog !== undefined) writeFileSync(slowFile!, '');
+    const startedMs = performance.now();
+    const prolog = this.#node.startProlog(job);
+    const cancelling =
+      cancelProlog &&
+      sleep(cancelProlog.afterMs).then(() => {
+        writeFileSync(overFile!, '');
+      });
+    const result = await prolog.result;
+    const endedMs = performance.now();
+    await cancelling;
+    for (const file of [slowFile!, overFile!]) rmSync(file, { force: true });
+    this.#checkLines(result, where);
+    const wasAlone = isAlone && overlaps === this.#presence.overlaps(job.user);
+    if (result.line['code'] !== 'CANCELLED') {
+      const lease = this.#checkProlog(result, job, image, wasAlone, where);
+      const isUnpacked = result.line['result'] === 'created' && cancelProlog !== undefined;
+      this.#expect(!isUnpacked, where, `[cancel] a Prolog went on: ${result.stderr}`);
+      return lease;
+    }
+    this.#noteKill(job.user);
+    const { exitCode, signal, stderr } = result;
+    this.#expect(
+      exitCode === 0 && signal === null && cancelProlog !== undefined,
+      where,
+      `[cancel] exit code ${exitCode} ${signal}: ${stderr}`,
+    );
+    const lateMs = Math.round(endedMs - startedMs - Math.max(cancelProlog?.afterMs ?? 0, firstQuestionMs));
+    this.report.cancelledPrologs++;
+    this.report.slowestCancelMs = Math.max(this.report.slowestCancelMs, lateMs);
+    this.#expect(lateMs < longestCancelMs, where, `[cancel] took ${lateMs} ms`);
+    return undefined;
   }
 
   #noteKill(user: TestUser): void {
     this.#killedAtMs.set(String(user.uid), performance.now());
+    this.#isUnsettled.add(user.uid);
   }
 
   /** @returns the lease, if the job has one */
   #checkProlog(
     result: ProgramResult,
-    job: { id: number; user: TestUser },
+    job: { id: number; user: TestUser; name?: string },
     image: Image,
+    wasAlone: boolean,
     where: string,
   ): Held | undefined {
     const { line, exitCode, signal, stderr } = result;
-    const isNoSpace = line['code'] === 'NO_SPACE';
     this.#expect(
-      exitCode === (isNoSpace ? 1 : 0) && signal === null,
+      exitCode === 0 && signal === null,
       where,
-      `Prolog: exit code ${exitCode} ${signal}: ${stderr}`,
+      `I9: Prolog: exit code ${exitCode} ${signal}: ${stderr}`,
     );
-    if (isNoSpace) {
-      this.report.noSpace++;
+    if (this.#isShortage(line, wasAlone, where)) return undefined;
+    const kind = line['result'];
+    if (job.name !== undefined) {
+      const isBypassed = kind === 'bypassed' && readLease(this.#node.runtimePath, job.id) === undefined;
+      this.#expect(isBypassed, where, `[named] Prolog: ${stderr}`);
       return undefined;
     }
-    const kind = line['result'];
     if (kind !== 'created' && kind !== 'reused' && kind !== 'waited') {
       this.#violation(where, `Prolog: ${stderr}`);
       return undefined;
@@ -403,6 +664,20 @@ class Stress {
     const lease = this.#hold(job.id, job.user, entry, record.holder.pid, true);
     this.#checkComplete(entry, image, where);
     return lease;
+  }
+
+  /** Where there may be a lack of room, a job does without an entry. */
+  #isShortage(line: Readonly<Record<string, string>>, wasAlone: boolean, where: string): boolean {
+    const { disk } = this.#options;
+    const code = line['code'];
+    if (code === 'NO_SPACE') {
+      this.report.noSpace++;
+      this.#expect(disk === 'small' || disk === 'shared', where, `[room] lacked room: ${line['reason']}`);
+    } else if (code === 'QUOTA_EXCEEDED') {
+      this.report.quotaExceeded++;
+      this.#expect(disk === 'quota' && !wasAlone, where, `[quota] lacked quota: ${line['reason']}`);
+    }
+    return code === 'NO_SPACE' || code === 'QUOTA_EXCEEDED';
   }
 
   #hold(jobId: number, user: TestUser, entry: string, holder: number, isLease: boolean): Held {
@@ -458,7 +733,11 @@ class Stress {
         `I3: ${what}: its lock file is ${inode ?? 'gone'}, was ${held.inode}`,
       );
       const isHolding = inode !== undefined && hasOpen(held.holder, lockFileOf(held.entry), held.inode);
-      this.#expect(isHolding, where, `I4, I6: ${what}: process ${held.holder} does not hold it any more`);
+      this.#expect(
+        isHolding,
+        where,
+        `I4, I6: ${what}: process ${held.holder} (${isAlive(held.holder) ? 'alive' : 'ended'}) does not hold it any more`,
+      );
       if (!held.isLease) continue;
       const record = readLease(this.#node.runtimePath, held.jobId);
       this.#expect(
@@ -467,6 +746,8 @@ class Stress {
         `${what}: the record names ${record?.holder.pid ?? 'nobody'}`,
       );
     }
+    for (const [path, { inode }] of this.#named)
+      this.#expect(inodeOf(path) === inode, where, `[named] ${path} is not there any more`);
     this.#checkAnyEntry(where);
     this.#checkUnpacks(where);
   }
@@ -491,6 +772,7 @@ class Stress {
     this.#watchedBytes += news.length;
     for (const line of news.split('\n').filter((text) => text !== '')) {
       const [what, name = ''] = line.split(' ');
+      if (name.startsWith(`pyxis_cache_u${hostileUser.uid}_`)) continue;
       if (what === 'unpack') {
         this.report.unpacks++;
         continue;
@@ -522,6 +804,7 @@ class Stress {
       this.#noteKill(user);
       return;
     }
+    if (this.#isCancelled(plan) || this.#isWithoutRoom(created)) return;
     this.#expect(
       created.exitCode === 0,
       where,
@@ -532,7 +815,9 @@ class Stress {
     const isOwn = lease !== undefined && step.image === plan.image;
     if (entryName === undefined) {
       this.report.stoodAside++;
-      this.#expect(!isOwn, where, `the container of a leased image is no stub: ${created.output}`);
+      // Nothing is as small as what a disk that others have filled has no room for.
+      const isAsWanted = !isOwn || this.#options.disk === 'shared';
+      this.#expect(isAsWanted, where, `the container of a leased image is no stub: ${created.output}`);
     } else {
       this.report.stubs++;
       if (isOwn) this.#expect(entryName === nameOf(lease.entry), where, `the stub is of ${entryName}`);
@@ -541,13 +826,15 @@ class Stress {
     const isHeldByStep = holder !== undefined && holder !== '-' && entry !== undefined;
     const held = isHeldByStep ? this.#holdStep(plan.id, user, entry, Number(holder), where) : undefined;
     if (step.killHolder && held !== undefined) this.#killHolder(held);
-    const isProtected = isOwn || (held !== undefined && this.#held.has(held));
+    const isLeased = isOwn && entryName !== undefined;
+    const isProtected = isLeased || (held !== undefined && this.#held.has(held));
 
     const start = this.#asUser(plan, number, [this.wrapper.path, 'start', name]);
     await sleep(step.runMs);
     this.#checkAll(where);
     start.end();
     const started = await start.result;
+    if (this.#isCancelled(plan) || this.#isWithoutRoom(started)) return;
     if (isProtected) {
       const expected = `${image.checksum}\n${image.checksum}\n`;
       this.#expect(
@@ -567,9 +854,63 @@ class Stress {
     if (held !== undefined) this.#held.delete(held);
     const remove = this.#asUser(plan, number, [this.wrapper.path, 'remove', '-f', name]);
     const removed = await remove.result;
+    if (this.#isCancelled(plan)) return;
     this.#expect(removed.exitCode === 0, where, `remove: exit code ${removed.exitCode}: ${removed.output}`);
     this.#expect(!existsSync(stub), where, `I17: remove leaves ${stub}`);
     if (held !== undefined) await until('the holder has ended', () => !isAlive(held.holder));
+  }
+
+  /** scancel has ended the program. */
+  #isCancelled({ id }: Pick<JobPlan, 'id'>): boolean {
+    return this.#cancelled.has(id);
+  }
+
+  /** Stock would have failed there, too. */
+  #isWithoutRoom({ output }: UserResult): boolean {
+    const { disk } = this.#options;
+    return (
+      (disk === 'shared' && /No space left on device/.test(output)) ||
+      (disk === 'quota' && /Disk quota exceeded/.test(output))
+    );
+  }
+
+  /** [named] What the user has of their own: made by one job, used and changed by others, removed by one. */
+  async #runNamed(plan: JobPlan, { image: index, action }: NamedPlan, where: string): Promise<void> {
+    const user = this.#users[plan.user]!;
+    const image = this.#images[index]!;
+    // Each lane has its own.
+    const name = `pyxis_box${plan.id % this.#options.lanes}`;
+    const path = join(this.#node.userPath(user), name);
+    const known = this.#named.get(path);
+    this.report.named++;
+    if (known === undefined) {
+      const made = await this.#asUser(plan, 0, [this.wrapper.path, 'create', '--name', name, image.path])
+        .result;
+      if (made.exitCode !== 0 && this.#isWithoutRoom(made)) {
+        rmSync(path, { recursive: true, force: true });
+        return;
+      }
+      this.#expect(made.exitCode === 0, where, `[named] create: exit code ${made.exitCode}: ${made.output}`);
+      const listing = listingOf(path);
+      this.#expect(listing === image.listing, where, `[named] ${path} is not what the image has`);
+      this.#named.set(path, { inode: inodeOf(path) ?? 0, listing });
+      return;
+    }
+    this.#expect(listingOf(path) === known.listing, where, `[named] ${path} is not as its user left it`);
+    if (action === 'remove') {
+      this.#named.delete(path);
+      const removed = await this.#asUser(plan, 0, [this.wrapper.path, 'remove', '-f', name]).result;
+      this.#expect(removed.exitCode === 0 && !existsSync(path), where, `[named] remove: ${removed.output}`);
+      return;
+    }
+    const start = this.#asUser(plan, 0, [this.wrapper.path, 'start', name]);
+    start.end();
+    const started = await start.result;
+    this.#expect(started.output === 'real\n', where, `[named] start: ${started.output}`);
+    withUserIds(user, () => {
+      chmodSync(join(path, 'etc/mark'), plan.id % 2 === 0 ? 0o600 : 0o644);
+    });
+    this.#named.set(path, { ...known, listing: listingOf(path) });
   }
 
   #holdStep(jobId: number, user: TestUser, entry: string, holder: number, where: string): Held | undefined {
@@ -592,10 +933,10 @@ class Stress {
       this.#noteKill(user);
       return;
     }
+    if (this.#isCancelled(plan)) return;
     const { fields } = parseLog(output).findLast(({ word }) => word === 'acquire') ?? {};
     if (exitCode === 1) {
-      this.#expect(fields?.['code'] === 'NO_SPACE', where, `acquire: ${output}`);
-      this.report.noSpace++;
+      this.#expect(this.#isShortage(fields ?? {}, false, where), where, `acquire: ${output}`);
       return;
     }
     const [, entryName, holder] = /^(pyxis_cache_\S+) (\d+|-) \w+$/m.exec(output) ?? [];
@@ -621,8 +962,11 @@ class Stress {
     const forger = hasForgedHolder ? this.#startForger(job) : undefined;
     this.#forget(job.id);
     const epilogs = [this.#node.epilog(job), ...(how === 'twice at once' ? [this.#node.epilog(job)] : [])];
-    for (const { exitCode, signal, stderr } of await Promise.all(epilogs))
+    for (const result of await Promise.all(epilogs)) {
+      const { exitCode, signal, stderr } = result;
       this.#expect(exitCode === 0, where, `I9: Epilog: exit code ${exitCode} ${signal}: ${stderr}`);
+      this.#checkLines(result, where);
+    }
     if (forger !== undefined) {
       this.#expect(
         forger.exitCode === null && forger.signalCode === null,
@@ -632,7 +976,7 @@ class Stress {
       forger.kill('SIGKILL');
       await until('the forger has ended', () => forger.signalCode !== null);
     }
-    this.#checkNothingLeft(job, where);
+    await this.#checkNothingLeft(job, where);
   }
 
   /** A process of another user that says it holds for this job. */
@@ -648,7 +992,7 @@ class Stress {
   }
 
   /** I6, I17: what the Epilog alone must have seen to. */
-  #checkNothingLeft(job: { id: number; user: TestUser }, where: string): void {
+  async #checkNothingLeft(job: { id: number; user: TestUser }, where: string): Promise<void> {
     const left = holders(job.id).filter(({ pid }) => [0, job.user.uid].includes(processUid(pid) ?? -1));
     this.#expect(left.length === 0, where, `I6: after the Epilog there is still ${JSON.stringify(left)}`);
     this.#expect(
@@ -665,24 +1009,41 @@ class Stress {
       .others(job.user)
       .filter((name) => parseStubDirectoryName(name)?.jobId === job.id || name.includes(`.${job.id}-`));
     this.#expect(names.length === 0, where, `I17: after the Epilog there is ${names.join()}`);
+    let running = processesOf(job);
+    for (let looks = 1; running.length > 0 && looks < mostLooks; looks++) {
+      await sleep(100);
+      running = processesOf(job);
+    }
+    this.#expect(running.length === 0, where, `I17: after the Epilog there still runs ${running.join('; ')}`);
   }
 
   /** I13, I17, I10: on an idle node a collector leaves nothing that nobody uses. */
   async #checkIdle(jobs: number): Promise<void> {
     const where = `idle after ${jobs - 1} jobs`;
-    for (const job of this.#withoutEpilog.splice(0))
+    for (const job of this.#withoutEpilog.splice(0)) {
       await this.#finish(job, 'once', `${where}, late Epilog of job ${job.id}`);
+      this.#end(job.user);
+    }
+    await this.#hostile.endAll();
     await this.#node.settle();
     // The second takes the create locks of entries that the first has evicted.
     for (let times = 0; times < 2; times++) {
       const result = await this.#node.gc('--force');
       this.#checkCollector(result);
-      this.report.evictions += result.lines.filter(({ word }) => word === 'gc-evicted').length;
     }
     this.#expect(holders().length === 0, where, `I6: holders are left: ${JSON.stringify(holders())}`);
     this.#expect(this.#node.leases().length === 0, where, 'leases are left');
+    this.#checkUntouched(where);
+    this.#hostile.removeAll();
     this.#expect(this.#node.trash().length === 0, where, `trash is left: ${this.#node.trash().join()}`);
+    for (const [path, { listing }] of this.#named)
+      this.#expect(listingOf(path) === listing, where, `[named] ${path} is not as its user left it`);
     for (const user of this.#users) {
+      this.#begin(user, where);
+      this.#end(user);
+      const home = this.#node.userPath(user);
+      const foreign = existsSync(home) ? command('find', home, '!', '-uid', String(user.uid)) : '';
+      this.#expect(foreign === '', where, `I7: is not their user's: ${foreign}`);
       const entries = this.#node.entries(user);
       for (const entry of entries)
         this.#expect(
@@ -693,7 +1054,14 @@ class Stress {
       if (this.#options.disk === 'starving')
         this.#expect(entries.length === 0, where, `I10: stay for no reason: ${entries.join()}`);
       const locks = new Set(entries.map((entry) => createLockName(nameOf(entry))));
-      const others = this.#node.others(user).filter((name) => !locks.has(name) && name !== imagesName);
+      const others = this.#node
+        .others(user)
+        .filter(
+          (name) =>
+            !locks.has(name) &&
+            name !== imagesName &&
+            !this.#named.has(join(this.#node.userPath(user), name)),
+        );
       this.#expect(others.length === 0, where, `I13: is left: ${others.join()}`);
     }
     for (const name of ['leases', 'jobs']) {
@@ -701,106 +1069,146 @@ class Stress {
       const left = existsSync(path) ? readdirSync(path) : [];
       this.#expect(left.length === 0, where, `in ${name} is left: ${left.join()}`);
     }
+    if (this.#options.disk === 'shared') {
+      const random = new Random(this.#options.seed ^ jobs);
+      await this.#leaveSome(random);
+      await this.#checkYielding(random, where);
+      await this.#fillCache(where);
+      await this.#checkYielding(random, where);
+    }
     this.#checkUnpacks(where);
   }
 
+  /**
+   * [vain] Other files fill the idle disk to just below its end. If without any entry it still is above the low watermark, a collection
+   * evicts nothing, since all of it was just used; else it reaches its goal.
+   */
+  async #checkYielding(random: Random, where: string): Promise<void> {
+    const file = join(this.#node.basePath, 'foreign-0');
+    this.#fill(file, random.pick([0.7, 0.9, 0.98]));
+    const used = blocksUsedPercent(readUsage(this.#node.basePath));
+    const share = (100 * 1024 * this.#entriesKibibytes()) / readUsage(this.#node.basePath).totalBytes;
+    const { high, low } = { high: 85, low: 80 };
+    const before = this.#allEntries();
+    const result = await this.#node.gc();
+    this.#checkCollector(result);
+    const gone = before.filter((entry) => !existsSync(entry));
+    const now = blocksUsedPercent(readUsage(this.#node.basePath));
+    const what = `${used.toFixed(1)} % used, ${share.toFixed(1)} % by entries, then ${now.toFixed(1)} %: ${gone.length} evicted`;
+    if (used < high || used - share > low + marginPercent) {
+      this.report.vainLooks++;
+      this.#expect(gone.length === 0, where, `[vain] ${what}: ${result.stderr}`);
+    } else if (used - share < low - marginPercent) {
+      this.report.yieldLooks++;
+      this.#expect(
+        gone.length > 0 && now < low,
+        where,
+        `[vain] the cache does not give way: ${what}: ${result.stderr}`,
+      );
+    }
+    await this.#checkJobInNeed(random, file, where);
+    rmSync(file, { force: true });
+  }
+
+  /** [vain] The same for a job that needs room, whatever the watermarks. */
+  async #checkJobInNeed(random: Random, file: string, where: string): Promise<void> {
+    const image = this.#images.at(-1)!;
+    const user = this.#users[random.integer(0, this.#users.length - 1)]!;
+    const job = { id: idleJobId, user, image: image.path };
+    await this.#evict(this.#node.entries(user));
+    this.#fill(file, 0.99);
+    const before = this.#allEntries();
+    const free = readUsage(this.#node.basePath).availableBytes / 1024;
+    const reach = free + this.#entriesKibibytes();
+    const result = await this.#node.prolog(job);
+    this.#checkLines(result, where);
+    const kind = result.line['result'];
+    const gone = before.filter((entry) => !existsSync(entry));
+    const what = `${image.kibibytes} KiB needed, ${free} free, ${reach} with all entries: ${result.stderr}`;
+    if (reach < image.kibibytes) {
+      this.report.vainLooks++;
+      this.#expect(kind === 'failed' && gone.length === 0, where, `[vain] ${gone.length} evicted: ${what}`);
+    } else if (reach > 2 * image.kibibytes + roomForFilesKibibytes) {
+      this.report.yieldLooks++;
+      this.#expect(kind === 'created', where, `[vain] the cache does not give way: ${what}`);
+    }
+    await this.#finish(job, 'once', where);
+  }
+
+  async #leaveSome(random: Random): Promise<void> {
+    await this.#evict(this.#allEntries().slice(random.integer(0, 3)));
+  }
+
+  async #evict(entries: readonly string[]): Promise<void> {
+    if (entries.length > 0) await this.#node.admin('rm', ...entries.map(nameOf)).result;
+    await this.#node.settle();
+  }
+
+  /** Every user has two large images. */
+  async #fillCache(where: string): Promise<void> {
+    for (const user of this.#users)
+      for (const { path } of this.#images.slice(-3, -1)) {
+        const job = { id: idleJobId, user, image: path };
+        await this.#node.prolog(job);
+        await this.#finish(job, 'once', where);
+      }
+  }
+
+  #allEntries(): string[] {
+    return this.#users.flatMap((user) => this.#node.entries(user));
+  }
+
+  #entriesKibibytes(): number {
+    return this.#allEntries().reduce((sum, entry) => sum + kibibytesOf(entry), 0);
+  }
+
   /** A program as pyxis runs it in a step. */
-  #asUser(plan: JobPlan, stepId: number, [file, ...parameters]: readonly [string, ...string[]]): UserProgram {
+  #asUser(plan: JobPlan, stepId: number, words: readonly [string, ...string[]]): UserProgram {
     const user = this.#users[plan.user]!;
-    const ids = [`--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', '--inh-caps=-all'];
-    const child = spawn('setpriv', [...ids, '--', file, ...parameters], {
-      cwd: '/',
-      detached: true,
-      env: stepEnvironment(this.#node, user, plan.id, stepId),
-      stdio: ['pipe', 'pipe', 'pipe'],
+    const program = startAsUser(this.#node, { user, jobId: plan.id, stepId, limitMs: programLimitMs }, words);
+    const running = this.#running.get(plan.id) ?? new Set();
+    this.#running.set(plan.id, running.add(program.pid));
+    // Between two programs of a step scancel comes as well.
+    if (this.#isCancelled(plan)) kill(-program.pid);
+    const result = program.result.finally(() => {
+      running.delete(program.pid);
+      if (running.size === 0) this.#running.delete(plan.id);
     });
-    const limit = setTimeout(() => child.kill('SIGKILL'), programLimitMs);
-    let output = '';
-    for (const stream of [child.stdout, child.stderr])
-      stream.setEncoding('utf8').on('data', (text: string) => (output += text));
-    // It may end without having read.
-    child.stdin.on('error', () => undefined);
-    const { promise, resolve, reject } = Promise.withResolvers<UserResult>();
-    child.on('error', reject);
-    child.on('close', (exitCode, signal) => {
-      clearTimeout(limit);
-      resolve({ exitCode, signal, output });
-    });
-    return { pid: child.pid!, result: promise, end: () => child.stdin.end('\n') };
+    return { ...program, result };
   }
 }
 
-interface UserResult {
-  readonly exitCode: number | null;
-  readonly signal: NodeJS.Signals | null;
-  readonly output: string;
-}
-
-interface UserProgram extends Pick<RunningProgram, 'pid'> {
-  readonly result: Promise<UserResult>;
-  /** Ends what it reads. */
-  readonly end: () => void;
-}
-
-/** What an image must become. */
-interface Image {
-  readonly path: string;
-  readonly listing: string;
-  /** As the stand-in enroot prints it. */
-  readonly checksum: string;
-}
-
-/** Images differ in size, names and content: no tree can be taken for another image's. */
-function makeStressImage(node: TestNode, index: number): Image {
-  const files: Tree = Object.fromEntries(
-    Array.from({ length: 5 + 7 * index }, (_, file) => [
-      `d${file % 3}/f${index}-${file}`,
-      `${index}`.repeat(10 + file),
-    ]),
-  );
-  const tree: Tree = {
-    ...files,
-    'etc/mark': `image ${index}\n`,
-    'bin/tool': { content: '#!/bin/sh\n', mode: 0o755 },
-    'lib/link': { symlink: `../etc/mark-${index}` },
-    large: Buffer.alloc(4096 * (index % 4), index).toString('latin1'),
-  };
-  const path = node.image(tree);
-  const unpacked = join(node.root, `unpacked-${index}`);
-  command('unsquashfs', '-no-progress', '-quiet', '-dest', unpacked, path);
-  const list = `cd "$1" && find . ! -name ${lockFileName} ! -path ./etc/mark | LC_ALL=C sort | cat - etc/mark | cksum`;
-  return { path, listing: listingOf(unpacked), checksum: command('sh', '-c', list, 'sh', unpacked).trim() };
-}
-
-/** Names, kinds, modes and content of a tree, but for our lock file. What goes meanwhile is missing in it. */
-function listingOf(root: string, below = ''): string {
-  const lines: string[] = [];
-  const names = ifThere(() => readdirSync(join(root, below))) ?? [];
-  for (const name of names.sort()) {
-    if (below === '' && name === lockFileName) continue;
-    const path = join(root, below, name);
-    const stats = ifThere(() => lstatSync(path));
-    if (stats === undefined) continue;
-    const place = join(below, name);
-    const mode = stats.mode.toString(8);
-    if (stats.isDirectory()) lines.push(`${place} ${mode}`, listingOf(root, place));
-    else if (stats.isSymbolicLink()) lines.push(`${place} -> ${ifThere(() => readlinkSync(path))}`);
-    else lines.push(`${place} ${mode} ${ifThere(() => readFileSync(path, 'latin1'))}`);
+/** What must stay as it is, whatever the hostile user does: of root, and of another user. */
+function makePrecious(node: TestNode): string[] {
+  const ofRoot = join(node.root, 'precious');
+  const ofBob = join(homeOf(bob), `precious-${node.root.slice(-6)}`);
+  for (const path of [ofRoot, ofBob]) {
+    mkdirSync(join(path, 'closed'), { recursive: true, mode: 0o755 });
+    for (const name of ['file', 'closed/file']) writeFileSync(join(path, name), `precious ${name}\n`);
+    chmodSync(join(path, 'closed'), 0o700);
+    chmodSync(join(path, 'closed/file'), 0o600);
   }
-  return lines.join('\n');
+  command('chown', '--recursive', `${bob.uid}:${bob.gid}`, ofBob);
+  return [
+    ofRoot,
+    ofBob,
+    join(ofRoot, 'file'),
+    join(ofBob, 'file'),
+    join(ofRoot, 'closed'),
+    join(ofBob, 'closed'),
+  ];
 }
 
-function ifThere<T>(look: () => T): T | undefined {
-  try {
-    return look();
-  } catch (error) {
-    if (['ENOENT', 'ESRCH', 'ENOTDIR'].includes((error as NodeJS.ErrnoException).code ?? ''))
-      return undefined;
-    throw error;
-  }
+/** Command lines of what runs for the job: of its environment, or with a partial tree of its. */
+function processesOf({ id, user }: { id: number; user: TestUser }): string[] {
+  const variable = `SLURM_JOB_ID=${id}`;
+  return processes()
+    .filter(({ pid, environment, commandLine }) => {
+      const isOfJob = environment.includes(variable) || commandLine.includes(`.${id}-`);
+      return isOfJob && [0, user.uid].includes(processUid(pid) ?? -1);
+    })
+    .map(({ commandLine }) => commandLine);
 }
-
-const inodeOf = (path: string): number | undefined => ifThere(() => lstatSync(path).ino);
 
 function hasOpen(pid: number, lockFile: string, inode: number): boolean {
   return (

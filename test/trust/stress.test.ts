@@ -24,16 +24,22 @@ test('the seed alone decides what every job does', () => {
   assert.not.equal(plans(7), plans(8));
 });
 
-test('jobs, kills and a collector that never has enough break no invariant', async () => {
-  const { violations } = await runStress({ ...size, seed: 1, jobs: 10, disk: 'starving' });
+test('jobs, kills, scancel, a hostile user and a collector that never has enough break no invariant', async () => {
+  // Among these are a cancelled Prolog, a cancelled step, named containers and a job of the hostile user.
+  const { violations } = await runStress({ ...size, seed: 301, jobs: 6, disk: 'starving' });
   assert.equal(violations, []);
 });
 
-test('nor do they on a disk that is too small, with another schedule at each run', async () => {
-  const seed = Number(process.env[seedVariable] ?? Date.now() % 2 ** 32);
-  process.stdout.write(`${seedVariable}=${seed}\n`);
-  const { violations } = await runStress({ ...size, seed, jobs: 10, disk: 'small' });
-  assert.equal(violations, [], `${seedVariable}=${seed}`);
-});
+for (const [what, disk] of [
+  ['is too small, with another schedule at each run', 'small'],
+  ['has a quota for each user', 'quota'],
+  ['others fill', 'shared'],
+] as const)
+  test(`nor do they on a disk that ${what}`, async () => {
+    const seed = Number(process.env[seedVariable] ?? Date.now() % 2 ** 32);
+    process.stdout.write(`${seedVariable}=${seed}\n`);
+    const { violations } = await runStress({ ...size, seed, jobs: 4, disk });
+    assert.equal(violations, [], `${seedVariable}=${seed}`);
+  });
 
 test.run();

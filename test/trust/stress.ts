@@ -1,14 +1,14 @@
 /**
  * The stress test by hand, for as many jobs as one likes: stress-run.ts says what is asserted.
  *
- *   build/run exec test/trust/stress.ts --jobs 10000 --seed 1 [--lanes 4] [--users 6] [--images 8] [--first 1] [--disk starving|small]
+ *   build/run exec test/trust/stress.ts --jobs 10000 --seed 1 [--lanes 4] [--users 6] [--images 8] [--first 1] [--disk NAME]
  *
- * Without --disk, half of the jobs run on either. Exit code 1 if there was a violation. SIGTERM ends it early, with a report.
+ * Without --disk, a quarter of the jobs runs on each. Exit code 1 if there was a violation. SIGTERM ends it early, with a report.
  */
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
-import { runStress, type StressOptions } from './stress-run.ts';
+import { disks, runStress, type StressOptions } from './stress-run.ts';
 
 enterPrivateMachine();
 if (unlessPrivateMachine !== undefined) {
@@ -28,16 +28,15 @@ const { values } = parseArgs({
   },
 });
 const jobs = Number(values.jobs);
-const both = ['starving', 'small'] as const;
-const disks = both.filter((disk) => values.disk === undefined || values.disk === disk);
+const chosen = disks.filter((disk) => values.disk === undefined || values.disk === disk);
 let isOver = false;
 process.on('SIGTERM', () => (isOver = true));
 
 let first = Number(values.first);
-for (const disk of disks) {
+for (const disk of chosen) {
   const options: StressOptions = {
     seed: Number(values.seed),
-    jobs: Math.ceil(jobs / disks.length),
+    jobs: Math.ceil(jobs / chosen.length),
     firstJob: first,
     lanes: Number(values.lanes),
     users: Number(values.users),
