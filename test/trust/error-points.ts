@@ -26,7 +26,8 @@ export function pointsBelow(path: string, trace: string): Point[] {
     );
     const [, made, madePath] = / = (\d+)<([^>]*)>/.exec(text) ?? [];
     if (made !== undefined && madePath !== undefined) descriptors.set(made, madePath);
-    // That the user directory itself is opened is the base's matter.
+    // That the user directory itself is opened, and looked at, is the base's matter.
+    if (new RegExp(`^(?:statx|newfstatat|fstat)\\(\\d+<${path}>(?:, ""|, \\{)`).test(text)) return [];
     const isBelow = new RegExp(`[<"]${path}/`).test(text) || text.includes(`<${path}>`) || viaDescriptor;
     return isBelow ? [{ call, ordinal, text }] : [];
   });

@@ -1085,7 +1085,7 @@ class Stress {
    */
   async #checkYielding(random: Random, where: string): Promise<void> {
     const file = join(this.#node.basePath, 'foreign-0');
-    this.#fill(file, random.pick([0.7, 0.9, 0.98]));
+    this.#fill(file, random.pick([0.9, 0.98, 0.99]));
     const used = blocksUsedPercent(readUsage(this.#node.basePath));
     const share = (100 * 1024 * this.#entriesKibibytes()) / readUsage(this.#node.basePath).totalBytes;
     const { high, low } = { high: 85, low: 80 };
@@ -1115,7 +1115,10 @@ class Stress {
     const image = this.#images.at(-1)!;
     const user = this.#users[random.integer(0, this.#users.length - 1)]!;
     const job = { id: idleJobId, user, image: image.path };
-    await this.#evict(this.#node.entries(user));
+    const isOwn = (entry: string): boolean => entry.startsWith(`${this.#node.userPath(user)}/`);
+    // So few that the watermark is out of reach: what is evicted is for the need alone.
+    const [others, own] = [this.#allEntries().filter((entry) => !isOwn(entry)), this.#node.entries(user)];
+    await this.#evict([...own, ...others.slice(4)]);
     this.#fill(file, 0.99);
     const before = this.#allEntries();
     const free = readUsage(this.#node.basePath).availableBytes / 1024;
