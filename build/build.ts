@@ -6,8 +6,8 @@
  *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab, slurmd-container-cache.conf    copies
  *
  * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the
- * admin command and its yargs, which is compiled only when that command runs. `pkg --sea` puts the
- * first into the runtime as its main program, and the second and the addon as assets.
+ * admin command and its yargs, which is compiled only when that command runs. `pkg --sea` puts
+ * loader.cjs into the runtime as its main program, and as assets the bundles, a code cache of the first, and the addons.
  *
  * Nothing is fetched, and nothing is done if dist/ was made from the same inputs.
  */
@@ -27,6 +27,8 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
+import { setFlagsFromString } from 'node:v8';
+import { Script } from 'node:vm';
 import { addonFiles } from '../lib/system/native-addon.ts';
 import { flockWithin } from '../lib/system/flock.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
@@ -54,11 +56,13 @@ const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'en
 const INPUT_FILES = [
   'main.ts',
   'build/build.ts',
+  'build/loader.cjs',
   'build/source-files.ts',
   'package.json',
   'package-lock.json',
   'slurm.conf.snippet',
 ];
+const LOADER = join(projectRoot, 'build/loader.cjs');
 /** Compiled by build/run. By the asset's name, relative to the project. */
 const ADDONS = Object.fromEntries(
   Object.entries(addonFiles).map(([asset, file]) => [asset, `node_modules/${file}`]),
@@ -153,15 +157,19 @@ export async function makeExecutable(entry: string, output: string, version?: st
   const main = join(dirname(output), 'main.cjs');
   const admin = join(dirname(output), ADMIN_ASSET);
   const versioned = version === undefined ? [] : [withVersion(version)];
+  const cache = join(dirname(output), 'main.cache');
   const modules = [
     ...(await bundleProgram(entry, main)),
     ...(await bundle('admin/cli.ts', admin, versioned)),
   ];
+  wrapWithCodeCache(main, cache);
   const seaConfig: SeaConfig & { execArgv: string[]; execArgvExtension: 'none' } = {
     disableExperimentalSEAWarning: true,
     useSnapshot: false,
     useCodeCache: true,
     assets: {
+      [basename(main)]: main,
+      [basename(cache)]: cache,
       [ADMIN_ASSET]: admin,
       ...Object.fromEntries(Object.entries(ADDONS).map(([asset, file]) => [asset, join(projectRoot, file)])),
     },
@@ -177,8 +185,25 @@ export async function makeExecutable(entry: string, output: string, version?: st
   };
   // What `pkg --sea` runs for a plain file. Its command line has no way to name assets or a runtime at
   // hand: it would fetch one.
-  await pkgSea.default(main, { targets: [target], nodePath: process.execPath, seaConfig });
+  await pkgSea.default(LOADER, { targets: [target], nodePath: process.execPath, seaConfig });
   return modules;
+}
+
+/**
+ * Makes the bundle a function for loader.cjs, and its code cache with all functions: what is lazy when the cache is made would be compiled
+ * by each process anew. The flag is back before the cache is made, which is valid for the same flags alone.
+ */
+function wrapWithCodeCache(bundlePath: string, cachePath: string): void {
+  const source = `(function (require, module, exports) {${readFileSync(bundlePath, 'latin1')}\n})`;
+  setFlagsFromString('--no-lazy');
+  let script: Script;
+  try {
+    script = new Script(source, { filename: basename(bundlePath) });
+  } finally {
+    setFlagsFromString('--lazy');
+  }
+  writeFileSync(bundlePath, source, 'latin1');
+  writeFileSync(cachePath, script.createCachedData());
 }
 
 /** Bundles what runs at once, and returns the modules that are in it, relative to the project. */
@@ -198,7 +223,8 @@ async function bundle(entry: string, output: string, plugins: esbuild.Plugin[]):
     // Only syntax: names and lines stay as they are, so that a stack trace in syslog can be read.
     minifySyntax: true,
     legalComments: 'none',
-    charset: 'utf8',
+    // One byte a character: the runtime has nothing to decode.
+    charset: 'ascii',
     logLevel: 'warning',
     // A bundle in an executable has no file. Development's way to the addon is not taken there, and
     // yargs only looks for translations beside itself.

@@ -8,7 +8,7 @@ import { spawn } from 'node:child_process';
 import { accessSync, constants } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { printCounts, type Counts } from './counts.ts';
-import { projectRoot, shellScripts } from './source-files.ts';
+import { cSources, projectRoot, shellScripts } from './source-files.ts';
 import { earlierResult, runAllTests, runTestFiles } from './test.ts';
 
 /** Set by .ci/run, which has just run the tests: then their result is taken if no source has changed since. */
@@ -45,7 +45,7 @@ function lintCommands(): Command[] {
     { file: 'shellcheck', parameters: ['--external-sources', ...shellScripts()] },
     {
       file: 'cc',
-      parameters: ['@build/c-flags', '-fsyntax-only', `-I${nodeHeaders}`, 'lib/system/beneath.c'],
+      parameters: ['@build/c-flags', '-fsyntax-only', `-I${nodeHeaders}`, ...cSources()],
     },
   ];
 }

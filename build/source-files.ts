@@ -36,6 +36,9 @@ export function shellScripts(files = sourceFiles()): string[] {
   });
 }
 
+/** Of our addon. */
+export const cSources = (): string[] => sourceFiles().filter((file) => /^lib\/.*\.c$/.test(file));
+
 /** A digest over names and contents; `files` are relative to the project. */
 export function digestOfFiles(files: readonly string[]): string {
   const digest = createHash('sha256');

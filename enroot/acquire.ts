@@ -9,6 +9,7 @@
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
+import { elapsedMs } from '../lib/system/clock.ts';
 import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/faults.ts';
 import { isCollectionDue, isGoalReached } from '../lib/core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
@@ -86,7 +87,7 @@ export async function runAcquire(parameters: readonly string[], environment: Env
     code,
     reason: error === undefined ? warning : `${describeError(error)}; enroot unpacks for itself`,
     unpack_ms: acquired?.unpackMs,
-    total_ms: Math.round(performance.now()),
+    total_ms: Math.round(elapsedMs()),
   });
   // Of an entry that was there, the wrapper notes each container that starts from it.
   if (jobId !== undefined && parsed.settings !== undefined && acquired?.result !== 'reused')
@@ -121,7 +122,7 @@ async function acquire(request: Request): Promise<Held> {
     );
   }
   const source = await findSource(request);
-  const key = await entryKey(user, userDirectory.path, source);
+  const key = entryKey(user, userDirectory.path, source);
   const wanted = { user, userPath: userDirectory.path, key };
   const isTemporary = source.kind === 'path' && (await isOneTimeFile(request, userDirectory.path, source));
   const acquired =

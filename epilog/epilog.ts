@@ -8,6 +8,7 @@
  */
 import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
+import { elapsedMs } from '../lib/system/clock.ts';
 import {
   describeError,
   faultCode,
@@ -105,7 +106,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
     gc: report.collectorStarted ? 'started' : undefined,
     code: errors.length > 0 ? faultCode(errors[0]) : undefined,
     reason: errors.length > 0 ? describeError(errors[0]) : undefined,
-    total_ms: Math.round(performance.now()),
+    total_ms: Math.round(elapsedMs()),
   });
   for (const error of errors.slice(1))
     log.write(isFaultOfNode(error) ? 'error' : 'warning', 'epilog', {

@@ -7,6 +7,7 @@
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
+import { elapsedMs } from '../lib/system/clock.ts';
 import {
   describeError,
   faultCode,
@@ -358,7 +359,7 @@ async function acquire(
   const request = {
     user: job,
     userPath: userDirectory.path,
-    key: await entryKey(job, userDirectory.path, source),
+    key: entryKey(job, userDirectory.path, source),
   };
   const acquired =
     settings.createMode === 'background'
@@ -414,7 +415,7 @@ function progressLogger(job: Job, log: Log): Provision['onProgress'] {
   let lastMs = -Infinity;
   let lastPhase: string | undefined;
   return ({ phase, percent }) => {
-    const nowMs = performance.now();
+    const nowMs = elapsedMs();
     if (phase === lastPhase && nowMs - lastMs < progressIntervalMs) return;
     lastMs = nowMs;
     lastPhase = phase;
@@ -479,7 +480,7 @@ function logOutcome(log: Log, { job, acquired, warning, error, keptEntry }: Outc
     code: error === undefined ? undefined : faultCode(error),
     reason: error === undefined ? warning : describeFailure(error),
     unpack_ms: acquired?.unpackMs,
-    total_ms: Math.round(performance.now()),
+    total_ms: Math.round(elapsedMs()),
   });
   if (faultCode(error) === 'BUG' && error instanceof Error)
     log.write('debug', 'prolog', { job: job?.jobId, stack: error.stack });

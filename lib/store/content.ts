@@ -27,16 +27,15 @@ import {
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { findCommandForUsers } from '../system/self.ts';
 import type { EntryKey } from './entry.ts';
+import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
 
 const contentPattern = /^[0-9a-f]{64}$/;
 const longestContentBytes = 128;
 
 /** How the entry of a source is found. */
-export async function entryKey(user: UserIds, userPath: string, source: ImageSource): Promise<EntryKey> {
+export function entryKey(user: UserIds, userPath: string, source: ImageSource): EntryKey {
   if (source.kind === 'registry') return keyOfName(entryName(user.uid, source.hash));
-  // By now it is loaded (image-source.ts).
-  const { hashContent } = await import('../core/image-hash.ts');
   const nameOf = (content: string | undefined): string | undefined =>
     content === undefined ? undefined : entryName(user.uid, hashContent(content));
   const recall = (): string | undefined => recallContent(user, userPath, source);

@@ -4,6 +4,7 @@
  * Only a job whose image is not on the node comes here, so this module is loaded only then.
  */
 import { basename } from 'node:path';
+import { elapsedMs } from '../system/clock.ts';
 import { faultCode, JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, maxCacheBytes, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import { entryName } from '../core/layout.ts';
@@ -22,6 +23,7 @@ import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
 import type { Enroot } from './enroot.ts';
 import type { Filled } from './entry.ts';
+import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
 import { measureShare } from './reclaim.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
@@ -72,8 +74,8 @@ export async function fillRootfs(
   limitMs: number,
   name: string | undefined,
 ): Promise<Filled> {
-  const startedAtMs = performance.now();
-  const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
+  const startedAtMs = elapsedMs();
+  const remainingMs = (): number => Math.max(1, limitMs - (elapsedMs() - startedAtMs));
   const { user, source } = context;
   if (isCollectionDue(context.readUsage(), context.policy)) context.startCollector();
 
@@ -118,7 +120,7 @@ export async function fillRootfs(
     inPartial(context, partialPath, (partial) => {
       removeFileBeneath(partial, importedName);
     });
-  return { space, name: name ?? (await nameOf(context, squashfs, content)) };
+  return { space, name: name ?? nameOf(context, squashfs, content) };
 }
 
 /** Runs `action` with the user's ids and with the partial directory open. */
@@ -132,14 +134,13 @@ function inPartial(
   });
 }
 
-async function nameOf(
+function nameOf(
   { user, userPath }: CreateContext,
   squashfs: SquashfsSource,
   content: FileContent | undefined,
-): Promise<string> {
+): string {
   if (content === undefined) throw new Error('the image was not read');
   rememberContent(user, userPath, squashfs, content);
-  const { hashContent } = await import('../core/image-hash.ts');
   return entryName(user.uid, hashContent(content.content));
 }
 

@@ -12,7 +12,7 @@
  * Apart from image-source.ts so that a job with an image file does not load it.
  */
 import { basename, dirname } from 'node:path';
-import { hashDigest, hashReference } from '../core/image-hash.ts';
+import { hashDigest, hashReference } from './image-hash.ts';
 import { parseDigest, type RegistryImage } from '../core/image.ts';
 import type { Environment } from '../core/job.ts';
 import { digestPath, digestsName, entryName, entryPath, lockPath, userPath } from '../core/layout.ts';

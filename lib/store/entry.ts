@@ -14,6 +14,7 @@
  */
 import { closeSync, constants, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
+import { elapsedMs } from '../system/clock.ts';
 import { faultCode, JobFault } from '../core/faults.ts';
 import { formatEntryMetadata, newLockMode, settledLockMode } from '../core/entry-metadata.ts';
 import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
@@ -123,8 +124,8 @@ export interface Acquired {
  * @throws JobFault, NodeFault; then nothing of the attempt is left but, after a crash, a partial directory
  */
 export async function acquireEntry(request: AcquireRequest): Promise<Acquired> {
-  const startedAtMs = performance.now();
-  const remainingMs = (): number => Math.max(0, request.limitMs - (performance.now() - startedAtMs));
+  const startedAtMs = elapsedMs();
+  const remainingMs = (): number => Math.max(0, request.limitMs - (elapsedMs() - startedAtMs));
   let opening: Promise<EntryCreator> | undefined;
   const creator = (): Promise<EntryCreator> => (opening ??= request.creator());
   for (let attempt = 1; ; attempt++) {
@@ -214,8 +215,8 @@ function hold({ user, userPath }: Place, name: string, onDamage?: OnDamage): Pro
 
 async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   const { key, limitMs } = request;
-  const startedAtMs = performance.now();
-  const remainingMs = (): number => Math.max(1, limitMs - (performance.now() - startedAtMs));
+  const startedAtMs = elapsedMs();
+  const remainingMs = (): number => Math.max(1, limitMs - (elapsedMs() - startedAtMs));
   let hasWaited = false;
   let damage: string | undefined;
   const onDamage = (what: string): boolean => {
@@ -246,10 +247,10 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
           setDamagedAside(creator, request, damaged, damage);
         });
       }
-      const unpackStartMs = performance.now();
+      const unpackStartMs = elapsedMs();
       const { entry, isNew } = await createEntry(creator, request, name, remainingMs);
       return isNew
-        ? { entry, result: 'created', unpackMs: Math.round(performance.now() - unpackStartMs), damage }
+        ? { entry, result: 'created', unpackMs: Math.round(elapsedMs() - unpackStartMs), damage }
         : { entry, result: 'reused', unpackMs: undefined };
     } finally {
       closeSync(fd);
@@ -350,12 +351,12 @@ async function createEntry(
     makeDirectoryBeneath(userDirectory, partial, 0o700);
   });
   try {
-    const startedAtMs = performance.now();
+    const startedAtMs = elapsedMs();
     const { space, name } = await creator.fill(partialPath, rootfsPath, remainingMs(), known);
     const metadata = formatEntryMetadata({
       image: request.image,
       createdAtMs: Date.now(),
-      unpackMs: Math.round(performance.now() - startedAtMs),
+      unpackMs: Math.round(elapsedMs() - startedAtMs),
       bootId: bootId(),
       watched: watchQuietly(request, partial),
       ...space,

@@ -13,6 +13,7 @@
 import { closeSync, constants, fchmodSync, fstatSync, ftruncateSync, futimesSync, writeSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
+import { elapsedMs } from '../system/clock.ts';
 import { JobFault } from '../core/faults.ts';
 import {
   damagedBootId,
@@ -73,7 +74,7 @@ export async function holdEntry(
   if (hasMounts(path, mounts)) {
     throw new JobFault('ENTRY_DAMAGED', `Cannot use entry "${path}": something is mounted on it`);
   }
-  const deadlineMs = performance.now() + evictionLimitMs;
+  const deadlineMs = elapsedMs() + evictionLimitMs;
   for (let attempts = 1; ; attempts++) {
     const attempt = inDirectoryOf<Attempt>(user, dirname(path), (userDirectory) =>
       tryHold(user, userDirectory, basename(path), onDamage),
@@ -81,7 +82,7 @@ export async function holdEntry(
     if (attempt === 'missing') return undefined;
     if (attempt !== 'refused') return { name, path, fd: attempt.fd };
     // Who was stopped meanwhile looks once more.
-    if (performance.now() > deadlineMs && attempts > 1) {
+    if (elapsedMs() > deadlineMs && attempts > 1) {
       throw new JobFault(
         'LOCK_TIMEOUT',
         `Cannot hold entry "${path}": its lock file has been locked exclusively for ${evictionLimitMs} ms`,

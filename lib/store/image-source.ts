@@ -13,9 +13,11 @@ import {
 } from '../core/image.ts';
 import type { ImageSizes } from '../core/settings.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
+import { findBeneath } from '../system/native-addon.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
 import { isMissing, toolTimeoutMs } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
+import { hashFingerprint, hashIdentity } from './image-hash.ts';
 
 export type ImageSource = SquashfsSource | RegistrySource;
 
@@ -60,12 +62,7 @@ const probeTimeoutMs = 15_000;
  * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS, USER_UNKNOWN; NodeFault TOOL_MISSING
  */
 export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
-  const reading = readSquashfsFacts(user, image.path);
-  // While the child reads: see image-hash.ts.
-  const [facts, { hashFingerprint, hashIdentity }] = await Promise.all([
-    reading,
-    import('../core/image-hash.ts'),
-  ]);
+  const facts = await readSquashfsFacts(user, image.path);
   const superblock = parseSuperblock(facts);
   return {
     kind: 'path',
@@ -80,24 +77,43 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
   };
 }
 
+/** A filesystem at hand answers in less than a millisecond. Our own work stands still meanwhile. */
+const lookLimitMs = 500;
+
+/**
+ * Our addon looks, in a child that executes nothing, while the caller goes on with what it has to do at once.
+ *
+ * @returns what the programs of askPrograms() would print; undefined wherever that is not simply so: they find out why
+ */
+async function look({ uid, gid }: UserIds, path: string): Promise<Buffer | undefined> {
+  const addon = findBeneath();
+  if (addon?.startLook(uid, gid, path, superblockBytes) !== 0) return undefined;
+  await new Promise(setImmediate);
+  const seen = addon.finishLook(lookLimitMs);
+  return typeof seen === 'number' ? undefined : seen;
+}
+
 /**
  * One find(1) prints type, size and times of what the path leads to, then its real path, then the first bytes. The three
  * may be of different files if the image is being replaced; whoever unpacks probes again afterwards.
  */
+async function askPrograms(user: UserIds, path: string): Promise<Buffer> {
+  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@ %b\\0'];
+  args.push('-type', 'f', '-exec', 'realpath', '--zero', '--', '{}', ';');
+  args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
+  try {
+    const command = { file: 'find', args, timeoutMs: probeTimeoutMs };
+    return (await runForUser(user, command, { canGain: false }, runBriefly)).stdout;
+  } catch (cause) {
+    throw await unreadable(path, cause);
+  }
+}
+
 async function readSquashfsFacts(
   user: UserIds,
   path: string,
 ): Promise<SquashfsFacts & Pick<ImageSizes, 'writtenBytes'>> {
-  const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@ %b\\0'];
-  args.push('-type', 'f', '-exec', 'realpath', '--zero', '--', '{}', ';');
-  args.push('-exec', 'head', `--bytes=${superblockBytes}`, '--', '{}', ';');
-  let stdout: Buffer;
-  try {
-    const command = { file: 'find', args, timeoutMs: probeTimeoutMs };
-    ({ stdout } = await runForUser(user, command, { canGain: false }, runBriefly));
-  } catch (cause) {
-    throw await unreadable(path, cause);
-  }
+  const stdout = (await look(user, path)) ?? (await askPrograms(user, path));
   const statsEnd = stdout.indexOf(0);
   const [type, size, modifiedAt, changedAt, blocks] = stdout
     .toString('latin1', 0, Math.max(statsEnd, 0))

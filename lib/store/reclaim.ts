@@ -5,6 +5,7 @@
  */
 import type { Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
+import { elapsedMs } from '../system/clock.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from '../system/beneath.ts';
@@ -95,7 +96,7 @@ async function walk(user: UserIds, path: string, onName: OnName): Promise<void> 
     },
     { canGain: false, groups: 'none' },
   );
-  const startedMs = performance.now();
+  const startedMs = elapsedMs();
   try {
     await runUnlessStopped(command);
   } catch (error) {
@@ -103,7 +104,7 @@ async function walk(user: UserIds, path: string, onName: OnName): Promise<void> 
     // Its user stopped it: the next one would be stopped, too.
     if (error.signal !== undefined) spentMsOf.set(user.uid, longestOfUserMs);
   }
-  spentMsOf.set(user.uid, (spentMsOf.get(user.uid) ?? 0) + performance.now() - startedMs);
+  spentMsOf.set(user.uid, (spentMsOf.get(user.uid) ?? 0) + elapsedMs() - startedMs);
 }
 
 interface FewNames {

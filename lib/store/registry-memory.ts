@@ -5,7 +5,7 @@
  * to the step, so nothing is lost. A file for each user: what failed was said by a process of that user, which could lie.
  */
 import { readdirSync, rmSync, statSync } from 'node:fs';
-import { hashReference, hashRegistry } from '../core/image-hash.ts';
+import { hashReference, hashRegistry } from './image-hash.ts';
 import type { RegistryImage } from '../core/image.ts';
 import { parseIdName, registriesPath, registryMemoryPath } from '../core/layout.ts';
 import {

@@ -2,6 +2,7 @@
 import { spawn } from 'node:child_process';
 import { closeSync, statSync, writeSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
+import { elapsedMs } from '../system/clock.ts';
 import { roomAnswerPath } from '../core/layout.ts';
 import {
   formatRoomRequest,
@@ -45,10 +46,10 @@ export async function askForRoom(
   try {
     const { pid } = asking;
     if (pid === undefined) return undefined;
-    const startMs = performance.now();
+    const startMs = elapsedMs();
     let isNoticed = false;
     for (let askedMs = -repeatMs; ;) {
-      const waitedMs = performance.now() - startMs;
+      const waitedMs = elapsedMs() - startMs;
       const answer = readAnswer(runtimePath, pid, startedAtMs);
       if (answer !== undefined && answer !== 'working') return answer;
       isNoticed ||= answer === 'working';

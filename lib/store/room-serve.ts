@@ -1,5 +1,6 @@
 /** What the room agent starts: root reads what processes of users ask for, makes room, and answers (room-agent.ts). */
 import { closeSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { elapsedMs } from '../system/clock.ts';
 import { fits } from '../core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../core/image.ts';
 import { parseIdName, roomAnswerPath, roomAnswersPath, userPath } from '../core/layout.ts';
@@ -120,7 +121,7 @@ const stubNeed: SpaceNeed = { bytes: 1024 * 1024, inodes: 64 };
 
 async function serve(request: ServeRequest, asking: Asking): Promise<RoomAnswer> {
   const { kind, user, image } = asking;
-  const startMs = performance.now();
+  const startMs = elapsedMs();
   let result: RoomAnswer = 'no-room';
   let reason: string | undefined;
   try {
@@ -128,7 +129,7 @@ async function serve(request: ServeRequest, asking: Asking): Promise<RoomAnswer>
   } catch (error) {
     reason = describeError(error);
   }
-  const totalMs = Math.round(performance.now() - startMs);
+  const totalMs = Math.round(elapsedMs() - startMs);
   request.log.write('info', 'room', { uid: user.uid, kind, image, result, reason, total_ms: totalMs });
   return result;
 }

@@ -3,7 +3,7 @@ import { closeSync } from 'node:fs';
 import { describeError } from '../core/faults.ts';
 import { parseImage } from '../core/image.ts';
 import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
-import { hashContent } from '../core/image-hash.ts';
+import { hashContent } from './image-hash.ts';
 import { entryName, entryPath, lockPath, userPath } from '../core/layout.ts';
 import { findFormat, ListingComparison, type ListingDifference } from '../core/listing.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';

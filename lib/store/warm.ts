@@ -78,7 +78,7 @@ async function acquire(
       jobId: noJobId,
       userPath: userDirectory.path,
       image,
-      key: await entryKey(user, userDirectory.path, source),
+      key: entryKey(user, userDirectory.path, source),
       limitMs: createLimitMs(settings, sizes),
       creator: () => openCreator({ ...request, userDirectory, source }),
     });

@@ -14,6 +14,7 @@
 import { statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { elapsedMs } from './clock.ts';
 import { findOverState, jobStateFormat } from '../core/job-state.ts';
 import type { Environment } from '../core/job.ts';
 import { readSlurmConf } from '../core/slurm-conf.ts';
@@ -68,8 +69,8 @@ const pause = (ms: number): Promise<void> => sleep(ms, undefined, { ref: false }
 /** Returns when slurmd's file was written, or when it is time to ask without that. */
 async function untilWritten(file: string | undefined, seen: string | undefined): Promise<void> {
   const intervalMs = seen === undefined ? askIntervalMs.without : askIntervalMs.withFile;
-  const deadlineMs = performance.now() + intervalMs;
-  while (performance.now() < deadlineMs) {
+  const deadlineMs = elapsedMs() + intervalMs;
+  while (elapsedMs() < deadlineMs) {
     await pause(lookIntervalMs);
     if (stampOf(file) !== seen) return;
   }

@@ -1,5 +1,5 @@
 /**
- * The addons, compiled from C and C++: fs-ext's (flock.ts) and our own (beneath.c). Each is loaded on first use.
+ * The addons, compiled from C and C++: fs-ext's (flock.ts) and our own (addon/). Each is loaded on first use.
  *
  * In development they lie in node_modules, compiled by build/run. In the one-file executable each
  * travels as an asset, and the dynamic linker wants a file: so it is written to a file without a
@@ -34,6 +34,16 @@ export interface BeneathAddon {
   endConfined(): number;
   /** The effective ids of the calling thread alone. */
   setIds(uid: number, gid: number): number;
+  /** A child looks at a file as a user; one at a time (look.c). @param bytes of the file's start */
+  startLook(uid: number, gid: number, path: string, bytes: number): number;
+  /** @returns what it saw; undefined where there is no answer, for whatever reason */
+  finishLook(limitMs: number): Buffer | number | undefined;
+  /** @returns the process ID (holder.c) */
+  startHolder(file: string, title: string, variable: string, descriptors: readonly number[]): number;
+  /** Sends a line to a syslog daemon's socket (log.c). */
+  sendLine(socket: string, priority: number, tag: string, text: string, limitMs: number): number;
+  /** The SHA-256 of bytes that are at hand (hash.c). */
+  sha256(bytes: Buffer): Buffer | number;
 }
 
 /** Where each lies in node_modules, by the name of its asset in the executable. */

@@ -7,6 +7,7 @@
  */
 import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
+import { elapsedMs } from './clock.ts';
 import { formatDuration } from '../core/readable.ts';
 import { startConfined } from './confined.ts';
 import { readEnd, readStart } from './files.ts';
@@ -137,7 +138,7 @@ function start(command: Command, stdio: StdioOptions, fileBytes = 0): ChildProce
  * @throws CommandFailed unless it exits with 0 in time
  */
 export async function run(command: Command): Promise<CommandResult> {
-  const startedAtMs = performance.now();
+  const startedAtMs = elapsedMs();
   const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
   const input = command.input === undefined ? 'ignore' : 'pipe';
   const child = start(command, [input, 'pipe', 'pipe', ...(command.descriptors ?? [])]);
@@ -147,7 +148,7 @@ export async function run(command: Command): Promise<CommandResult> {
   let timedOut = false;
 
   const fail = (exitCode: number | undefined, signal: string | undefined, cause?: unknown): void => {
-    const durationMs = Math.round(performance.now() - startedAtMs);
+    const durationMs = Math.round(elapsedMs() - startedAtMs);
     const end = { exitCode, signal, timedOut, durationMs, stderrTail: stderrTail.toString('utf8').trim() };
     reject(new CommandFailed(command, end, { cause }));
   };
@@ -176,8 +177,7 @@ export async function run(command: Command): Promise<CommandResult> {
   child.on('close', (exitCode, signal) => {
     clearTimeout(timer);
     clearTimeout(drain);
-    if (exitCode === 0)
-      resolve({ stdout: Buffer.concat(stdout), durationMs: performance.now() - startedAtMs });
+    if (exitCode === 0) resolve({ stdout: Buffer.concat(stdout), durationMs: elapsedMs() - startedAtMs });
     else fail(exitCode ?? undefined, signal ?? undefined);
   });
   // Something that it started may have its output open for ever: then what it wrote itself has to do.
@@ -218,7 +218,7 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
     close();
     return run(command);
   }
-  const startedAtMs = performance.now();
+  const startedAtMs = elapsedMs();
   const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
   let child: ChildProcess;
   try {
@@ -239,7 +239,7 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
     if (isOver) return;
     isOver = true;
     clearTimeout(timer);
-    const durationMs = Math.round(performance.now() - startedAtMs);
+    const durationMs = Math.round(elapsedMs() - startedAtMs);
     const stdout = readStart(output, capturedBytes);
     const stderrTail = readEnd(complaints, stderrTailBytes).toString('utf8').trim();
     close();

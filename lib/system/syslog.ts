@@ -1,13 +1,16 @@
 /**
- * Log lines to syslog, through logger(1), which knows every syslog daemon's socket, or to stderr.
+ * Log lines to syslog, or to stderr.
  *
- * Node cannot write to a datagram socket. One logger is started for all lines of a flush; a program that ends at once
- * flushes once.
+ * Our addon writes to the daemon's socket as syslog(3) would: Node cannot. Where that fails, logger(1) tries, which knows other kinds of
+ * sockets; one logger is started for all lines that are left.
  */
 import { writeSync } from 'node:fs';
 import process from 'node:process';
+import { elapsedMs } from './clock.ts';
+import { errnoName } from '../core/errno-names.ts';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
+import { findBeneath } from './native-addon.ts';
 import { runBriefly } from './run.ts';
 
 export type LogFields = Readonly<Record<string, LogValue>>;
@@ -49,15 +52,22 @@ const flushTimeoutMs = 5000;
 /** Above what formatLogLine lets through, escapes included. */
 const longestMessageBytes = 16 * 1024;
 
-export function openLog(settings: LogSettings): Log {
-  let pending = '';
+interface Line {
+  readonly priority: number;
+  readonly text: string;
+}
+
+/** @param socketPath of the syslog daemon */
+export function openLog(settings: LogSettings, socketPath = '/dev/log'): Log {
+  let pending: Line[] = [];
   let flushed = Promise.resolve();
   return {
     write: (level, word, fields) => {
       if (logLevels.indexOf(level) > logLevels.indexOf(settings.logLevel)) return;
-      const line = formatLogLine(word, fields);
-      if (settings.logTarget === 'stderr') writeStderr(`${logTag}[${process.pid}]: ${level}: ${line}\n`);
-      else pending += `<${facilityCodes[settings.syslogFacility] * 8 + severityCodes[level]}>${line}\n`;
+      const text = formatLogLine(word, fields);
+      if (settings.logTarget === 'stderr') writeStderr(`${logTag}[${process.pid}]: ${level}: ${text}\n`);
+      else
+        pending.push({ priority: facilityCodes[settings.syslogFacility] * 8 + severityCodes[level], text });
     },
     flush: () => {
       // One after the other: who waits for the last has waited for all, since a logger that still runs ends with us.
@@ -67,17 +77,48 @@ export function openLog(settings: LogSettings): Log {
   };
 
   async function send(): Promise<void> {
-    if (pending === '') return;
-    const input = pending;
-    pending = '';
-    // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
-    // namespace; the line is lost without a word.
-    const tag = `${logTag}[${process.pid}]`;
-    const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
-    await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
-      writeStderr(`${logTag}: Cannot reach syslog: ${String(error)}\n${input}`);
-    });
+    const lines = pending;
+    pending = [];
+    const { left, isStuck } = sendToSocket(socketPath, lines);
+    if (left.length === 0) return;
+    // logger(1) would wait as long, in vain.
+    if (isStuck) complain('its daemon does not read', left);
+    else await sendByLogger(left);
   }
+}
+
+/** @returns the lines that could not be sent, and whether that was for want of time */
+function sendToSocket(
+  socketPath: string,
+  lines: readonly Line[],
+): { left: readonly Line[]; isStuck: boolean } {
+  const addon = lines.length > 0 ? findBeneath() : undefined;
+  if (addon === undefined) return { left: lines, isStuck: false };
+  const deadlineMs = elapsedMs() + flushTimeoutMs;
+  for (const [index, { priority, text }] of lines.entries()) {
+    const limitMs = Math.max(1, Math.round(deadlineMs - elapsedMs()));
+    const result = addon.sendLine(socketPath, priority, logTag, text, limitMs);
+    if (result !== 0) return { left: lines.slice(index), isStuck: errnoName(result) === 'EAGAIN' };
+  }
+  return { left: [], isStuck: false };
+}
+
+const inLoggersWords = (lines: readonly Line[]): string =>
+  lines.map(({ priority, text }) => `<${priority}>${text}\n`).join('');
+
+function complain(cause: string, lines: readonly Line[]): void {
+  writeStderr(`${logTag}: Cannot reach syslog: ${cause}\n${inLoggersWords(lines)}`);
+}
+
+async function sendByLogger(lines: readonly Line[]): Promise<void> {
+  const input = inLoggersWords(lines);
+  // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
+  // namespace; the line is lost without a word.
+  const tag = `${logTag}[${process.pid}]`;
+  const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
+  await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {
+    complain(String(error), lines);
+  });
 }
 
 function writeStderr(text: string): void {

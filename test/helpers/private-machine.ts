@@ -101,7 +101,12 @@ function setUp(): void {
     mkdirSync(homeOf(user), { recursive: true, mode: 0o755 });
     command('chown', `${user.uid}:${user.gid}`, homeOf(user));
   }
-  // Nothing of the tests may reach the machine's own log.
+  // Nothing of the tests may reach the machine's own log: it comes by logger.
+  if (existsSync('/dev/log')) {
+    const noSocket = join(machineRoot, 'no-socket');
+    writeFileSync(noSocket, '');
+    mount('--bind', noSocket, '/dev/log');
+  }
   replaceProgram('logger', `cat >>${syslogPath}`);
 }
 

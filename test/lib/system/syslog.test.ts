@@ -1,10 +1,11 @@
 /**
- * syslog.ts up to logger(1), and to stderr; that lines arrive in a real syslog is test/slurm's matter.
+ * syslog.ts up to the daemon's socket, up to logger(1), and to stderr.
  *
- * In the private machine a stand-in takes logger's place, to see what it is handed or to misbehave; where the real one has
+ * The daemon is a real rsyslogd on a socket of its own. In the private machine, which has none at /dev/log, a stand-in takes logger's place, to see what it is handed or to misbehave; where the real one has
  * to judge, it runs with --no-act, which prints what it would send.
  */
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -20,6 +21,7 @@ import {
   umount,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
+import { until } from '../../helpers/node.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 enterPrivateMachine();
@@ -280,3 +282,103 @@ syslog('a logger that cannot be started does not fail the program, with stderr c
 });
 
 syslog.run();
+
+const rsyslogd = '/usr/sbin/rsyslogd';
+const daemon = inDirectory(
+  suite('log to the daemon', { skip: existsSync(rsyslogd) ? unlessPrivateMachine : 'needs rsyslog' }),
+);
+
+/** An rsyslogd that writes down each line as it came. */
+async function startDaemon(): Promise<AsyncDisposable & { readonly pid: number; readonly socket: string }> {
+  const socket = at('log');
+  writeFileSync(
+    at('rsyslog.conf'),
+    `module(load="imuxsock" SysSock.Use="off")
+     input(type="imuxsock" Socket="${socket}" RateLimit.Interval="0")
+     template(name="raw" type="string" string="%rawmsg%\\n")
+     action(type="omfile" file="${at('received')}" template="raw")\n`,
+  );
+  const child = spawn(rsyslogd, ['-n', '-f', at('rsyslog.conf'), '-i', at('pid')], { stdio: 'ignore' });
+  const ended = once(child, 'exit');
+  await until('rsyslogd listens', () => existsSync(socket));
+  return {
+    pid: child.pid!,
+    socket,
+    [Symbol.asyncDispose]: async () => {
+      child.kill('SIGKILL');
+      await ended;
+    },
+  };
+}
+
+const received = (): string[] => contentOf(at('received')).split('\n').slice(0, -1);
+/** Without the time, which may differ by a second, and the process ID. */
+const unstamped = (line: string | undefined): string | undefined =>
+  line?.replace(/>\w{3} [ \d]\d [\d:]{8} /, '>TIME ').replace(/\[\d+\]/, '[PID]');
+
+daemon('a line comes in as one of logger(1) does, with the process ID of ours', async () => {
+  rmSync(syslogPath, { force: true });
+  await using rsyslog = await startDaemon();
+  const log = openLog(settings, rsyslog.socket);
+  const reason = `<0>evil\n<0>\u6771 ${'a'.repeat(9000)}`;
+  log.write('warning', 'prolog', { image: '<0>x', reason });
+  log.write('error', 'epilog', { job: 1 });
+  await log.flush();
+  await until('both lines are there', () => received().length === 2);
+  const [first = '', second] = received();
+  assert.match(first, new RegExp(`container-cache\\[${process.pid}\\]: `));
+  const text = first.replace(/^.*?\]: /, '');
+  const args = [
+    '--socket',
+    rsyslog.socket,
+    '--prio-prefix',
+    '--tag',
+    'container-cache[1]',
+    '--size',
+    '16384',
+  ];
+  spawnSync('/usr/bin/logger', args, { input: `<28>${text}\n<27>epilog job=1\n` });
+  await until('those of logger are there', () => received().length === 4);
+  assert.equal(received().slice(2).map(unstamped), [first, second].map(unstamped));
+  assert.is(contentOf(syslogPath), '');
+});
+
+daemon('many lines at once all arrive, in their order', async () => {
+  await using rsyslog = await startDaemon();
+  const log = openLog(settings, rsyslog.socket);
+  for (let index = 0; index < 3000; index++) log.write('info', 'x', { index });
+  await log.flush();
+  await until('all are there', () => received().length === 3000);
+  assert.ok(received().every((line, index) => line.endsWith(`: x index=${index}`)));
+});
+
+daemon('a daemon that does not read is waited for, and then the lines go to stderr', async () => {
+  await using rsyslog = await startDaemon();
+  process.kill(rsyslog.pid, 'SIGSTOP');
+  const startedMs = performance.now();
+  const result = program(`
+    const log = openLog(settings, ${JSON.stringify(rsyslog.socket)});
+    for (let index = 0; index < 10000; index++) log.write('error', 'x', { index });
+    await log.flush();
+    console.log('went on');`);
+  assert.equal([result.status, result.stdout], [0, 'went on\n']);
+  assert.ok(performance.now() - startedMs < 30_000);
+  assert.match(
+    result.stderr,
+    /^container-cache: Cannot reach syslog: its daemon does not read\n<27>x index=\d+\n/,
+  );
+  assert.match(result.stderr, /<27>x index=9999\n$/);
+});
+
+daemon('where nobody listens, logger is asked', async () => {
+  rmSync(syslogPath, { force: true });
+  for (const socket of [at('none'), at('file')]) {
+    writeFileSync(at('file'), '');
+    const log = openLog(settings, socket);
+    log.write('info', 'x', { socket });
+    await log.flush();
+  }
+  assert.is(contentOf(syslogPath), `<30>x socket=${at('none')}\n<30>x socket=${at('file')}\n`);
+});
+
+daemon.run();

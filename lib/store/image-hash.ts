@@ -1,9 +1,7 @@
-/**
- * The hash under which an image's rootfs is kept. Apart from image.ts because the runtime takes milliseconds to load its
- * cryptography: the Prolog does that while it waits for the look at the image.
- */
+/** The hash under which an image's rootfs is kept. */
 import { createHash } from 'node:crypto';
-import type { SquashfsFacts } from './image.ts';
+import type { SquashfsFacts } from '../core/image.ts';
+import { findBeneath } from '../system/native-addon.ts';
 
 /** What content was read under: the same file, untouched since. */
 export function hashIdentity(facts: SquashfsFacts): string {
@@ -38,10 +36,15 @@ export function hashRegistry(registry: string): string {
 
 /** 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together. */
 function shortHash(parts: readonly (string | Uint8Array)[]): string {
-  const hash = createHash('sha256');
-  for (const part of parts) {
+  const pieces = parts.flatMap((part) => {
     const bytes = typeof part === 'string' ? Buffer.from(part) : part;
-    hash.update(`${bytes.byteLength}:`).update(bytes);
-  }
-  return hash.digest('hex').slice(0, 16);
+    return [Buffer.from(`${bytes.byteLength}:`), bytes];
+  });
+  return sha256(Buffer.concat(pieces)).toString('hex').slice(0, 16);
+}
+
+/** By our addon, where it can be had: the runtime takes milliseconds to load its own way. */
+function sha256(bytes: Buffer): Buffer {
+  const hash = findBeneath()?.sha256(bytes);
+  return hash instanceof Buffer ? hash : createHash('sha256').update(bytes).digest();
 }

@@ -1,12 +1,9 @@
 /*
- * The system calls that beneath.ts, as-user.ts and confined.ts need and Node does not have, each as the kernel has it.
- *
- * A function returns what the system call did, or the negative error number: its caller makes an error of it. All else that they do
- * Node can do with a descriptor, or with one name below /proc/self/fd/N.
+ * The system calls that beneath.ts, as-user.ts and confined.ts need and Node does not have, each as the kernel has it. All else that
+ * they do Node can do with a descriptor, or with one name below /proc/self/fd/N.
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <limits.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -17,7 +14,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <node_api.h>
+#include "addon.h"
 
 /* Older headers lack what follows; it is the same on every architecture. */
 #ifndef SYS_openat2
@@ -35,66 +32,8 @@ struct how_to_open {
 #define NO_SYMLINKS 0x04
 #define ONLY_BENEATH 0x08
 
-#define MOST_ARGUMENTS 3
-
-struct call {
-  napi_env env;
-  napi_value arguments[MOST_ARGUMENTS];
-  bool is_bad;
-};
-
-static struct call begin(napi_env env, napi_callback_info info) {
-  struct call call = {.env = env, .is_bad = false};
-  size_t count = MOST_ARGUMENTS;
-  call.is_bad = napi_get_cb_info(env, info, &count, call.arguments, NULL, NULL) != napi_ok;
-  return call;
-}
-
-static int64_t number_at(struct call *call, size_t index) {
-  int64_t value = -1;
-  if (napi_get_value_int64(call->env, call->arguments[index], &value) != napi_ok)
-    call->is_bad = true;
-  return value;
-}
-
-/* A descriptor, flags: what does not fit is refused, not cut. */
-static int int_at(struct call *call, size_t index) {
-  int64_t value = number_at(call, index);
-  if (value < 0 || value > INT_MAX)
-    call->is_bad = true;
-  return (int)value;
-}
-
-/* The largest of 32 bits means "leave as it is" to the kernel. */
-static uint32_t id_at(struct call *call, size_t index) {
-  int64_t value = number_at(call, index);
-  if (value < 0 || value >= UINT32_MAX)
-    call->is_bad = true;
-  return (uint32_t)value;
-}
-
-/* Each character is a byte (latin1), as names are. For the kernel a path would end at a zero byte. */
-static void path_at(struct call *call, size_t index, char path[PATH_MAX]) {
-  size_t length = 0;
-  path[0] = '\0';
-  if (napi_get_value_string_latin1(call->env, call->arguments[index], path, PATH_MAX, &length) != napi_ok ||
-      length == PATH_MAX - 1 || strlen(path) != length)
-    call->is_bad = true;
-}
-
-static napi_value answer(const struct call *call, long result) {
-  napi_value value = NULL;
-  napi_create_int64(call->env, result < 0 ? -(int64_t)errno : result, &value);
-  return value;
-}
-
-static napi_value refuse(const struct call *call) {
-  errno = EINVAL;
-  return answer(call, -1);
-}
-
 /* openPath(directory, path, flags): a descriptor that only stands for what is there (O_PATH); nothing is opened by it. */
-static napi_value open_path(napi_env env, napi_callback_info info) {
+napi_value open_path(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
   int directory = int_at(&call, 0);
   char path[PATH_MAX];
@@ -113,7 +52,7 @@ static napi_value open_path(napi_env env, napi_callback_info info) {
  * setIds(uid, gid): the effective ids of the calling thread alone. seteuid(3) would stop all threads until each has done the same.
  * Real and saved ids stay: users can neither signal nor trace us (credentials(7)).
  */
-static napi_value set_ids(napi_env env, napi_callback_info info) {
+napi_value set_ids(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
   uint32_t uid = id_at(&call, 0);
   uint32_t gid = id_at(&call, 1);
@@ -151,7 +90,7 @@ static bool may_raise_limits(void) {
  * beginConfined(fileBytes): the next child of this thread is the first process of a PID namespace, with which all that it has started is killed;
  * its limits are those above, and no file that it writes may be larger than fileBytes, unless that is 0. No thread can be started until endConfined().
  */
-static napi_value begin_confined(napi_env env, napi_callback_info info) {
+napi_value begin_confined(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
   int64_t file_bytes = number_at(&call, 0);
   if (call.is_bad || file_bytes < 0)
@@ -173,7 +112,7 @@ static napi_value begin_confined(napi_env env, napi_callback_info info) {
 }
 
 /* endConfined(): children are as we are again, whatever beginConfined() came to. */
-static napi_value end_confined(napi_env env, napi_callback_info info) {
+napi_value end_confined(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
   long result = 0;
   for (size_t index = 0; index < CHILD_LIMITS; index++)
@@ -196,7 +135,7 @@ static void end_here(int signal) {
  * exitOnCrash(code): what would kill this process from within (V8 out of memory aborts, a stack that overflows in native code) ends it
  * with an exit code. The handler runs on a stack of its own.
  */
-static napi_value exit_on_crash(napi_env env, napi_callback_info info) {
+napi_value exit_on_crash(napi_env env, napi_callback_info info) {
   static char stack[16 * 1024];
   static const int signals[] = {SIGABRT, SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP};
   struct call call = begin(env, info);
@@ -211,16 +150,4 @@ static napi_value exit_on_crash(napi_env env, napi_callback_info info) {
     result = sigaction(signals[index], &action, NULL);
   }
   return answer(&call, result);
-}
-
-NAPI_MODULE_INIT() {
-  const napi_property_descriptor functions[] = {
-      {.utf8name = "openPath", .method = open_path, .attributes = napi_enumerable},
-      {.utf8name = "exitOnCrash", .method = exit_on_crash, .attributes = napi_enumerable},
-      {.utf8name = "beginConfined", .method = begin_confined, .attributes = napi_enumerable},
-      {.utf8name = "endConfined", .method = end_confined, .attributes = napi_enumerable},
-      {.utf8name = "setIds", .method = set_ids, .attributes = napi_enumerable},
-  };
-  napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);
-  return exports;
 }
