@@ -14,6 +14,7 @@
  *   /raid/data/1000/.home/                                          homelessPath
  *   /raid/data/1000/.images/00deadbeef001122, 00deadbeef001122.seen imagesName, seenName
  *   /run/container-cache/leases/42                                  leasePath
+ *   /run/container-cache/leases/42.starting                         startingPath
  *   /raid/data/1000/.pyxis_42.0/.container-cache/entry              stubMarkPath
  *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
  *   /run/container-cache/node                                       nodeFactsPath
@@ -71,6 +72,9 @@ export const isImageIndexName = (name: string): boolean =>
 export const leasesPath = (runtimePath: string): string => `${runtimePath}/leases`;
 export const leasePath = (runtimePath: string, jobId: number): string =>
   `${leasesPath(runtimePath)}/${jobId}`;
+/** While a holder is started that no record tells of yet. */
+export const startingPath = (runtimePath: string, jobId: number): string =>
+  `${leasePath(runtimePath, jobId)}.starting`;
 export const jobsPath = (runtimePath: string): string => `${runtimePath}/jobs`;
 export const jobPath = (runtimePath: string, jobId: number): string => `${jobsPath(runtimePath)}/${jobId}`;
 export const jobEnvName = 'env';

@@ -4,12 +4,12 @@
  * A flock ends with the last descriptor of its open file, and the Prolog exits before the job starts. So the Prolog
  * hands the descriptors to a holder, a process that only sleeps, and the Epilog stops it:
  *
- *   1. Prolog: flock each lock file shared, start the holder, write the record.
- *   2. Epilog: stop every process of root that says in its environment that it is the job's holder, remove the record.
+ *   1. Prolog: flock each lock file shared, note that a holder is being started, start it, write the record, remove the note.
+ *   2. Epilog: stop the holder, remove the record.
  *   3. Collector: an exclusive flock that is refused means: in use.
  *
- * The holder exists before the record: a crash between the two leaves a holder without a record, which the Epilog finds
- * by the job ID in its environment. A record whose holder is gone protects nothing and is swept by the collector.
+ * The holder exists before the record: a crash between the two leaves a holder without a record, and the note. Then the Epilog, which otherwise
+ * knows whom to stop, looks at every process of root for the job ID in its environment. A record whose holder is gone protects nothing and is swept by the collector.
  *
  * An image that the Prolog did not see, of an srun inside the job, is held by a process of the user for the step (holdForStep): the
  * Epilog ends those as well.
@@ -18,11 +18,18 @@
  * until every writer is gone, then kills the Prolog's process group.
  */
 import { spawn } from 'node:child_process';
-import { readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
 import { elapsedMs } from '../system/clock.ts';
 import { JobFault, NodeFault } from '../core/faults.ts';
-import { holderTitle, holderVariable, leasePath, leasesPath, parseIdName } from '../core/layout.ts';
+import {
+  holderTitle,
+  holderVariable,
+  leasePath,
+  leasesPath,
+  parseIdName,
+  startingPath,
+} from '../core/layout.ts';
 import {
   formatLeaseRecord,
   longestLeaseRecordBytes,
@@ -34,7 +41,13 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { isExecutable, readSmallFile, writeFileAtomically } from '../system/files.ts';
 import { findBeneath } from '../system/native-addon.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
-import { listProcesses, processStartTicks, processUid, processVariable } from '../system/processes.ts';
+import {
+  listProcesses,
+  processesOwnedBy,
+  processStartTicks,
+  processUid,
+  processVariable,
+} from '../system/processes.ts';
 import { findVariables, runAsUser } from '../system/user-processes.ts';
 import type { HeldEntry } from './held-entry.ts';
 
@@ -54,29 +67,51 @@ export function takeLease(
 ): LeaseRecord {
   // Only the recorded one: a holder that a crash left without a record is the Epilog's to find, by a look at all processes.
   const older = readLease(runtimePath, job.jobId)?.holder;
-  const holder = startHolder(
-    job.jobId,
-    entries.map((entry) => entry.fd),
-    rootId,
-  );
-  const record: LeaseRecord = {
-    jobId: job.jobId,
-    uid: job.uid,
-    holder,
-    sinceMs: Date.now(),
-    entries: entries.map((entry) => entry.name),
-  };
+  const isNoted = noteStart(runtimePath, job.jobId);
+  let record: LeaseRecord;
   try {
-    prepareRuntimeDirectory(runtimePath, leasesPath(runtimePath), 0o700);
-    writeFileAtomically(leasePath(runtimePath, job.jobId), formatLeaseRecord(record), { mode: 0o600 });
-  } catch (cause) {
-    stopHolder(job.jobId, holder);
-    throw new NodeFault('LEASE_FAILED', `Cannot write the lease of job ${job.jobId} below "${runtimePath}"`, {
-      cause,
-    });
+    record = startRecorded(runtimePath, job, entries);
+  } finally {
+    if (isNoted) rmSync(startingPath(runtimePath, job.jobId), { force: true });
   }
   if (older !== undefined) stopHolder(job.jobId, older);
   return record;
+}
+
+function startRecorded(
+  runtimePath: string,
+  { jobId, uid }: { jobId: number; uid: number },
+  entries: readonly HeldEntry[],
+): LeaseRecord {
+  const descriptors = entries.map((entry) => entry.fd);
+  const holder = startHolder(jobId, descriptors, rootId);
+  const names = entries.map((entry) => entry.name);
+  const record: LeaseRecord = { jobId, uid, holder, sinceMs: Date.now(), entries: names };
+  try {
+    writeFileAtomically(leasePath(runtimePath, jobId), formatLeaseRecord(record), { mode: 0o600 });
+  } catch (cause) {
+    stopHolder(jobId, holder);
+    throw cannotWrite(runtimePath, jobId, cause);
+  }
+  return record;
+}
+
+const cannotWrite = (runtimePath: string, jobId: number, cause: unknown): NodeFault =>
+  new NodeFault('LEASE_FAILED', `Cannot write the lease of job ${jobId} below "${runtimePath}"`, { cause });
+
+/** @returns false if there is a note of a Prolog that did not come to remove it: its holder may live, and the note stays for the Epilog */
+function noteStart(runtimePath: string, jobId: number): boolean {
+  const path = startingPath(runtimePath, jobId);
+  try {
+    prepareRuntimeDirectory(runtimePath, leasesPath(runtimePath), 0o700);
+    const isMade = unlessErrno(['EEXIST'], () => {
+      writeFileSync(path, '', { flag: 'wx', mode: 0o600 });
+      return true;
+    });
+    return isMade ?? false;
+  } catch (cause) {
+    throw cannotWrite(runtimePath, jobId, cause);
+  }
 }
 
 /**
@@ -187,9 +222,13 @@ export function releaseLease(
   jobId: number,
 ): { record: LeaseRecord | undefined; stopped: number } {
   const record = readLease(runtimePath, jobId);
-  const stopped = findHolders(jobId).filter((holder) => stopHolder(jobId, holder)).length;
+  const starting = startingPath(runtimePath, jobId);
+  const isOnlyOne = record !== undefined && isHolderAlive(jobId, record.holder) && !existsSync(starting);
+  const holders = isOnlyOne ? [record.holder] : findHolders(jobId);
+  const stopped = holders.filter((holder) => stopHolder(jobId, holder)).length;
   // Recursively: nothing that lies there may stay in the way of the next job of that ID.
-  rmSync(leasePath(runtimePath, jobId), { recursive: true, force: true });
+  for (const path of [leasePath(runtimePath, jobId), starting])
+    rmSync(path, { recursive: true, force: true });
   return { record, stopped };
 }
 
@@ -201,7 +240,7 @@ export function releaseLease(
  */
 export function releaseSteps(jobId: number, user: UserIds): number {
   if (user.uid === rootId) return 0;
-  const holders = findVariables(user, [holderVariable], jobId)
+  const holders = findVariables(user, [holderVariable], jobId, processesOwnedBy(user.uid))
     .slice(0, mostStepHolders)
     .map(({ pid }) => pid);
   if (holders.length === 0) return 0;

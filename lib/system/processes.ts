@@ -5,10 +5,11 @@
  * to) the kernel makes the reader wait while the process is being executed, which users can make last for ever: by closing, at
  * execve(2), a file of a FUSE whose server does not answer. Seen on Linux 6.18.
  */
-import { closeSync, openSync, readFileSync, readdirSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import type { UserIds } from './as-user.ts';
 import { errnoOf } from './errno.ts';
 import { readStart } from './files.ts';
+import { findBeneath } from './native-addon.ts';
 
 /** Reads a file of /proc/<pid>. ESRCH: it ended while we read. EACCES: hidden from us. */
 function readProcessFile(pid: number, name: string, read = readWhole): string | undefined {
@@ -94,6 +95,16 @@ export function processMountinfo(pid: number, limitBytes: number): string | unde
     if (errnoOf(error) === 'EINVAL') return undefined;
     throw error;
   }
+}
+
+/**
+ * Those that a user owns, as /proc/<pid> shows it; never waits. Not among them: processes that have changed their IDs, or were started from
+ * files that their user cannot read (proc_pid(5), dumpable).
+ */
+export function processesOwnedBy(uid: number): readonly number[] {
+  const found = findBeneath()?.processesOf(uid);
+  if (typeof found === 'object') return found;
+  return listProcesses().filter((pid) => statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid === uid);
 }
 
 export function listProcesses(): number[] {

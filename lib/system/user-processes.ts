@@ -30,12 +30,15 @@ export function listProcessOwners(): UserIds[] {
  *
  * @param names of the variables
  * @param value the only one to be found; without it any of ten digits at most
+ * @param pids where to look
  */
-export function findVariables(user: UserIds, names: readonly string[], value?: number): FoundVariable[] {
-  const paths = listProcesses()
-    .filter((pid) => processUid(pid) === user.uid)
-    .slice(0, mostProcesses)
-    .map((pid) => `/proc/${pid}/environ`);
+export function findVariables(
+  user: UserIds,
+  names: readonly string[],
+  value?: number,
+  pids: readonly number[] = listProcesses().filter((pid) => processUid(pid) === user.uid),
+): FoundVariable[] {
+  const paths = pids.slice(0, mostProcesses).map((pid) => `/proc/${pid}/environ`);
   if (paths.length === 0) return [];
   const output = ['--with-filename', '--line-buffered', '--no-messages', `--max-count=${names.length}`];
   const pattern = ['--null-data', '--text', '--line-regexp', '--extended-regexp'];

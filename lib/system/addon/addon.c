@@ -78,6 +78,7 @@ NAPI_MODULE_INIT() {
       {.utf8name = "finishLook", .method = finish_look, .attributes = napi_enumerable},
       {.utf8name = "startHolder", .method = start_holder, .attributes = napi_enumerable},
       {.utf8name = "sendLine", .method = send_line, .attributes = napi_enumerable},
+      {.utf8name = "processesOf", .method = processes_of, .attributes = napi_enumerable},
       {.utf8name = "sha256", .method = sha256, .attributes = napi_enumerable},
   };
   napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);

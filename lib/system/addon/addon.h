@@ -47,6 +47,9 @@ napi_value refuse(const struct call *call);
 /* Seconds on a clock that nobody sets. */
 double seconds_now(void);
 
+/* Takes note of the end of the last look's child, if it has ended: otherwise it would be init's to do. */
+void bury_former_look(void);
+
 napi_value open_path(napi_env env, napi_callback_info info);
 napi_value set_ids(napi_env env, napi_callback_info info);
 napi_value begin_confined(napi_env env, napi_callback_info info);
@@ -56,6 +59,7 @@ napi_value start_look(napi_env env, napi_callback_info info);
 napi_value finish_look(napi_env env, napi_callback_info info);
 napi_value start_holder(napi_env env, napi_callback_info info);
 napi_value send_line(napi_env env, napi_callback_info info);
+napi_value processes_of(napi_env env, napi_callback_info info);
 napi_value sha256(napi_env env, napi_callback_info info);
 
 #endif

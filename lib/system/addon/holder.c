@@ -74,6 +74,7 @@ napi_value start_holder(napi_env env, napi_callback_info info) {
   }
   if (call.is_bad)
     return refuse(&call);
+  bury_former_look();
   sigset_t all;
   sigset_t ours;
   sigfillset(&all);

@@ -32,6 +32,7 @@ napi_value send_line(napi_env env, napi_callback_info info) {
   static char text[LONGEST_LINE];
   static char line[LONGEST_LINE];
   struct call call = begin(env, info);
+  bury_former_look();
   char path[PATH_MAX];
   char tag[LONGEST_TAG];
   path_at(&call, 0, path);

@@ -41,6 +41,11 @@ static struct look {
 /* The child before: it has answered, or been killed. */
 static pid_t former_child = -1;
 
+void bury_former_look(void) {
+  if (former_child > 0 && waitpid(former_child, NULL, WNOHANG) != 0)
+    former_child = -1;
+}
+
 static _Noreturn void give_up(void) { _exit(1); }
 
 /* slurmd is not for the kernel's out-of-memory killer, and its children inherit that. */
@@ -137,8 +142,7 @@ napi_value start_look(napi_env env, napi_callback_info info) {
   const int bytes = int_at(&call, 3);
   if (call.is_bad || bytes > LONGEST_START || look.child >= 0)
     return refuse(&call);
-  if (former_child > 0)
-    waitpid(former_child, NULL, WNOHANG);
+  bury_former_look();
   int pipes[2];
   if (pipe2(pipes, O_CLOEXEC) != 0)
     return answer(&call, -1);
@@ -191,7 +195,7 @@ napi_value finish_look(napi_env env, napi_callback_info info) {
   const size_t length = await_answer(text, sizeof text, limit_ms);
   close(look.answer);
   kill(look.child, SIGKILL);
-  /* Nobody waits for its end: one that hangs is left behind. */
+  /* Nobody waits for its end, which comes a moment later: one that hangs is left behind. */
   former_child = look.child;
   look = (struct look){.child = -1, .answer = -1};
   napi_value value = NULL;
