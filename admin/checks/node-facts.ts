@@ -5,6 +5,7 @@ import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { nodeFactsPath } from '../../lib/core/layout.ts';
 import type { NodeFacts } from '../../lib/core/node-facts.ts';
 import type { Settings } from '../../lib/core/settings.ts';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { haveSameContent, isRegularFile } from '../../lib/system/programs.ts';
@@ -14,7 +15,7 @@ import { answers, installDirectory, ownershipRemedy, type Check } from './contex
 const report = reporter('node');
 const remake = 'the next job with a container makes it anew; or remove it';
 
-export const checkNodeFacts: Check = async ({ settings, executable }) => {
+export const checkNodeFacts: Check = async ({ settings, executable, isRoot }) => {
   const path = nodeFactsPath(settings.runtimePath);
   if (!(await answers(path)))
     return [report.bad(`${path} does not answer`, 'set runtime_dir to a directory below /run')];
@@ -29,7 +30,11 @@ export const checkNodeFacts: Check = async ({ settings, executable }) => {
   if (facts === undefined)
     return [report.bad(`${path} is not of our making, or damaged`, `remove it: ${remake}`)];
   const fault = accessFault(path);
-  return [fault ?? agreement(path, facts, settings, executable), isolationFinding(facts, settings)];
+  return [
+    fault ?? agreement(path, facts, settings, executable),
+    isolationFinding(facts, settings),
+    ...(isRoot && facts.isolation !== 'off' ? [agentFinding(settings)] : []),
+  ];
 };
 
 function accessFault(path: string): Finding | undefined {
@@ -87,6 +92,14 @@ function agreement(
     );
   return report.ok(`${path} agrees with the configuration`);
 }
+
+/** Each Prolog starts one where none is. */
+const agentFinding = ({ runtimePath }: Settings): Finding =>
+  hasRoomAgent(runtimePath)
+    ? report.ok('the room agent makes room for steps (container-cache-room in ps)')
+    : report.ok(
+        'there is no room agent now: the next Prolog starts one; until then no room is made for steps',
+      );
 
 function isolationFinding({ isolation, reason }: NodeFacts, settings: Settings): Finding {
   const because = reason === undefined ? '' : `: ${reason}`;

@@ -74,6 +74,8 @@ const statusTexts: Readonly<Record<number, string>> = {
 
 /** Exit codes of curl(1) by which no server of the registry, nor of a proxy, has said anything about the image. */
 const unreached: ReadonlySet<number> = new Set([5, 6, 7, 18, 28, 35, 52, 55, 56, 92, 97]);
+/** CURLE_WRITE_ERROR: curl does not say why. */
+const unwritten = 23;
 const proxyStatus = 407;
 const longestText = 200;
 
@@ -106,6 +108,11 @@ function explainLine(registry: string, line: string): RegistryFailure | undefine
   if (tunnel !== undefined) return explainStatus(registry, Number(tunnel), 'the proxy');
   const status = /requested URL returned error: (\d{3})\b/.exec(text)?.[1];
   if (status !== undefined) return explainStatus(registry, Number(status), registry);
+  if (Number(curl[1]) === unwritten)
+    return {
+      kind: 'other',
+      cause: `cannot write what registry ${registry} sends: is the disk, or the quota, full where enroot keeps layers (ENROOT_CACHE_PATH)?`,
+    };
   return unreached.has(Number(curl[1]))
     ? { kind: 'silent', cause: `cannot reach registry ${registry}: ${text}` }
     : { kind: 'refused', cause: `cannot ask registry ${registry}: ${text}` };

@@ -68,7 +68,10 @@ const guessShares = [1, 1 / 4, 1 / 16] as const;
  * Nobody knows what it needs: then what the collector leaves free for the next job, if that can be had, else a part of it. An entry
  * that is in use elsewhere, or a disk that others fill, must not cost the cache what does not help.
  */
-function guessNeeds({ totalBytes, totalInodes }: Usage, { gcLowPercent }: Settings): SpaceNeed[] {
+export function guessNeeds(
+  { totalBytes, totalInodes }: Usage,
+  { gcLowPercent }: Pick<Settings, 'gcLowPercent'>,
+): SpaceNeed[] {
   const left = (100 - gcLowPercent) / 100;
   const bytes = Math.min(totalBytes * left, mostGuessedBytes);
   const inodes = totalInodes * Math.min(left, totalBytes === 0 ? 0 : bytes / totalBytes);

@@ -1,17 +1,19 @@
 /**
  * The enroot program, for what only it can do: ask registries and import their images, with the user's own credentials.
  */
+import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { parseDigest, type RegistryImage } from '../core/image.ts';
 import { homelessPath } from '../core/layout.ts';
 import type { Environment } from '../core/job.ts';
 import { explainRegistryFailure, RegistryFault, type EnrootEnd } from '../core/registry-failure.ts';
 import type { UserIds } from '../system/as-user.ts';
+import { readUsage } from '../system/disk-usage.ts';
 import { isExecutable } from '../system/files.ts';
 import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
-import { ShortageWatch } from '../system/shortage.ts';
+import { ShortageWatch, unwrittenLine } from '../system/shortage.ts';
 import { shortageFault } from './unpack.ts';
 
 export interface Enroot {
@@ -152,6 +154,8 @@ export async function openEnroot(
         if (shortage !== undefined)
           throw shortageFault(shortage.code, `Cannot import "${uri}"`, shortage.line);
         if (isLate(cause)) throw new JobFault('CREATE_TIMEOUT', `Cannot import "${uri}"`, { cause });
+        const unwritten = unwrittenLine(cause.stderrTail, readUsage(dirname(temporaryPath)).availableBytes);
+        if (unwritten !== undefined) throw shortageFault('NO_SPACE', `Cannot import "${uri}"`, unwritten);
         throw registryFault(image, cause);
       }
     },

@@ -3,10 +3,11 @@
  *
  * A module of its own so that a Prolog whose entry is there does not load it.
  */
-import { fits } from '../core/gc-plan.ts';
+import { fits, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
+import type { SpaceNeed } from '../core/image.ts';
 import { quotaNeed } from '../core/quota-need.ts';
 import type { Settings } from '../core/settings.ts';
-import { makeRoomForImport } from './container-room.ts';
+import { guessNeeds, makeRoomForImport } from './container-room.ts';
 import { collect, evictForQuota, measureCacheBytes, type CollectRequest } from './collector.ts';
 import { fillRootfs, type CreateContext, type KnownShortage } from './create.ts';
 import { openEnroot } from './enroot.ts';
@@ -93,7 +94,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
 
 /**
  * After the disk was full in the middle of an unpack, which others that write make possible, or an image that needs more than it
- * looks. Of an image that was not here yet nobody knows what it needs: then the disk is brought to below the low watermark.
+ * looks. Of an image that was not here yet nobody knows what it needs.
  */
 export async function makeRoomAgain(
   request: CollectRequest,
@@ -101,10 +102,22 @@ export async function makeRoomAgain(
   attempt: number,
 ): Promise<boolean> {
   if (attempt > 1 || known?.isHopeless === true) return false;
-  const { need } = known ?? {};
-  if (need !== undefined && need.bytes > readUsage(request.base.path).totalBytes) return false;
-  const { evicted } = await collect(need === undefined ? { ...request, force: true } : { ...request, need });
-  return need === undefined ? evicted.length > 0 : fits(readUsage(request.base.path), need);
+  const usage = readUsage(request.base.path);
+  const needs = known?.need === undefined ? moreThan(usage, request.policy) : [known.need];
+  for (const need of needs.filter(({ bytes }) => bytes <= usage.totalBytes)) {
+    await collect({ ...request, need });
+    if (fits(readUsage(request.base.path), need)) return true;
+  }
+  return false;
+}
+
+/** What was free was not enough, of bytes or inodes: of the scarcer as much more as can be had without evicting anything in vain. */
+function moreThan(usage: Usage, policy: CollectionPolicy): SpaceNeed[] {
+  const { availableBytes, totalBytes, freeInodes, totalInodes } = usage;
+  const isOfInodes = freeInodes * totalBytes < availableBytes * totalInodes;
+  return guessNeeds(usage, policy).map(({ bytes, inodes }) =>
+    isOfInodes ? { bytes: 0, inodes: freeInodes + inodes } : { bytes: availableBytes + bytes, inodes: 0 },
+  );
 }
 
 export async function makeQuota(

@@ -9,6 +9,15 @@ const shortages = [
   ['NO_SPACE', /No space left on device|\bENOSPC\b/],
 ] as const;
 
+/** curl(1) could not write, and does not say why. */
+const unwritten = /^curl: \(23\) .*$/m;
+/** A disk with less has no room for a layer. */
+const littleBytes = 64 * 2 ** 20;
+
+/** @returns the line of a program that could not write, as it seems for want of room on a disk with so much left */
+export const unwrittenLine = (text: string, availableBytes: number): string | undefined =>
+  availableBytes < littleBytes ? unwritten.exec(text)?.[0] : undefined;
+
 /** @returns undefined for any other reason */
 export function shortageIn(text: string): Shortage | undefined {
   return shortages.find(([, pattern]) => pattern.test(text))?.[0];

@@ -136,7 +136,7 @@ test('more than the user may have: the job runs without the cache, and the node 
   await said(many);
   const wrapper = ['prlimit', '--nproc=50:50', '--'];
   const { exitCode, line } = await node.prolog({ id: 7, user: alice, image: node.image(), wrapper });
-  assert.equal([exitCode, line['code']], [0, 'IMAGE_UNREADABLE'], line['reason']);
+  assert.equal([exitCode, line['code']], [0, 'UNPACK_FAILED'], line['reason']);
   assert.is(
     (await node.prolog({ id: 8, user: bob, image: node.image(), wrapper })).line['result'],
     'created',
@@ -166,7 +166,7 @@ test('an image name whose message ends, after blanks, like one of setpriv drains
   // The kept end of the message is then blanks, which are cut off, and this.
   const image = `/${'x'.repeat(300)}${' '.repeat(1000)}setpriv: no`;
   const { exitCode, line } = await node.prolog({ id: 7, user: alice, image });
-  assert.equal([exitCode, line['code']], [0, 'IMAGE_UNREADABLE'], line['reason']);
+  assert.equal([exitCode, line['code']], [0, 'UNPACK_FAILED'], line['reason']);
 });
 
 test("a full /dev/shm, where every user may write, costs nobody's job the cache", async () => {

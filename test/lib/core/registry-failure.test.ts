@@ -102,6 +102,14 @@ explaining('what did not end in time did not answer, whatever it said before', (
   assert.equal(late, { kind: 'late', cause: `registry ${registry} did not answer within 5 s` });
 });
 
+explaining('what could not be written is no word of the registry', () => {
+  const { kind, cause } = explainRegistryFailure(registry, {
+    exitCode: 1,
+    stderrTail: 'curl: (23) Failure writing output to destination',
+  });
+  assert.equal([kind, /full where enroot keeps layers/.test(cause)], ['other', true]);
+});
+
 explaining('a cause is short, however much was said', () => {
   for (const stderr of [`curl: (7) ${'x'.repeat(5000)}`, `[ERROR] ${'y'.repeat(5000)}`, 'z'.repeat(5000)])
     assert.ok(explain(stderr).length < 300);

@@ -1,9 +1,14 @@
 /** The collector where others fill the disk, and where the cache has a limit of its own: what goes, and what is left alone. */
 // test: timeout 600 s
 import { randomBytes } from 'node:crypto';
-import { existsSync, linkSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, linkSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { entryName } from '../../../lib/core/layout.ts';
+import { requireSettings } from '../../../lib/core/settings.ts';
+import { collectingWithin, makeRoomAgain } from '../../../lib/store/provision.ts';
+import { openDirectory } from '../../../lib/system/directory.ts';
+import { readSettings } from '../../../lib/system/settings-file.ts';
+import { openLog } from '../../../lib/system/syslog.ts';
 import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
 import { nameOf, setUsed, TestNode, type LogLine, type ProgramResult } from '../../helpers/node.ts';
@@ -106,6 +111,44 @@ goal('and a disk that others fill gives an image its room all the same', async (
   await node.epilog({ id: 7, user: alice });
   await node.settle();
 });
+
+goal(
+  'nobody knows what is needed: more room than there was, as far as it is to be had, and nothing in vain',
+  async () => {
+    using disk = makeExt4({ mebibytes: 48, inodes: 1024 });
+    await using node = await TestNode.start({
+      basePath: disk.path,
+      settings: { container_cache_gc_high: 60, container_cache_gc_low: 50, gc_min_age: 0 },
+    });
+    const small = node.plant(bob, { hash: hash(1), usedSecondsAgo: 5000, bytes: mebibyte });
+    const base = openDirectory(node.basePath);
+    try {
+      const settings = requireSettings(readSettings({ CONTAINER_CACHE_CONF: node.configPath }));
+      const log = openLog({ logTarget: 'stderr', logLevel: 'error', syslogFacility: 'daemon' });
+      const request = collectingWithin({ settings, base, log }, 30_000);
+      const { availableBytes } = readUsage(disk.path);
+      writeFileSync(join(disk.path, 'others'), Buffer.alloc(availableBytes - mebibyte, 1));
+      command('sync', '--file-system', disk.path);
+      assert.is(await makeRoomAgain(request, undefined, 1), false);
+      assert.ok(existsSync(small));
+      rmSync(join(disk.path, 'others'));
+      const [old, used] = [4000, 3000].map((usedSecondsAgo, index) =>
+        node.plant(bob, { hash: hash(2 + index), usedSecondsAgo, bytes: 5 * mebibyte }),
+      );
+      const before = readUsage(disk.path).availableBytes;
+      writeFileSync(join(disk.path, 'others'), Buffer.alloc(before - mebibyte, 1));
+      command('sync', '--file-system', disk.path);
+      assert.is(await makeRoomAgain(request, undefined, 1), true);
+      assert.equal(
+        [small, old, used].map((path) => existsSync(path!)),
+        [false, false, true],
+      );
+      assert.is(await makeRoomAgain(request, undefined, 2), false);
+    } finally {
+      closeSync(base.fd);
+    }
+  },
+);
 
 goal.run();
 
