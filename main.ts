@@ -9,6 +9,7 @@ import './lib/system/last-resort.ts';
 import { basename } from 'node:path';
 import { chooseProgram } from './lib/core/program.ts';
 import { settleInheritance } from './lib/system/inherited.ts';
+import { findBeneath } from './lib/system/native-addon.ts';
 
 async function runProgram(): Promise<void> {
   // In the executable, argv[1] is the name it was called by, also through a link.
@@ -43,10 +44,11 @@ async function runProgram(): Promise<void> {
 }
 
 /**
- * Ends at once; by `exitCode` the runtime would first take down its heap, piece by piece. Only for programs that print a line at most:
- * what a pipe has not taken yet is lost.
+ * Ends at once; by `exitCode` the runtime would first take down its heap, piece by piece, and by process.exit() its threads. Only for
+ * programs that print a line at most: what a pipe has not taken yet is lost.
  */
 function leave(exitCode: number): never {
+  findBeneath()?.exitNow(exitCode);
   process.exit(exitCode);
 }
 

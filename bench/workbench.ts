@@ -46,6 +46,10 @@ export interface PrologSample {
   readonly lease: LeaseRecord;
 }
 
+export interface JobSample extends PrologSample {
+  readonly epilogMs: number;
+}
+
 const collectorTimeoutMs = 120_000;
 const syslogTimeoutMs = 10_000;
 const pollMs = 10;
@@ -110,14 +114,16 @@ export class Workbench {
    *
    * @param epilogNode the same paths, perhaps with watermarks that keep the Epilog from starting a collector
    */
-  prologAndEpilog(node: Node, image: string, expected: PrologResult, epilogNode = node): PrologSample {
+  prologAndEpilog(node: Node, image: string, expected: PrologResult, epilogNode = node): JobSample {
     const sample = this.prolog(node, image, expected);
-    this.epilog(epilogNode, sample.job);
-    return sample;
+    return { ...sample, epilogMs: this.epilog(epilogNode, sample.job) };
   }
 
-  epilog(node: Node, job: SampleJob): void {
-    timeProgram(this.plan.epilogPath, [], { environment: slurmdEnvironment('epilog', job, node.configPath) });
+  /** @returns how long it took, ms */
+  epilog(node: Node, job: SampleJob): number {
+    return timeProgram(this.plan.epilogPath, [], {
+      environment: slurmdEnvironment('epilog', job, node.configPath),
+    });
   }
 
   /** Where the job's user has entries. */

@@ -29,6 +29,8 @@ export interface BeneathAddon {
   openPath(directory: number, path: string, flags: number): number;
   /** Signals that a crash raises end the process with this code from now on. */
   exitOnCrash(code: number): number;
+  /** _exit(2). */
+  exitNow(code: number): number;
   /** What the next child of this thread starts is killed with it, and has limits; until endConfined(). */
   beginConfined(fileBytes: number): number;
   endConfined(): number;

@@ -70,6 +70,7 @@ double seconds_now(void) {
 NAPI_MODULE_INIT() {
   const napi_property_descriptor functions[] = {
       {.utf8name = "openPath", .method = open_path, .attributes = napi_enumerable},
+      {.utf8name = "exitNow", .method = exit_now, .attributes = napi_enumerable},
       {.utf8name = "exitOnCrash", .method = exit_on_crash, .attributes = napi_enumerable},
       {.utf8name = "beginConfined", .method = begin_confined, .attributes = napi_enumerable},
       {.utf8name = "endConfined", .method = end_confined, .attributes = napi_enumerable},

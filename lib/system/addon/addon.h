@@ -54,6 +54,7 @@ napi_value open_path(napi_env env, napi_callback_info info);
 napi_value set_ids(napi_env env, napi_callback_info info);
 napi_value begin_confined(napi_env env, napi_callback_info info);
 napi_value end_confined(napi_env env, napi_callback_info info);
+napi_value exit_now(napi_env env, napi_callback_info info);
 napi_value exit_on_crash(napi_env env, napi_callback_info info);
 napi_value start_look(napi_env env, napi_callback_info info);
 napi_value finish_look(napi_env env, napi_callback_info info);
