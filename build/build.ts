@@ -12,6 +12,7 @@
  * Nothing is fetched, and nothing is done if dist/ was made from the same inputs.
  */
 import * as esbuild from 'esbuild';
+import { createHash } from 'node:crypto';
 import pkgSea, { type SeaConfig } from '@yao-pkg/pkg/lib-es5/sea.js';
 import {
   chmodSync,
@@ -51,17 +52,19 @@ const COPIES: readonly { source: string; mode: number }[] = [
  * One thread beside our own in place of four, and none that waits for a debugger: each has to be started, and interrupted whenever we
  * change our effective ids.
  */
-const RUNTIME_OPTIONS = ['--v8-pool-size=1', '--disable-sigusr1'];
+export const runtimeOptions = ['--v8-pool-size=1', '--disable-sigusr1'];
 const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot', 'systemd'];
 const INPUT_FILES = [
   'main.ts',
   'build/build.ts',
   'build/loader.cjs',
+  'build/runtime-checksums',
   'build/source-files.ts',
   'package.json',
   'package-lock.json',
   'slurm.conf.snippet',
 ];
+const RUNTIME_CHECKSUMS = join(projectRoot, 'build/runtime-checksums');
 const LOADER = join(projectRoot, 'build/loader.cjs');
 /** Compiled by build/run. By the asset's name, relative to the project. */
 const ADDONS = Object.fromEntries(
@@ -120,6 +123,19 @@ function presentCopies(): typeof COPIES {
   return COPIES.filter(({ source }) => existsSync(join(projectRoot, source)));
 }
 
+/** @throws an Error if the runtime is not the one that was pinned, whoever changed it */
+export function checkRuntime(path = process.execPath, name = `${process.version} ${process.arch}`): void {
+  const line = readFileSync(RUNTIME_CHECKSUMS, 'utf8')
+    .split('\n')
+    .find((one) => one.endsWith(`  ${name}`));
+  const found = createHash('sha256').update(readFileSync(path)).digest('hex');
+  if (line === undefined || !line.startsWith(`${found} `))
+    throw new Error(
+      `Cannot build: ${path} (${name}) is not the runtime that build/runtime-checksums names: its SHA-256 is ${found}. ` +
+        'Remove node_modules and run it again; for a new version write its sum there',
+    );
+}
+
 /** Everything is made aside and renamed into place: a program of dist/ that runs meanwhile goes on as it is. */
 async function makeDist(): Promise<void> {
   rmSync(STAMP, { force: true });
@@ -154,6 +170,7 @@ async function makeDist(): Promise<void> {
  * @returns the modules that are in it, relative to the project
  */
 export async function makeExecutable(entry: string, output: string, version?: string): Promise<string[]> {
+  checkRuntime();
   const main = join(dirname(output), 'main.cjs');
   const admin = join(dirname(output), ADMIN_ASSET);
   const versioned = version === undefined ? [] : [withVersion(version)];
@@ -173,7 +190,7 @@ export async function makeExecutable(entry: string, output: string, version?: st
       [ADMIN_ASSET]: admin,
       ...Object.fromEntries(Object.entries(ADDONS).map(([asset, file]) => [asset, join(projectRoot, file)])),
     },
-    execArgv: RUNTIME_OPTIONS,
+    execArgv: runtimeOptions,
     // NODE_OPTIONS of a job is meant for the job's own Node.
     execArgvExtension: 'none',
   };
@@ -193,7 +210,7 @@ export async function makeExecutable(entry: string, output: string, version?: st
  * Makes the bundle a function for loader.cjs, and its code cache with all functions: what is lazy when the cache is made would be compiled
  * by each process anew. The flag is back before the cache is made, which is valid for the same flags alone.
  */
-function wrapWithCodeCache(bundlePath: string, cachePath: string): void {
+export function wrapWithCodeCache(bundlePath: string, cachePath: string): void {
   const source = `(function (require, module, exports) {${readFileSync(bundlePath, 'latin1')}\n})`;
   setFlagsFromString('--no-lazy');
   let script: Script;

@@ -1,6 +1,6 @@
 /**
- * `npm run package [-- DIRECTORY]`: makes a .deb, an .rpm and a .tar.gz of what belongs on a node, and SHA256SUMS, in packages/ or
- * the directory.
+ * `npm run package [-- DIRECTORY]`: makes a .deb, an .rpm and a .tar.gz of what belongs on a node, a list of what is in them
+ * (`sbom.spdx.json`), and SHA256SUMS, in packages/ or the directory.
  *
  * The version is that of package.json, with the commit where no tag says that it is that version. All times are the commit's, and of
  * the same files the same packages are made, to the byte. Only the executable is another in each build: V8 makes its code cache anew.
@@ -113,7 +113,9 @@ export function packFiles(
     const packages = kinds
       .map((kind) => makers[kind](directory, work, release))
       .filter((path) => path !== undefined);
-    const sums = packages.map(
+    const bill = join(directory, 'sbom.spdx.json');
+    writeFileSync(bill, billOfMaterials(release));
+    const sums = [...packages, bill].map(
       (path) => `${createHash('sha256').update(readFileSync(path)).digest('hex')}  ${basename(path)}\n`,
     );
     writeFileSync(join(directory, 'SHA256SUMS'), sums.join(''));
@@ -121,6 +123,19 @@ export function packFiles(
   } finally {
     rmSync(work, { recursive: true });
   }
+}
+
+/**
+ * What the executable is made of, the runtime among it, as npm knows it (SPDX 2.3). Of the same commit the same: the document's name and
+ * time are the release's.
+ */
+function billOfMaterials({ version, atSeconds }: Release): string {
+  const bill = JSON.parse(
+    output('npm', ['sbom', '--sbom-format=spdx', '--package-lock-only', '--omit=dev']),
+  ) as { documentNamespace: string; creationInfo: { created: string } };
+  bill.documentNamespace = `http://spdx.org/spdxdocs/container-cache-${version}`;
+  bill.creationInfo.created = new Date(atSeconds * 1000).toISOString().replace(/\.\d+Z$/, 'Z');
+  return `${JSON.stringify(bill, undefined, 2)}\n`;
 }
 
 /** @param modules what is in the executable */

@@ -12,12 +12,22 @@ import {
   openSync,
   readlinkSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { build, bundleProgram, distDirectory, executable, makeExecutable } from '../../build/build.ts';
+import {
+  build,
+  bundleProgram,
+  checkRuntime,
+  distDirectory,
+  executable,
+  makeExecutable,
+  runtimeOptions,
+  wrapWithCodeCache,
+} from '../../build/build.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { assert, suite, unlessRoot, unlessStrace } from '../helpers/suite.ts';
 
@@ -206,6 +216,42 @@ dist.unless(unlessStrace, 'has one worker thread, and none that waits for a debu
   assert.is(calls.match(/CLONE_THREAD/g)?.length, 2, calls);
   // The other is the one of V8's delayed tasks.
   assert.is(calls.match(/PR_SET_NAME, "V8Worker"/g)?.length, 1, calls);
+});
+
+dist('is made of the runtime that was pinned, and of no other', () => {
+  checkRuntime();
+  for (const [path, name] of [
+    ['/bin/true', `${process.version} ${process.arch}`],
+    [process.execPath, `v99.0.0 ${process.arch}`],
+  ] as const)
+    assert.throws(
+      () => checkRuntime(path, name),
+      Error,
+      /is not the runtime that build\/runtime-checksums names: .* [0-9a-f]{64}/,
+    );
+});
+
+dist('the code cache is good for the runtime, and has the functions in it', async () => {
+  const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
+  try {
+    const [main, cache] = [join(elsewhere, 'main.cjs'), join(elsewhere, 'main.cache')];
+    await bundleProgram('main.ts', main);
+    wrapWithCodeCache(main, cache);
+    const program = `
+      const { readFileSync } = require('node:fs');
+      const { Script } = require('node:vm');
+      const source = readFileSync(process.argv[1], 'latin1');
+      const script = new Script(source, { filename: 'main.cjs', cachedData: readFileSync(process.argv[2]) });
+      console.log(script.cachedDataRejected, new Script(source, { produceCachedData: true }).cachedData.length);`;
+    const { stdout, stderr } = spawnSync(process.execPath, [...runtimeOptions, '-e', program, main, cache], {
+      encoding: 'utf8',
+    });
+    const [isRejected, lazyBytes] = stdout.trim().split(' ');
+    assert.is(isRejected, 'false', stderr);
+    assert.ok(statSync(cache).size > 2 * Number(lazyBytes));
+  } finally {
+    rmSync(elsewhere, { recursive: true });
+  }
 });
 
 dist('the Prolog and the Epilog carry nothing of the admin command', async () => {

@@ -1,7 +1,7 @@
 /** The recipes of OPERATIONS.md, as they stand there, on a real rsyslogd and a real journald. */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer, type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -44,7 +44,7 @@ test.unless(
   unlessRsyslogd,
   'rsyslog: a file of its own has all lines and no other, and a log host gets what wants attention',
   async () => {
-    const [ownFile = '', toHost = ''] = blocksBelow('Log recipes');
+    const [ownFile = '', toHost = '', ofRoot = ''] = blocksBelow('Log recipes');
     const root = mkdtempSync(join(tmpdir(), 'rsyslog-'));
     let received = '';
     const server = createServer((socket) => {
@@ -53,17 +53,25 @@ test.unless(
     server.listen(0, '127.0.0.1');
     await once(server, 'listening');
     const { port } = server.address() as AddressInfo;
-    const [own, other] = [join(root, 'own.log'), join(root, 'other.log')];
+    const [own, other, roots] = ['own.log', 'other.log', 'root.log'].map((name) => join(root, name)) as [
+      string,
+      string,
+      string,
+    ];
+    const [loading = '', filter = ''] = ofRoot.split('\n');
+    const trusting = loading.replaceAll('SysSock.', '').replace(/^.*"imuxsock" (.*)\)$/, '$1');
+    chmodSync(root, 0o755);
     const socketPath = join(root, 'log');
     // The host first: the other recipe stops.
     const configuration = [
       `module(load="imuxsock" SysSock.Use="off")`,
-      `input(type="imuxsock" Socket="${socketPath}" RateLimit.Interval="0")`,
+      `input(type="imuxsock" Socket="${socketPath}" RateLimit.Interval="0" ${trusting})`,
+      filter.replace('/var/log/container-cache-root.log', roots),
       toHost.replace('@@loghost:514', `@@127.0.0.1:${port}`),
       ownFile.replace('/var/log/container-cache.log', own),
       `*.* ${other}`,
     ].join('\n');
-    assert.match(configuration, new RegExp(`127.0.0.1:${port}[^]*${own}`));
+    assert.match(configuration, new RegExp(`Annotate=[^]*${roots}[^]*127.0.0.1:${port}[^]*${own}`));
     writeFileSync(join(root, 'rsyslog.conf'), `${configuration}\n`);
     const check = spawnSync(rsyslogd, ['-N1', '-f', join(root, 'rsyslog.conf')], { encoding: 'utf8' });
     assert.is(check.status, 0, check.stderr);
@@ -72,10 +80,13 @@ test.unless(
     });
     try {
       await untilText(() => (existsSync(socketPath) ? 'there' : ''), /there/);
-      const log = (tag: string, line: string): void => {
+      const log = (tag: string, line: string, ids: Readonly<Record<string, number>> = {}): void => {
         const args = ['--socket', socketPath, '--prio-prefix', '--tag', tag];
-        assert.is(spawnSync('logger', args, { input: `${line}\n` }).status, 0);
+        assert.is(spawnSync('logger', args, { input: `${line}\n`, ...ids }).status, 0);
       };
+      chmodSync(socketPath, 0o666);
+      if (process.getuid?.() === 0)
+        log('container-cache[6]', '<30>prolog job=3 forged', { uid: 65_534, gid: 65_534 });
       log('container-cache[7]', '<30>prolog job=1 result=reused');
       log('container-cache[8]', '<28>prolog job=2 result=failed code=NO_SPACE');
       log('container-cachet[9]', '<28>another program');
@@ -87,6 +98,12 @@ test.unless(
       const lines = await untilText(() => (existsSync(own) ? readFileSync(own, 'utf8') : ''), /job=2/);
       assert.match(lines, /container-cache\[7\]: prolog job=1 result=reused\n/);
       assert.not.match(lines, /another/);
+      if (process.getuid?.() === 0) {
+        const said = await untilText(() => readIfThere(roots), /job=2/);
+        assert.match(said, /job=1/);
+        assert.not.match(said, /forged/);
+        assert.match(lines, /forged/);
+      }
       await untilText(() => received, /job=2 result=failed/);
       assert.not.match(received, /job=1|another/);
     } finally {
@@ -109,6 +126,8 @@ test.unless(
   'journald: all lines, those that want attention, those of a job, and their fields',
   () => {
     const [all = '', attention = '', job = '', bare = '', fields = ''] = commandsOf('A line is at most');
+    const [, ofRoot = ''] =
+      /With journald: `([^`]+)`/.exec(readFileSync(join(projectRoot, 'OPERATIONS.md'), 'utf8')) ?? [];
     assert.match(fields, /^journalctl .*uniq -c$/);
     // In a /run and a /dev of its own, where what it takes over is nobody else's.
     const script = `
@@ -128,14 +147,20 @@ test.unless(
       eval "${all} $options"
     done
     echo == fields
-    ${fields}`;
+    ${fields}
+    echo '<30>prolog job=9 forged' |
+      setpriv --reuid=65534 --regid=65534 --clear-groups logger --prio-prefix --tag 'container-cache[6]'
+    until ${all} | grep -q forged; do sleep 0.05; done
+    echo == root
+    ${ofRoot}`;
     const { status, stdout } = spawnSync(
       'unshare',
       ['--mount', '--pid', '--fork', '--kill-child', '--mount-proc', 'timeout', '60', 'sh', '-c', script],
       { encoding: 'utf8' },
     );
     assert.is(status, 0, stdout);
-    const [, everything = '', urgent = '', ofJob = '', plain = '', counts = ''] = stdout.split(/^== .*\n/m);
+    const [, everything = '', urgent = '', ofJob = '', plain = '', counts = '', roots = ''] =
+      stdout.split(/^== .*\n/m);
     const one = /container-cache\[\d+\]: prolog job=1 result=reused\n/;
     const other = /container-cache\[\d+\]: prolog job=17 result=failed code=NO_SPACE\n/;
     assert.match(everything, one);
@@ -146,6 +171,8 @@ test.unless(
       assert.not.match(text, one);
     }
     assert.is(plain, 'prolog job=1 result=reused\nprolog job=17 result=failed code=NO_SPACE\n');
+    assert.match(roots, one);
+    assert.not.match(roots, /forged/);
     assert.equal(counts.trim().split(/\s*\n\s*/), ['1 result=failed', '1 result=reused']);
   },
 );

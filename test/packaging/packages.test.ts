@@ -262,7 +262,15 @@ test('packed twice they are the same to the byte, and SHA256SUMS says so', (stat
     return readFileSync(join(state.directory, name, 'SHA256SUMS'), 'utf8');
   });
   assert.is(second, first);
-  assert.is(first?.trim().split('\n').length, 3);
+  assert.is(first?.trim().split('\n').length, 4);
+  const bill = JSON.parse(readFileSync(join(state.directory, 'first/sbom.spdx.json'), 'utf8')) as {
+    documentNamespace: string;
+    packages: readonly { name: string; versionInfo: string }[];
+  };
+  assert.match(bill.documentNamespace, /-1\.0\.0$/);
+  const names = bill.packages.map(({ name }) => name);
+  for (const name of ['fs-ext', 'yargs', `node-linux-${process.arch}`]) assert.ok(names.includes(name), name);
+  assert.not(names.includes('eslint'));
   const cwd = join(state.directory, 'second');
   const { status, stderr } = spawnSync('sha256sum', ['--check', '--strict', 'SHA256SUMS'], {
     cwd,
