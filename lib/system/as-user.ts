@@ -156,10 +156,11 @@ export function asUser(
 /**
  * For enroot, an importer, and what they run: a /proc of its PID namespace, by which programs find their parents (GNU parallel its shell).
  * And other numbers than those of the next namespace: enroot has its own in the names of temporary files that all enroots of a user
- * share. The first process of a namespace may choose the next number. Where there is no namespace (confined.ts), nothing of it.
+ * share. The first process of a namespace may choose the next number. Where there is no namespace (confined.ts), or root may not mount
+ * in one (containers, AppArmor), nothing of it.
  */
 const ownNumbers = `
-[ $$ -eq 1 ] || exec setpriv "$@"
+[ $$ -eq 1 ] && unshare --mount --propagation=slave -- true 2>/dev/null || exec setpriv "$@"
 exec unshare --mount --propagation=slave -- sh -c '
   { mount -t proc -o nosuid,nodev,noexec proc /proc; echo "$0" >/proc/sys/kernel/ns_last_pid; } 2>/dev/null
   exec setpriv "$@"' "$0" "$@"`;

@@ -9,6 +9,7 @@
  * Where the kernel refuses (no CAP_SYS_ADMIN, no addon), the child starts without: a time limit then ends it alone.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
+import { unlessErrno } from './errno.ts';
 import { findBeneath } from './native-addon.ts';
 
 const ownAdjustment = '/proc/self/oom_score_adj';
@@ -40,6 +41,6 @@ function adjust(value: string): void {
 
 /** @returns ours, where it protects us more than others */
 function protectionFromOom(): string | undefined {
-  const adjustment = readFileSync(ownAdjustment, 'latin1').trim();
-  return adjustment.startsWith('-') ? adjustment : undefined;
+  const adjustment = unlessErrno(['ENOENT', 'EACCES'], () => readFileSync(ownAdjustment, 'latin1').trim());
+  return adjustment?.startsWith('-') === true ? adjustment : undefined;
 }

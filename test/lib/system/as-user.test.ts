@@ -24,6 +24,7 @@ import {
   enterPrivateMachine,
   machineRoot,
   readersGid,
+  replaceProgram,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
 import { assert, suite, type Suite } from '../../helpers/suite.ts';
@@ -361,6 +362,12 @@ child('two enroots of a user at once have other process numbers', async () => {
     }),
   );
   assert.is(new Set(numbers).size, 3, numbers.join());
+});
+
+child('where root may not mount in a namespace of its own, enroot runs without', async () => {
+  using _ = replaceProgram('unshare', 'echo "unshare: Operation not permitted" >&2; exit 1');
+  const { stdout } = await run(asUser(alice, commandOf('id', '--user'), { canGain: true }));
+  assert.is(stdout.toString(), `${alice.uid}\n`);
 });
 
 child('who is that user already asks for no other ids', () => {
