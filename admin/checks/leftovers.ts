@@ -83,6 +83,14 @@ async function look(context: CheckContext, base: Directory): Promise<Finding[]> 
     ...jobFindings(jobs),
     ...holderFindings(jobs),
     ...trashFindings(base),
+    ...(jobs.active === undefined
+      ? [
+          report.skip(
+            'leases of jobs that are over: slurmctld does not answer squeue, so none is released either',
+            'as root: squeue --jobs=1; slurmd tells where Slurm is, by its -f or SLURM_CONF',
+          ),
+        ]
+      : []),
   ];
 }
 

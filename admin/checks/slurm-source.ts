@@ -1,12 +1,11 @@
 /** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
+import { dirname } from 'node:path';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
-import { isRoot } from '../../lib/system/as-user.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
-import { processVariable } from '../../lib/system/processes.ts';
 import { CommandFailed, run } from '../../lib/system/run.ts';
-import type { Slurmd } from '../../lib/system/slurmd.ts';
+import { findSlurmProgram, slurmConfOf, type Slurmd } from '../../lib/system/slurmd.ts';
 import { answers, readText, type SlurmSource } from './context.ts';
 
 const report = reporter('slurm');
@@ -24,8 +23,8 @@ export async function findSlurmConf(
   environment: Environment,
   slurmd: Slurmd | undefined,
 ): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
-  const named = environment['SLURM_CONF'] ?? pathOfSlurmd(slurmd);
-  for (const path of named === undefined ? usualPaths : [named]) {
+  const named = environment['SLURM_CONF'] ?? slurmConfOf(slurmd);
+  for (const path of named === undefined ? [...ownPaths(slurmd), ...usualPaths] : [named]) {
     if (!(await answers(path)))
       return {
         source: undefined,
@@ -38,26 +37,24 @@ export async function findSlurmConf(
     );
     return { source: { conf, path }, findings: [report.ok(`${path} is read`), ...findings] };
   }
-  return askController(named ?? usualPaths.join(', '));
+  return askController(named ?? usualPaths.join(', '), slurmd);
 }
 
-/** `slurmd -f FILE`, else its SLURM_CONF. */
-function pathOfSlurmd(slurmd: Slurmd | undefined): string | undefined {
-  if (slurmd === undefined) return undefined;
-  return (
-    /(?:^| )-f *(\/\S+)/.exec(slurmd.commandLine)?.[1] ??
-    (isRoot() ? processVariable(slurmd.pid, 'SLURM_CONF') : undefined)
-  );
+/** Where a Slurm that was built with a prefix of its own looks. */
+function ownPaths(slurmd: Slurmd | undefined): string[] {
+  const prefix = slurmd?.executable === undefined ? '/' : dirname(dirname(slurmd.executable));
+  return ['/', '/usr'].includes(prefix) ? [] : [`${prefix}/etc/slurm.conf`];
 }
 
 async function askController(
   looked: string,
+  slurmd: Slurmd | undefined,
 ): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
   const remedy = 'set SLURM_CONF to your slurm.conf and run it again';
   try {
     const chunks: Buffer[] = [];
     await run({
-      file: 'scontrol',
+      file: findSlurmProgram('scontrol', slurmd) ?? 'scontrol',
       args: ['show', 'config'],
       timeoutMs: controllerLimitMs,
       onStdout: (chunk) => chunks.push(chunk),

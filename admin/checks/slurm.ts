@@ -17,6 +17,7 @@ import { parseVersion, type Version } from '../../lib/core/version.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { CommandFailed, run } from '../../lib/system/run.ts';
+import { findSlurmProgram } from '../../lib/system/slurmd.ts';
 import {
   answers,
   installDirectory,
@@ -234,7 +235,11 @@ const versionLimitMs = 10_000;
 export async function findSlurmVersion(): Promise<Version | undefined> {
   for (const file of ['slurmd', 'scontrol']) {
     try {
-      const { stdout } = await run({ file, args: ['-V'], timeoutMs: versionLimitMs });
+      const { stdout } = await run({
+        file: findSlurmProgram(file) ?? file,
+        args: ['-V'],
+        timeoutMs: versionLimitMs,
+      });
       const version = parseVersion(stdout.toString('utf8'));
       if (version !== undefined) return version;
     } catch (error) {

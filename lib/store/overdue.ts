@@ -4,8 +4,10 @@
  * A module of its own so that Prolog and Epilog do not load it.
  */
 import { askActiveJobs, findJobVariables, hasProcess } from '../system/slurm-jobs.ts';
+import { findSlurmd, slurmConfOf } from '../system/slurmd.ts';
 import type { Log } from '../system/syslog.ts';
 import type { LeaseRecord } from '../core/lease-record.ts';
+import { removeJobFiles } from './job-files.ts';
 import { listHeldLeases, readLease, releaseLease } from './lease.ts';
 
 /** Whoever is younger may be a job that slurmctld has not told of yet, or one whose Epilog is at work. */
@@ -17,18 +19,17 @@ export async function findOverdueLeases(runtimePath: string): Promise<LeaseRecor
   if (old.length === 0) return [];
   const variables = findJobVariables();
   const quiet = old.filter((lease) => !hasProcess(variables, lease));
-  const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)));
+  const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)), slurmConfOf(findSlurmd()));
   return active === undefined ? [] : quiet.filter((lease) => !active.has(lease.jobId));
 }
 
-/**
- * Releases them.
- */
+/** Releases them, as the Epilog would have. */
 export async function releaseOverdueLeases(runtimePath: string, log: Log['write']): Promise<void> {
   for (const { jobId, uid, entries, sinceMs } of await findOverdueLeases(runtimePath)) {
     // A job that was over may have been requeued meanwhile, and its Prolog have taken another lease.
     if (readLease(runtimePath, jobId)?.sinceMs !== sinceMs) continue;
     releaseLease(runtimePath, jobId);
+    removeJobFiles(runtimePath, jobId);
     log('warning', 'lease-overdue', {
       job: jobId,
       uid,

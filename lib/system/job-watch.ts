@@ -12,7 +12,6 @@
  * No answer, or none in time: the job goes on, and the question is put again.
  */
 import { statSync } from 'node:fs';
-import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { elapsedMs } from './clock.ts';
 import { findOverState, jobStateFormat } from '../core/job-state.ts';
@@ -20,9 +19,8 @@ import type { Environment } from '../core/job.ts';
 import { readSlurmConf } from '../core/slurm-conf.ts';
 import { unlessErrno } from './errno.ts';
 import { splitLines } from './lines.ts';
-import { findProgram } from './programs.ts';
-import { CommandFailed, endingWithUs, run, systemPath } from './run.ts';
-import { findSlurmd } from './slurmd.ts';
+import { CommandFailed, endingWithUs, run } from './run.ts';
+import { findSlurmProgram } from './slurmd.ts';
 
 /** How often slurmd's file is looked at. */
 const lookIntervalMs = 500;
@@ -108,16 +106,6 @@ async function ask(squeue: string, { jobId, environment }: WatchedJob): Promise<
     if (error instanceof CommandFailed) return undefined;
     throw error;
   }
-}
-
-/** Slurm may lie anywhere: its commands are beside slurmd. */
-function findSlurmProgram(name: string): string | undefined {
-  const inPath = findProgram(name, systemPath);
-  if (inPath !== undefined) return inPath;
-  const slurmd = findSlurmd()?.executable;
-  if (slurmd === undefined) return undefined;
-  const directory = dirname(slurmd);
-  return findProgram(name, [directory, `${dirname(directory)}/bin`].join(':'));
 }
 
 const defaultSpoolPath = '/var/spool/slurmd';

@@ -2,6 +2,7 @@
 import { holderVariable, parseIdName } from '../core/layout.ts';
 import { listProcesses, processUid, processVariable } from './processes.ts';
 import { CommandFailed, run } from './run.ts';
+import { findSlurmProgram } from './slurmd.ts';
 import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
 
 const jobVariable = 'SLURM_JOB_ID';
@@ -46,9 +47,11 @@ export async function askActiveJobs(
   slurmConf?: string,
 ): Promise<ReadonlySet<number> | undefined> {
   if (jobIds.size === 0) return new Set();
+  const squeue = findSlurmProgram('squeue');
+  if (squeue === undefined) return undefined;
   try {
     const { stdout } = await run({
-      file: 'squeue',
+      file: squeue,
       args: ['--noheader', '--format=%A', `--jobs=${[...jobIds].join(',')}`],
       environment: slurmConf === undefined ? {} : { SLURM_CONF: slurmConf },
       timeoutMs: queueLimitMs,

@@ -1,7 +1,17 @@
-/** The slurmd of this node, found among its processes. */
+/** The slurmd of this node, found among its processes, and by it Slurm's programs and configuration, wherever they are. */
 import { readFileSync, readlinkSync } from 'node:fs';
+import { dirname } from 'node:path';
+import { isRoot } from './as-user.ts';
 import { unlessErrno } from './errno.ts';
-import { listProcesses, processCommandLine, processStartTicks, processUid } from './processes.ts';
+import {
+  listProcesses,
+  processCommandLine,
+  processStartTicks,
+  processUid,
+  processVariable,
+} from './processes.ts';
+import { findProgram } from './programs.ts';
+import { systemPath } from './run.ts';
 
 export interface Slurmd {
   readonly pid: number;
@@ -35,6 +45,26 @@ export function findSlurmd(): Slurmd | undefined {
         commandLine: processCommandLine(oldest.pid) ?? '',
         executable: linkOf(oldest.pid, 'exe'),
       };
+}
+
+/**
+ * A program of Slurm: the one beside the slurmd that runs, `/opt/slurm/bin/squeue` for `/opt/slurm/sbin/slurmd`, since another in PATH may be
+ * of another version or cluster.
+ */
+export function findSlurmProgram(name: string, slurmd = findSlurmd()): string | undefined {
+  const path = slurmd?.executable?.replace(/ \(deleted\)$/, '');
+  const prefix = path === undefined ? undefined : dirname(dirname(path));
+  const beside = path === undefined ? [] : [dirname(path), `${prefix}/bin`, `${prefix}/sbin`];
+  return findProgram(name, [...beside, systemPath].join(':'));
+}
+
+/** @returns what slurmd was told by `-f FILE`, else by its SLURM_CONF */
+export function slurmConfOf(slurmd: Slurmd | undefined): string | undefined {
+  if (slurmd === undefined) return undefined;
+  return (
+    /(?:^| )-f *(\/\S+)/.exec(slurmd.commandLine)?.[1] ??
+    (isRoot() ? processVariable(slurmd.pid, 'SLURM_CONF') : undefined)
+  );
 }
 
 function processName(pid: number): string | undefined {

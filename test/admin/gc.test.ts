@@ -1,7 +1,7 @@
 /** `container-cache gc`: its plan, what it prints, its exit codes. */
 // test: timeout 600 s
 import { spawn } from 'node:child_process';
-import { existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readFileSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
@@ -285,6 +285,7 @@ overdue('go when slurmctld no longer knows the job; what it knows stays', async 
   const { lines } = await node.gc('--background', '--force');
   assert.equal(heldJobs(node), [8]);
   assert.equal([holders(7).length, holders(8).length], [0, 1]);
+  assert.equal([node.jobFile(7, 'images'), typeof node.jobFile(8, 'images')], [undefined, 'string']);
   const told = lines.find(({ word }) => word === 'lease-overdue');
   assert.equal([told?.fields['job'], told?.fields['entries']], ['7', entry]);
   assert.equal(node.entries(alice).map(nameOf), node.lease(8)!.entries);
@@ -317,5 +318,36 @@ overdue(
     }
   },
 );
+
+/** A Slurm with a prefix: a slurmd that only runs, and a squeue that knows job 8 and notes its SLURM_CONF. */
+function startOtherSlurm(prefix: string): Disposable & { readonly asked: () => string } {
+  for (const name of ['sbin', 'bin', 'etc']) mkdirSync(join(prefix, name), { recursive: true });
+  copyFileSync('/usr/bin/sleep', join(prefix, 'sbin/slurmd'));
+  const noted = join(prefix, 'asked');
+  writeFileSync(join(prefix, 'bin/squeue'), `#!/bin/sh\necho "$SLURM_CONF" >>${noted}\necho 8\n`, {
+    mode: 0o755,
+  });
+  const slurmd = spawn(join(prefix, 'sbin/slurmd'), ['1000'], {
+    env: { SLURM_CONF: `${prefix}/etc/slurm.conf` },
+  });
+  return {
+    asked: () => readFileSync(noted, 'utf8'),
+    [Symbol.dispose]: () => {
+      slurmd.kill('SIGKILL');
+    },
+  };
+}
+
+overdue('are found by the squeue and the slurm.conf of the slurmd that runs, wherever they are', async () => {
+  await using node = await withLeases(11);
+  // Another Slurm's, in PATH: it knows nothing of these jobs.
+  using _ = squeue('7\\n8\\n');
+  const prefix = join(node.root, 'opt/slurm');
+  using slurm = startOtherSlurm(prefix);
+  await node.gc('--background', '--force');
+  assert.equal(heldJobs(node), [8]);
+  assert.is(slurm.asked(), `${prefix}/etc/slurm.conf\n`);
+  await node.epilog({ id: 8, user: alice });
+});
 
 overdue.run();
