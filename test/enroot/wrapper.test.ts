@@ -477,6 +477,30 @@ stubs('start has the entry mounted over the stub, and keeps its own parameters',
   assert.not(environment.has('ENROOT_ROOTFS_WRITABLE'));
 });
 
+stubs(
+  'start with options of a later enroot: the stub is found behind them, and what is none is left alone',
+  async () => {
+    await using node = await WrapperNode.start();
+    node.createStub();
+    const start = (name: string, ...options: string[]): string[] => [
+      'start',
+      ...options,
+      name,
+      'sh',
+      container,
+    ];
+    for (const options of [['--pid'], ['--net=none', '--uts', 'host'], ['-x', 'pyxis_none', '--rw']]) {
+      const result = node.run(start(container, ...options));
+      assert.equal(parametersOf(result), [start(directoryName(container), ...options)]);
+      assert.ok(result.calls[0]!.environment.has('CONTAINER_CACHE_FSTAB'));
+    }
+    for (const name of ['mine', '/images/a.sqsh']) {
+      const foreign = ['start', '--pid', '--uts', 'host', name, 'sh'];
+      assert.equal(parametersOf(node.run(foreign)), [foreign]);
+    }
+  },
+);
+
 stubs('a variable the user has set does not choose what is mounted', async () => {
   await using node = await WrapperNode.start();
   node.createStub();
