@@ -233,10 +233,11 @@ async function isMountedInContainers({ settings }: CheckContext, path: string): 
 const versionLimitMs = 10_000;
 
 export async function findSlurmVersion(): Promise<Version | undefined> {
-  for (const file of ['slurmd', 'scontrol']) {
+  const names = ['slurmd', 'scontrol'];
+  for (const file of [...names.flatMap((name) => findSlurmProgram(name) ?? []), ...names]) {
     try {
       const { stdout } = await run({
-        file: findSlurmProgram(file) ?? file,
+        file,
         args: ['-V'],
         timeoutMs: versionLimitMs,
       });

@@ -1,4 +1,5 @@
 /** Does slurmd find our enroot first, and our enroot the real one? */
+import { globSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
@@ -6,7 +7,7 @@ import { isKnownEnroot } from '../../lib/core/node-facts.ts';
 import { findEnroot } from '../../lib/store/enroot.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
-import { processVariable } from '../../lib/system/processes.ts';
+import { processStartedMs, processVariable } from '../../lib/system/processes.ts';
 import { findProgram, isRegularFile } from '../../lib/system/programs.ts';
 import {
   answers,
@@ -64,13 +65,44 @@ async function slurmdFinding(context: CheckContext): Promise<Finding> {
         'look after its file server, or take it out of the PATH',
       );
   const first = findProgram('enroot', searchPath);
-  if (first === undefined) return report.bad(`slurmd has no enroot in its PATH ("${searchPath}")`, remedy);
-  if (!(await isWrapper(first)))
-    return report.bad(`the first enroot in the PATH of slurmd is ${first}, not the wrapper`, remedy);
+  if (first === undefined || !(await isWrapper(first))) {
+    const found =
+      first === undefined
+        ? `slurmd has no enroot in its PATH ("${searchPath}")`
+        : `the first enroot in the PATH of slurmd is ${first}, not the wrapper`;
+    return (await dropInFinding(slurmd.pid, found)) ?? report.bad(found, remedy);
+  }
   return (
     (await wrapperFault(first, shipped)) ??
     report.ok(`${first} is the first enroot in the PATH of slurmd (${slurmd.pid})`)
   );
+}
+
+/** Of systemd's directories, the strongest first. */
+const dropIns = ['/etc', '/run', '/usr/local/lib', '/usr/lib', '/lib'].map(
+  (top) => `${top}/systemd/system/slurmd.service.d/*.conf`,
+);
+
+/** Where a drop-in of slurmd's unit leads to the wrapper: slurmd was not started since, or something else is stronger. */
+async function dropInFinding(pid: number, found: string): Promise<Finding | undefined> {
+  for (const file of dropIns.flatMap((pattern) => globSync(pattern))) {
+    const path = /^\s*Environment=.*?\bPATH=([^\s"']+)/m.exec((await readText(file)) ?? '')?.[1] ?? '';
+    const enroot = findProgram('enroot', path);
+    if (enroot === undefined || !(await isWrapper(enroot))) continue;
+    // Not its other time, which a package brings along.
+    const isNewer = statSync(file).ctimeMs > (processStartedMs(pid) ?? 0);
+    return isNewer
+      ? report.bad(
+          `${found}: it has not been started since ${file} was installed`,
+          'systemctl daemon-reload && systemctl restart slurmd: jobs that run go on',
+        )
+      : report.bad(
+          `${found}, though ${file} says so`,
+          'look for a PATH in an EnvironmentFile of slurmd.service (Debian: /etc/default/slurmd), which is stronger, ' +
+            'and for a slurmd that systemd did not start',
+        );
+  }
+  return undefined;
 }
 
 async function wrapperFault(path: string, shipped: string | undefined): Promise<Finding | undefined> {

@@ -12,10 +12,10 @@ import {
   type Superblock,
 } from '../core/image.ts';
 import type { ImageSizes } from '../core/settings.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
+import type { UserIds } from '../system/as-user.ts';
 import { findBeneath } from '../system/native-addon.ts';
-import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
-import { isMissing, toolTimeoutMs } from '../system/tool.ts';
+import { CommandFailed, runBriefly } from '../system/run.ts';
+import { isFindMissing } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
 import { hashFingerprint, hashIdentity } from './image-hash.ts';
 
@@ -154,9 +154,7 @@ async function unreadable(path: string, cause: unknown): Promise<Error> {
   const isSetprivs = (cause.exitCode ?? 0) > 1 || /^setpriv: [^\n]{1,200}$/.test(cause.stderrTail);
   if (isNotStarted || isSetprivs) {
     const message = `Cannot look at "${path}" as its user`;
-    const findAs = (user: UserIds): Command =>
-      asUser(user, { file: 'find', args: ['--version'], timeoutMs: toolTimeoutMs });
-    if (await isMissing(findAs)) return new NodeFault('TOOL_MISSING', message, { cause });
+    if (await isFindMissing()) return new NodeFault('TOOL_MISSING', message, { cause });
   }
   return new JobFault('IMAGE_UNREADABLE', `Cannot read "${path}" as the job's user`, { cause });
 }

@@ -13,7 +13,7 @@ import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run, type Command } from '../system/run.ts';
 import { shortageIn, type Shortage } from '../system/shortage.ts';
-import { isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
+import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 
 export interface UnpackRequest {
   readonly user: UserIds;
@@ -193,15 +193,14 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
       },
       { canGain: false, groups: 'none' },
     ),
-  ).catch((cause: unknown) => {
-    const isLate = cause instanceof CommandFailed && cause.timedOut;
-    const shortage = shortageIn(cause instanceof CommandFailed ? cause.stderrTail : '');
-    if (shortage !== undefined) throw shortageFault(shortage, `Cannot set the permissions of "${path}"`);
-    throw new JobFault(
-      isLate ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED',
-      `Cannot set the permissions of "${path}"`,
-      { cause },
-    );
+  ).catch(async (cause: unknown) => {
+    const message = `Cannot set the permissions of "${path}"`;
+    if (!(cause instanceof CommandFailed)) throw new JobFault('UNPACK_FAILED', message, { cause });
+    const shortage = shortageIn(cause.stderrTail);
+    if (shortage !== undefined) throw shortageFault(shortage, message);
+    if (isNotExecuted(cause) && (await isFindMissing()))
+      throw new NodeFault('TOOL_MISSING', message, { cause });
+    throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
   });
   const blockBytes = 512;
   return { bytes: blocks * blockBytes, inodes };

@@ -10,6 +10,7 @@ import { elapsedMs } from './clock.ts';
 import { errnoName } from '../core/errno-names.ts';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
+import { unlessErrno } from './errno.ts';
 import { findBeneath } from './native-addon.ts';
 import { runBriefly } from './run.ts';
 
@@ -121,9 +122,20 @@ async function sendByLogger(lines: readonly Line[]): Promise<void> {
   });
 }
 
+/** Whoever reads our stderr, such as slurmd, does so at once. */
+const stderrLimitMs = 1000;
+
 function writeStderr(text: string): void {
+  const bytes = Buffer.from(text);
+  const deadlineMs = elapsedMs() + stderrLimitMs;
+  let written = 0;
   try {
-    writeSync(2, text);
+    while (written < bytes.length && elapsedMs() < deadlineMs) {
+      // A pipe takes less than all at once, and one that does not wait takes nothing while it is full.
+      const taken = unlessErrno(['EAGAIN'], () => writeSync(2, bytes, written));
+      if (taken === undefined) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      written += taken ?? 0;
+    }
   } catch {
     // stderr may be closed or full: there is no place left to say so.
   }

@@ -4,7 +4,7 @@
  */
 import process from 'node:process';
 import { isUsedUp } from '../core/faults.ts';
-import { isRoot, nobody, type UserIds } from './as-user.ts';
+import { asUser, isRoot, nobody, type UserIds } from './as-user.ts';
 import { CommandFailed, run, type Command } from './run.ts';
 
 /** setpriv(1) and prlimit(1) exit with 126 or 127 where they cannot execute what they are to run. */
@@ -28,3 +28,6 @@ export async function isMissing(command: (user: UserIds) => Command): Promise<bo
 }
 
 export const toolTimeoutMs = 10_000;
+
+export const isFindMissing = (): Promise<boolean> =>
+  isMissing((user) => asUser(user, { file: 'find', args: ['--version'], timeoutMs: toolTimeoutMs }));

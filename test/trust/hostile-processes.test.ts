@@ -166,7 +166,7 @@ test('an image name whose message ends, after blanks, like one of setpriv drains
   // The kept end of the message is then blanks, which are cut off, and this.
   const image = `/${'x'.repeat(300)}${' '.repeat(1000)}setpriv: no`;
   const { exitCode, line } = await node.prolog({ id: 7, user: alice, image });
-  assert.equal([exitCode, line['code']], [0, 'UNPACK_FAILED'], line['reason']);
+  assert.equal([exitCode, line['code']], [0, 'IMAGE_UNREADABLE'], line['reason']);
 });
 
 test("a full /dev/shm, where every user may write, costs nobody's job the cache", async () => {

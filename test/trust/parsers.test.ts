@@ -313,7 +313,8 @@ const parsers: readonly Parser[] = [
     read: (text) => {
       for (const line of parsePlugstack(text)) {
         const words = line.kind === 'plugin' ? [line.path, ...line.parameters] : [line.pattern];
-        for (const word of words) assert.match(word, /^\S+$/);
+        // What is quoted may have blanks.
+        for (const word of words) assert.match(word, /["']/.test(text) ? /^[^\n]*$/ : /^\S+$/);
       }
     },
   },
