@@ -147,7 +147,8 @@ function flagFindings(conf: SlurmConf): Finding[] {
       ),
     ];
   }
-  return [report.ok(`PrologFlags=${flags ?? ''}`)];
+  const implied = /\balloc\b/i.test(flags ?? '') ? '' : ': implies Alloc, the Prolog runs at allocation';
+  return [report.ok(`PrologFlags=${flags ?? ''}${implied}`)];
 }
 
 function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[] {
