@@ -240,6 +240,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'admin/checks/namespace.ts': 'the configuration of Slurm, and /proc',
   'admin/checks/node-facts.ts': 'the runtime directory',
   'admin/checks/slurm.ts': 'the configuration of Slurm',
+  'admin/checks/wrapper.ts': "drop-ins of slurmd's unit",
   'admin/gc.ts': "the trash: root's",
   'admin/metrics.ts': 'the file that the admin names',
   'enroot/acquire.ts': 'runs as the user, without a right of root',

@@ -26,7 +26,11 @@ function times(count: number, make: (number: number) => void): void {
 function linkTimes(directory: string, count: number, nameOf: (number: number) => string): void {
   times(count, (number) => {
     const source = join(directory, `source${Math.floor(number / mostLinksOfFile)}`);
-    if (number === 1 || number % mostLinksOfFile === 0) writeFileSync(source, '');
+    if (number === 1 || number % mostLinksOfFile === 0) {
+      // Another trick may have put a FIFO there, and opening it would wait for ever.
+      rmSync(source, { recursive: true, force: true });
+      writeFileSync(source, '');
+    }
     linkSync(source, join(directory, nameOf(number)));
   });
 }
