@@ -10,6 +10,7 @@
  * cannot), and asking again and again would miss its turn under load.
  */
 import { spawn, spawnSync } from 'node:child_process';
+import { errnoName } from '../core/errno-names.ts';
 import { loadFsExt, type FsExtAddon } from './native-addon.ts';
 
 /** LOCK_SH or LOCK_EX of flock(2). */
@@ -58,9 +59,13 @@ export function tryFlock(descriptor: number, mode: FlockMode): boolean {
     return true;
   } catch (cause) {
     // EWOULDBLOCK is another name of EAGAIN on Linux.
-    const { code } = cause as NodeJS.ErrnoException;
+    const { code, errno } = cause as NodeJS.ErrnoException;
     if (code === 'EAGAIN') return false;
-    throw Object.assign(new Error(`Cannot flock descriptor ${descriptor} ${mode}`, { cause }), { code });
+    // fs-ext knows few numbers by name; whoever catches it must see that the kernel refused.
+    const name = /^E[A-Z0-9]+$/.test(code ?? '') ? code : (errnoName(errno ?? 0) ?? 'EIO');
+    throw Object.assign(new Error(`Cannot flock descriptor ${descriptor} ${mode}`, { cause }), {
+      code: name,
+    });
   }
 }
 
