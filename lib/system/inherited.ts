@@ -19,13 +19,22 @@ const closeOnExec = 0o2000000;
 export function settleInheritance(): void {
   process.umask(0o022);
   dropGroups();
-  for (const name of readdirSync('/proc/self/fd')) {
+  for (const name of ownDescriptors()) {
     const fd = Number(name);
     if (fd <= lastSettledDescriptor) continue;
     // The one that read the directory is gone.
     const info = unlessErrno(isGone, () => readFileSync(`/proc/self/fdinfo/${name}`, 'latin1'));
     const flags = /^flags:\s+(\d+)$/m.exec(info ?? '')?.[1];
     if (flags !== undefined && (Number.parseInt(flags, 8) & closeOnExec) === 0) closeSync(fd);
+  }
+}
+
+function ownDescriptors(): string[] {
+  try {
+    return readdirSync('/proc/self/fd');
+  } catch {
+    // Where /proc does not answer, the job has its Prolog all the same.
+    return [];
   }
 }
 

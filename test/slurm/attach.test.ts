@@ -42,6 +42,8 @@ for flag in '' :exec :no_exec; do
   echo "flag $flag"
   srun --overlap --ntasks=1 --container-writable --container-name=${name}$flag \\
     sh -c 'cat /tmp/own 2>/dev/null; cat /written; echo later >>/written; echo "$SLURM_STEP_ID"'
+  # pyxis takes the first process that the list has: not one that is about to end.
+  sleep 1
 done
 echo 'flag :create'
 srun --overlap --ntasks=1 --container-image=${image} --container-name=${name}:create true && echo made
