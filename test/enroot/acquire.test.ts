@@ -5,6 +5,7 @@
 // test: timeout 600 s
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { digestsName, imagesName, parseCreateLockName } from '../../lib/core/layout.ts';
 import { processCommandLine, processUid } from '../../lib/system/processes.ts';
 import { acquire, startAcquire } from '../helpers/acquire.ts';
@@ -78,6 +79,8 @@ test('of steps at once, of one job and of two, one unpacks', async () => {
 test('--existing takes what is there and unpacks nothing', async () => {
   await using node = await startNode();
   const image = node.image();
+  // What was written a moment before it is read is not known by its times (content.ts).
+  await sleep(200);
   const missing = await acquire(node, ['--existing', image]);
   assert.equal([missing.exitCode, missing.stdout, missing.log?.level], [1, '', 'debug']);
   assert.equal([node.entries(alice), node.partials(alice)], [[], []]);
