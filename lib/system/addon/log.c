@@ -52,8 +52,12 @@ napi_value send_line(napi_env env, napi_callback_info info) {
     return answer(&call, -1);
   const struct timeval limit = {.tv_sec = limit_ms / 1000, .tv_usec = (suseconds_t)(limit_ms % 1000) * 1000};
   long result = setsockopt(log, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
+  /* With a limit, a signal's handler ends the wait whatever it says (signal(7)). */
+  const double deadline = seconds_now() + limit_ms / 1e3;
   if (result == 0)
-    result = sendto(log, line, length, MSG_NOSIGNAL, (struct sockaddr *)&address, sizeof address);
+    do
+      result = sendto(log, line, length, MSG_NOSIGNAL, (struct sockaddr *)&address, sizeof address);
+    while (result < 0 && errno == EINTR && seconds_now() < deadline);
   const int why = errno;
   close(log);
   errno = why;

@@ -22,7 +22,7 @@ import {
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
 import { until } from '../../helpers/node.ts';
-import { assert, suite } from '../../helpers/suite.ts';
+import { assert, suite, unlessStrace } from '../../helpers/suite.ts';
 
 enterPrivateMachine();
 
@@ -33,7 +33,10 @@ const at = (name: string): string => join(directory, name);
 const contentOf = (path: string): string => (existsSync(path) ? readFileSync(path, 'utf8') : '');
 
 /** Runs a program of ours with `openLog` and `settings` at hand, as its stderr is ours otherwise. */
-function program(text: string): { status: number | null; stdout: string; stderr: string; pid: number } {
+function program(
+  text: string,
+  wrapper: readonly string[] = [],
+): { status: number | null; stdout: string; stderr: string; pid: number } {
   const path = at('program.ts');
   const module = join(import.meta.dirname, '../../../lib/system/syslog.ts');
   writeFileSync(
@@ -43,7 +46,8 @@ function program(text: string): { status: number | null; stdout: string; stderr:
      const settings = ${JSON.stringify(settings)};
      ${text}`,
   );
-  return spawnSync(process.execPath, [path], { encoding: 'utf8', timeout: 60_000, killSignal: 'SIGKILL' });
+  const [file, ...parameters] = [...wrapper, process.execPath, path];
+  return spawnSync(file, parameters, { encoding: 'utf8', timeout: 60_000, killSignal: 'SIGKILL' });
 }
 
 function inDirectory(test: ReturnType<typeof suite>): ReturnType<typeof suite> {
@@ -350,6 +354,29 @@ daemon('many lines at once all arrive, in their order', async () => {
   await log.flush();
   await until('all are there', () => received().length === 3000);
   assert.ok(received().every((line, index) => line.endsWith(`: x index=${index}`)));
+});
+
+daemon.unless(unlessStrace, 'a signal in the middle of a line costs nothing', async () => {
+  rmSync(syslogPath, { force: true });
+  await using rsyslog = await startDaemon();
+  const interrupted = [
+    '-f',
+    '-qq',
+    '-o',
+    at('trace'),
+    '-e',
+    'trace=sendto',
+    '-e',
+    'inject=sendto:error=EINTR:when=1',
+  ];
+  const text = `
+    const log = openLog(settings, ${JSON.stringify(rsyslog.socket)});
+    log.write('info', 'x', {});
+    await log.flush();`;
+  assert.is(program(text, ['/usr/bin/strace', ...interrupted]).status, 0);
+  assert.match(contentOf(at('trace')), /EINTR.*\(INJECTED\)/);
+  await until('the line is there', () => received().length === 1);
+  assert.is(contentOf(syslogPath), '');
 });
 
 daemon('a daemon that does not read is waited for, and then the lines go to stderr', async () => {
