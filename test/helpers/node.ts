@@ -119,6 +119,9 @@ export async function until<T>(what: string, condition: () => T | undefined | fa
   }
 }
 
+/** After 1970, when the first image of a node says that it was made. */
+const firstImageSeconds = 1_000_000_000;
+
 export class TestNode implements AsyncDisposable {
   readonly root: string;
   readonly basePath: string;
@@ -168,9 +171,11 @@ export class TestNode implements AsyncDisposable {
     writeFileSync(this.configPath, text);
   }
 
-  /** Makes another image file of the node. */
-  image(tree?: Tree, options?: readonly string[]): string {
-    return makeImage(join(this.root, 'images', `image-${++this.#images}.sqsh`), tree, options);
+  /** Makes another image file of the node: of another content, too, since no two are of the same second by what they say. */
+  image(tree?: Tree, options: readonly string[] = []): string {
+    const number = ++this.#images;
+    const ofOwnSecond = ['-mkfs-time', String(firstImageSeconds + number)];
+    return makeImage(join(this.root, 'images', `image-${number}.sqsh`), tree, [...ofOwnSecond, ...options]);
   }
 
   prolog(job: JobRequest): Promise<ProgramResult> {
