@@ -83,14 +83,17 @@ async function look(context: CheckContext, base: Directory): Promise<Finding[]> 
     ...jobFindings(jobs),
     ...holderFindings(jobs),
     ...trashFindings(base),
-    ...(jobs.active === undefined
-      ? [
-          report.skip(
-            'leases of jobs that are over: slurmctld does not answer squeue, so none is released either',
-            'as root: squeue --jobs=1; slurmd tells where Slurm is, by its -f or SLURM_CONF',
-          ),
-        ]
-      : []),
+    ...unknownFindings(jobs),
+  ];
+}
+
+function unknownFindings({ active }: Jobs): Finding[] {
+  if (active !== undefined) return [];
+  return [
+    report.skip(
+      'leases of jobs that are over: slurmctld does not answer squeue, so none is released either',
+      'as root: squeue --jobs=1; slurmd tells where Slurm is, by its -f or SLURM_CONF',
+    ),
   ];
 }
 
@@ -178,14 +181,15 @@ interface Jobs {
   readonly active: ReadonlySet<number> | undefined;
 }
 
-async function lookAtJobs({ settings, slurm }: CheckContext): Promise<Jobs> {
+async function lookAtJobs({ settings, slurm, slurmd }: CheckContext): Promise<Jobs> {
   const variables = findJobVariables();
   const running = jobsWithProcesses(variables);
   const holders = variables.filter(({ name }) => name === holderVariable);
   const leases = listLeases(settings.runtimePath);
   const files = listJobFiles(settings.runtimePath);
   const quiet = [...leases.map(({ jobId }) => jobId), ...files].filter((jobId) => !running.has(jobId));
-  return { running, holders, leases, files, active: await askActiveJobs(new Set(quiet), slurm?.path) };
+  const active = await askActiveJobs(new Set(quiet), slurmd, slurm?.path);
+  return { running, holders, leases, files, active };
 }
 
 /** slurmctld may be right that a job is active, and not have been asked: then it counts as active. */

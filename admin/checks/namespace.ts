@@ -55,12 +55,12 @@ export const checkNamespace: Check = async (context) => {
   ];
 };
 
-async function tmpfsPlugin({ slurm }: CheckContext): Promise<Hiding[]> {
+async function tmpfsPlugin({ slurm, slurmd }: CheckContext): Promise<Hiding[]> {
   const type = slurm?.conf.last('JobContainerType') ?? slurm?.conf.last('NamespaceType');
   if (slurm === undefined || !isTmpfsPlugin(type)) return [];
   const directory = dirname(slurm.path ?? '/etc/slurm/slurm.conf');
   const file = `${directory}/${type === 'namespace/linux' ? 'namespace.yaml' : 'job_container.conf'}`;
-  const directories = privateDirectories(await readText(file), await findSlurmVersion());
+  const directories = privateDirectories(await readText(file), await findSlurmVersion({ slurmd }));
   return [
     {
       by: type ?? '',

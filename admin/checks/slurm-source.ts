@@ -1,11 +1,10 @@
 /** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
-import { dirname } from 'node:path';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
 import { CommandFailed, run } from '../../lib/system/run.ts';
-import { findSlurmProgram, slurmConfOf, type Slurmd } from '../../lib/system/slurmd.ts';
+import { findSlurmProgram, slurmConfOf, slurmPrefix, type Slurmd } from '../../lib/system/slurmd.ts';
 import { answers, readText, type SlurmSource } from './context.ts';
 
 const report = reporter('slurm');
@@ -24,7 +23,8 @@ export async function findSlurmConf(
   slurmd: Slurmd | undefined,
 ): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
   const named = environment['SLURM_CONF'] ?? slurmConfOf(slurmd);
-  for (const path of named === undefined ? [...ownPaths(slurmd), ...usualPaths] : [named]) {
+  const paths = named === undefined ? [...ownPaths(slurmd), ...usualPaths] : [named];
+  for (const path of paths) {
     if (!(await answers(path)))
       return {
         source: undefined,
@@ -37,13 +37,13 @@ export async function findSlurmConf(
     );
     return { source: { conf, path }, findings: [report.ok(`${path} is read`), ...findings] };
   }
-  return askController(named ?? usualPaths.join(', '), slurmd);
+  return askController(paths.join(', '), slurmd);
 }
 
 /** Where a Slurm that was built with a prefix of its own looks. */
 function ownPaths(slurmd: Slurmd | undefined): string[] {
-  const prefix = slurmd?.executable === undefined ? '/' : dirname(dirname(slurmd.executable));
-  return ['/', '/usr'].includes(prefix) ? [] : [`${prefix}/etc/slurm.conf`];
+  const prefix = slurmd && slurmPrefix(slurmd);
+  return prefix === undefined || ['/', '/usr'].includes(prefix) ? [] : [`${prefix}/etc/slurm.conf`];
 }
 
 async function askController(

@@ -197,7 +197,7 @@ async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promis
   const text = await readText(path);
   if (text === undefined) return report.bad(`TaskProlog: ${path} cannot be read: every task fails`, without);
   if (!text.includes('container-cache')) return report.ok(`TaskProlog: ${path} is not ours`);
-  const version = await findSlurmVersion();
+  const version = await findSlurmVersion(context);
   if (version !== undefined && taskPrologNeedsLibraries(version)) {
     return report.bad(
       `TaskProlog: it runs inside the container, where slurmstepd ${version.join('.')} misses its libraries ` +
@@ -233,15 +233,13 @@ async function isMountedInContainers({ settings }: CheckContext, path: string): 
 
 const versionLimitMs = 10_000;
 
-export async function findSlurmVersion(): Promise<Version | undefined> {
+export async function findSlurmVersion({
+  slurmd,
+}: Pick<CheckContext, 'slurmd'>): Promise<Version | undefined> {
   const names = ['slurmd', 'scontrol'];
-  for (const file of [...names.flatMap((name) => findSlurmProgram(name) ?? []), ...names]) {
+  for (const file of [...names.flatMap((name) => findSlurmProgram(name, slurmd) ?? []), ...names]) {
     try {
-      const { stdout } = await run({
-        file,
-        args: ['-V'],
-        timeoutMs: versionLimitMs,
-      });
+      const { stdout } = await run({ file, args: ['-V'], timeoutMs: versionLimitMs });
       const version = parseVersion(stdout.toString('utf8'));
       if (version !== undefined) return version;
     } catch (error) {

@@ -20,7 +20,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
-import { elapsedMs } from '../system/clock.ts';
+import { elapsedMs, pauseFor } from '../system/clock.ts';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import {
   holderTitle,
@@ -130,7 +130,7 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   // Where all coreutils are one program (uutils, busybox) it goes by the name it is called by, and must keep it.
   const isOwnProgram = basename(realpathSync(file)) === 'sleep';
   const title = isOwnProgram ? holderTitle(jobId) : 'sleep';
-  const pid = (findBeneath() === undefined ? spawnHolder : executeHolder)(file, title, jobId, descriptors);
+  const pid = executeHolder(file, title, jobId, descriptors);
   let startTicks: string | undefined;
   let cause: unknown;
   try {
@@ -150,20 +150,22 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
   return { pid, startTicks };
 }
 
-type StartHolder = (
+/**
+ * By our addon, where it can be had: a fraction of what Node's way costs, which first has to be loaded.
+ *
+ * @returns its process ID; undefined if it could not be started
+ */
+function executeHolder(
   file: string,
   title: string,
   jobId: number,
   descriptors: readonly number[],
-) => number | undefined;
-
-/** By our addon: a fraction of what Node's way costs, which first has to be loaded. */
-const executeHolder: StartHolder = (file, title, jobId, descriptors) => {
-  const pid = findBeneath()?.startHolder(file, title, `${holderVariable}=${jobId}`, descriptors) ?? -1;
-  return pid > 0 ? pid : undefined;
-};
-
-const spawnHolder: StartHolder = (file, title, jobId, descriptors) => {
+): number | undefined {
+  const addon = findBeneath();
+  if (addon !== undefined) {
+    const pid = addon.startHolder(file, title, `${holderVariable}=${jobId}`, descriptors);
+    return pid > 0 ? pid : undefined;
+  }
   const child = spawn(file, ['infinity'], {
     argv0: title,
     cwd: '/',
@@ -175,7 +177,7 @@ const spawnHolder: StartHolder = (file, title, jobId, descriptors) => {
   child.on('error', () => undefined);
   child.unref();
   return child.pid;
-};
+}
 
 /** What a start or an end of a process takes at most, on a node on which everything waits for its turn; a millisecond otherwise. */
 const processChangeLimitMs = 10_000;
@@ -184,10 +186,9 @@ const pauseMs = 0.2;
 /** Waits without the event loop, for what is about to happen. @returns whether it did */
 function waitUntil(happened: () => boolean): boolean {
   const deadlineMs = elapsedMs() + processChangeLimitMs;
-  const pause = new Int32Array(new SharedArrayBuffer(4));
   while (!happened()) {
     if (elapsedMs() > deadlineMs) return false;
-    Atomics.wait(pause, 0, 0, pauseMs);
+    pauseFor(pauseMs);
   }
   return true;
 }

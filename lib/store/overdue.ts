@@ -4,7 +4,7 @@
  * A module of its own so that Prolog and Epilog do not load it.
  */
 import { askActiveJobs, findJobVariables, hasProcess } from '../system/slurm-jobs.ts';
-import { findSlurmd, slurmConfOf } from '../system/slurmd.ts';
+import { findSlurmd } from '../system/slurmd.ts';
 import type { Log } from '../system/syslog.ts';
 import type { LeaseRecord } from '../core/lease-record.ts';
 import { removeJobFiles } from './job-files.ts';
@@ -19,7 +19,7 @@ export async function findOverdueLeases(runtimePath: string): Promise<LeaseRecor
   if (old.length === 0) return [];
   const variables = findJobVariables();
   const quiet = old.filter((lease) => !hasProcess(variables, lease));
-  const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)), slurmConfOf(findSlurmd()));
+  const active = await askActiveJobs(new Set(quiet.map(({ jobId }) => jobId)), findSlurmd());
   return active === undefined ? [] : quiet.filter((lease) => !active.has(lease.jobId));
 }
 

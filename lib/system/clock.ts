@@ -9,3 +9,8 @@ const millisecondsPerSecond = 1000;
 
 /** @returns milliseconds since this process started, with fractions */
 export const elapsedMs = (): number => process.uptime() * millisecondsPerSecond;
+
+/** Waits, and the event loop with us. */
+export function pauseFor(ms: number): void {
+  Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, ms);
+}

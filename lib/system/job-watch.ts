@@ -20,7 +20,7 @@ import { readSlurmConf } from '../core/slurm-conf.ts';
 import { unlessErrno } from './errno.ts';
 import { splitLines } from './lines.ts';
 import { CommandFailed, endingWithUs, run } from './run.ts';
-import { findSlurmProgram } from './slurmd.ts';
+import { findSlurmd, findSlurmProgram } from './slurmd.ts';
 
 /** How often slurmd's file is looked at. */
 const lookIntervalMs = 500;
@@ -41,7 +41,7 @@ export interface WatchedJob {
 
 /** @returns the state, when the job is over; never, if nothing can tell */
 export async function waitForEnd(job: WatchedJob): Promise<string> {
-  const squeue = findSlurmProgram('squeue');
+  const squeue = findSlurmProgram('squeue', findSlurmd());
   if (squeue === undefined) return new Promise(() => undefined);
   const file = await findCredentialFile(job.environment);
   let retryMs = firstRetryMs;

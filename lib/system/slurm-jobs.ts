@@ -2,7 +2,7 @@
 import { holderVariable, parseIdName } from '../core/layout.ts';
 import { listProcesses, processUid, processVariable } from './processes.ts';
 import { CommandFailed, run } from './run.ts';
-import { findSlurmProgram } from './slurmd.ts';
+import { findSlurmProgram, slurmConfOf, type Slurmd } from './slurmd.ts';
 import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
 
 const jobVariable = 'SLURM_JOB_ID';
@@ -39,15 +39,17 @@ export const jobsWithProcesses = (variables: readonly FoundVariable[]): Readonly
 /**
  * Asks slurmctld: a job without a process may be one of salloc, in which nothing runs yet.
  *
- * @param slurmConf where squeue finds it, if not at its default place
+ * @param slurmd the node's
+ * @param slurmConf if it is known where it is; else where slurmd has it
  * @returns those of the jobs that it still knows as active; undefined: it did not say
  */
 export async function askActiveJobs(
   jobIds: ReadonlySet<number>,
-  slurmConf?: string,
+  slurmd: Slurmd | undefined,
+  slurmConf = slurmConfOf(slurmd),
 ): Promise<ReadonlySet<number> | undefined> {
   if (jobIds.size === 0) return new Set();
-  const squeue = findSlurmProgram('squeue');
+  const squeue = findSlurmProgram('squeue', slurmd);
   if (squeue === undefined) return undefined;
   try {
     const { stdout } = await run({

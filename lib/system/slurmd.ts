@@ -17,7 +17,7 @@ export interface Slurmd {
   readonly pid: number;
   /** `slurmd -D -f /etc/slurm/slurm.conf` */
   readonly commandLine: string;
-  /** The file that it executes. */
+  /** The file that it executes, or executed before an upgrade. */
   readonly executable: string | undefined;
 }
 
@@ -43,18 +43,22 @@ export function findSlurmd(): Slurmd | undefined {
     : {
         pid: oldest.pid,
         commandLine: processCommandLine(oldest.pid) ?? '',
-        executable: linkOf(oldest.pid, 'exe'),
+        executable: linkOf(oldest.pid, 'exe')?.replace(/ \(deleted\)$/, ''),
       };
 }
+
+/** @returns `/opt/slurm` for `/opt/slurm/sbin/slurmd` */
+export const slurmPrefix = ({ executable }: Slurmd): string | undefined =>
+  executable === undefined ? undefined : dirname(dirname(executable));
 
 /**
  * A program of Slurm: the one beside the slurmd that runs, `/opt/slurm/bin/squeue` for `/opt/slurm/sbin/slurmd`, since another in PATH may be
  * of another version or cluster.
  */
-export function findSlurmProgram(name: string, slurmd = findSlurmd()): string | undefined {
-  const path = slurmd?.executable?.replace(/ \(deleted\)$/, '');
-  const prefix = path === undefined ? undefined : dirname(dirname(path));
-  const beside = path === undefined ? [] : [dirname(path), `${prefix}/bin`, `${prefix}/sbin`];
+export function findSlurmProgram(name: string, slurmd: Slurmd | undefined): string | undefined {
+  const prefix = slurmd && slurmPrefix(slurmd);
+  const beside =
+    slurmd?.executable === undefined ? [] : [dirname(slurmd.executable), `${prefix}/bin`, `${prefix}/sbin`];
   return findProgram(name, [...beside, systemPath].join(':'));
 }
 

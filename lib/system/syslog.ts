@@ -6,7 +6,7 @@
  */
 import { writeSync } from 'node:fs';
 import process from 'node:process';
-import { elapsedMs } from './clock.ts';
+import { elapsedMs, pauseFor } from './clock.ts';
 import { errnoName } from '../core/errno-names.ts';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
@@ -133,7 +133,7 @@ function writeStderr(text: string): void {
     while (written < bytes.length && elapsedMs() < deadlineMs) {
       // A pipe takes less than all at once, and one that does not wait takes nothing while it is full.
       const taken = unlessErrno(['EAGAIN'], () => writeSync(2, bytes, written));
-      if (taken === undefined) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 1);
+      if (taken === undefined) pauseFor(1);
       written += taken ?? 0;
     }
   } catch {
