@@ -25,7 +25,7 @@ import { checkSlurm } from './checks/slurm.ts';
 import { checkWrapper } from './checks/wrapper.ts';
 import { paint } from './paint.ts';
 
-export interface CheckOptions {
+interface CheckOptions {
   /** Parts of the node; none: all. */
   readonly areas: readonly string[];
   readonly json: boolean;

@@ -18,7 +18,7 @@ import { runWarm } from './warm.ts';
 import { dropGroups } from '../lib/system/as-user.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
-export const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
+const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;
 
 const shownNames = 'Names as `status` shows them';
 const anyEntries = { type: 'string', array: true, default: [], describe: shownNames } as const;

@@ -8,7 +8,7 @@ import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
 import { findUserNames } from '../lib/system/user-names.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
-export interface ExplainOptions {
+interface ExplainOptions {
   readonly what: string;
   readonly json: boolean;
 }

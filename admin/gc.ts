@@ -20,7 +20,7 @@ import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
 
-export interface GcOptions {
+interface GcOptions {
   readonly dryRun: boolean;
   readonly force: boolean;
   readonly background: boolean;

@@ -3,7 +3,7 @@ import process from 'node:process';
 import packageJson from '../package.json' with { type: 'json' };
 import { formatMetrics } from '../lib/core/metrics.ts';
 import { updateCounters } from '../lib/store/counters.ts';
-import { writeFileAtomically } from '../lib/system/files.ts';
+import { writeFileAtomically } from '../lib/system/aside.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
 /** node_exporter runs as a user of its own. */

@@ -5,7 +5,7 @@ import { formatAgo, printable, renderTable } from '../lib/core/readable.ts';
 import { changePins, readPins, type Pin } from '../lib/store/pins.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
-export interface PinOptions {
+interface PinOptions {
   /** Names of entries; none: show what is pinned. */
   readonly entries: readonly string[];
   readonly json: boolean;

@@ -9,7 +9,7 @@ import { keptDays } from '../lib/store/events.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
 
-export interface StatsOptions {
+interface StatsOptions {
   /** `7d`, `12h`, or a date like `2026-11-01`, in UTC. */
   readonly since: string;
   readonly json: boolean;
@@ -19,7 +19,7 @@ const dayMs = 86_400_000;
 const unitsMs: Readonly<Record<string, number>> = { m: 60_000, h: 3_600_000, d: dayMs, w: 7 * dayMs };
 
 /** @throws UsageError */
-export function parseSince(since: string, nowMs: number): number {
+function parseSince(since: string, nowMs: number): number {
   const [, count, unit] = /^(\d{1,6})([mhdw])$/.exec(since) ?? [];
   const atMs =
     count !== undefined && unit !== undefined

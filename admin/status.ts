@@ -20,9 +20,9 @@ import { paint } from './paint.ts';
 import { UsageError } from './usage-error.ts';
 
 export const sortKeys = ['used', 'created', 'hits', 'size', 'files', 'user', 'image'] as const;
-export type SortKey = (typeof sortKeys)[number];
+type SortKey = (typeof sortKeys)[number];
 
-export interface StatusOptions {
+interface StatusOptions {
   readonly json: boolean;
   /** Only the entries of this user: a name or a uid. */
   readonly user: string | undefined;

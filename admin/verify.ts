@@ -8,7 +8,7 @@ import type { Directory } from '../lib/system/directory.ts';
 import { openLog } from '../lib/system/syslog.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 
-export interface VerifyOptions {
+interface VerifyOptions {
   /** None: all. */
   readonly entries: readonly string[];
   readonly json: boolean;

@@ -14,7 +14,7 @@ import type { UserIds } from '../lib/system/as-user.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
 
-export interface WarmOptions {
+interface WarmOptions {
   /** None: the pins of the configuration. */
   readonly images: readonly string[];
   readonly user: string | undefined;

@@ -25,7 +25,7 @@ import { describeImage, type imageMaker } from './sample-image.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from './statistics.ts';
 
-export interface ContainerPlan {
+interface ContainerPlan {
   /** Which measurements to make. */
   readonly ids: readonly string[];
   readonly directory: string;
@@ -33,7 +33,7 @@ export interface ContainerPlan {
   readonly say: (text: string) => void;
 }
 
-export interface ContainersMeasured extends Measured {
+interface ContainersMeasured extends Measured {
   /** What started the containers, and of what image; undefined if nothing was measured. */
   readonly programs: string | undefined;
 }

@@ -40,7 +40,7 @@ import {
   type Workbench,
 } from './workbench.ts';
 
-export interface Measurement {
+interface Measurement {
   readonly id: string;
   readonly title: string;
   readonly measure: (bench: Workbench) => Finding[] | Promise<Finding[]>;

@@ -51,7 +51,7 @@ export interface Report extends Measured {
   readonly durationSeconds: number;
 }
 
-export const holds = ({ result, goal }: Finding): boolean | undefined =>
+const holds = ({ result, goal }: Finding): boolean | undefined =>
   goal === undefined ? undefined : result <= goal;
 
 export function renderReport(report: Report): string {

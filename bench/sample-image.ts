@@ -15,7 +15,7 @@ import { projectRoot } from '../build/source-files.ts';
 import { layOut, type Tree as Programs } from '../test/helpers/image.ts';
 import type { Defer } from './clean-up.ts';
 
-export interface SampleImageRequest {
+interface SampleImageRequest {
   /** The squashfs file to be made. The tree is made beside it, on the same filesystem, and deleted again. */
   readonly path: string;
   readonly seed: number;

@@ -15,7 +15,7 @@ export class Samples<Kind extends string> {
   }
 }
 
-export interface FindingOptions {
+interface FindingOptions {
   readonly goal?: number;
   readonly note?: string;
 }

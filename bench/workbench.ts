@@ -40,13 +40,13 @@ export interface Node {
 
 type PrologResult = 'created' | 'reused';
 
-export interface PrologSample {
+interface PrologSample {
   readonly job: SampleJob;
   readonly durationMs: number;
   readonly lease: LeaseRecord;
 }
 
-export interface JobSample extends PrologSample {
+interface JobSample extends PrologSample {
   readonly epilogMs: number;
 }
 
@@ -170,7 +170,7 @@ export class Workbench {
   }
 }
 
-export interface ProgramOptions {
+interface ProgramOptions {
   readonly environment?: Readonly<Record<string, string>>;
   readonly user?: SampleJob['user'];
 }

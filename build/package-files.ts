@@ -3,7 +3,7 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from './source-files.ts';
 
-export interface PackagedFile {
+interface PackagedFile {
   /** Relative to the project, or to the directory of what is made for the package. */
   readonly source: string;
   readonly made?: boolean;
@@ -15,7 +15,7 @@ export interface PackagedFile {
   readonly isDocumentation?: boolean;
 }
 
-export interface PackagedLink {
+interface PackagedLink {
   readonly target: string;
   readonly leadsTo: string;
 }

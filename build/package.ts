@@ -28,7 +28,7 @@ import { distDirectory, makeExecutable } from './build.ts';
 import { manPages, packagedDirectories, packagedFiles, packagedLinks } from './package-files.ts';
 import { projectRoot } from './source-files.ts';
 
-export interface Release {
+interface Release {
   /** As dpkg and rpm order it: `0.1.0`, or `0.1.0~dev12+g0123abc` before it. */
   readonly version: string;
   /** Of the commit, seconds. */
@@ -62,7 +62,7 @@ function output(
   return stdout.trim();
 }
 
-export function readRelease(): Release {
+function readRelease(): Release {
   const { version } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8')) as {
     version: string;
   };

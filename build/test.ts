@@ -55,7 +55,7 @@ interface FileResult extends Counts {
   durationMs: number;
 }
 
-export function testFiles(words: readonly string[] = []): string[] {
+function testFiles(words: readonly string[] = []): string[] {
   return sourceFiles()
     .filter((file) => file.endsWith('.test.ts'))
     .filter((file) => words.length === 0 || words.some((word) => file.includes(word)))

@@ -1,20 +1,36 @@
 /** A job whose image pyxis has from its importer: the Prolog gets it there, too (lib/store/importer.ts). */
 import { JobFault } from '../lib/core/faults.ts';
-import { createLimitMs } from '../lib/core/settings.ts';
+import type { RegistryImage } from '../lib/core/image.ts';
+import type { Environment, Job } from '../lib/core/job.ts';
+import { createLimitMs, type Settings } from '../lib/core/settings.ts';
 import type { SquashfsSource } from '../lib/store/image-source.ts';
-import { getFromImporter, noteWhatStayed, type ImportRequest } from '../lib/store/importer.ts';
+import { getFromImporter, noteWhatStayed, type Importer, type ImportRequest } from '../lib/store/importer.ts';
 import { heldFileStamp, writeJobFiles } from '../lib/store/job-files.ts';
-import type { Context, ImporterImage, Prepared } from './prolog.ts';
+import type { Directory } from '../lib/system/directory.ts';
+
+/** An image that pyxis has from its importer. */
+export interface ImporterImage {
+  readonly kind: 'importer';
+  readonly importer: Importer;
+  readonly image: RegistryImage;
+}
+
+interface Context {
+  readonly job: Job;
+  readonly settings: Settings;
+  readonly userDirectory: Directory;
+  readonly environment: Environment;
+}
 
 /**
  * @param serve gets the job its entry of a file
  * @throws JobFault
  */
-export async function prepareImported(
+export async function prepareImported<T>(
   { job, settings, userDirectory, environment }: Context,
   { importer, image }: ImporterImage,
-  serve: (file: SquashfsSource) => Promise<Prepared>,
-): Promise<Prepared> {
+  serve: (file: SquashfsSource) => Promise<T>,
+): Promise<T> {
   if (settings.createMode === 'background')
     throw new JobFault(
       'UNSUPPORTED_OPTION',

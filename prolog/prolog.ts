@@ -16,7 +16,7 @@ import {
   JobFault,
   NodeFault,
 } from '../lib/core/faults.ts';
-import { imageOfPyxis, parseImage, type RegistryImage } from '../lib/core/image.ts';
+import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { unsharedName } from '../lib/core/layout.ts';
 import {
@@ -36,7 +36,6 @@ import { recordEvents, startEvent } from '../lib/store/events.ts';
 import { hasRoomAgent } from '../lib/store/room-presence.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
-import type { Importer } from '../lib/store/importer.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts.ts';
 import type { Provision } from '../lib/store/provision.ts';
@@ -50,6 +49,7 @@ import { prepareFlock } from '../lib/system/flock.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
+import type { ImporterImage } from './imported.ts';
 
 /** What the log line tells. */
 interface Outcome {
@@ -129,7 +129,7 @@ async function warnOfDataPath(log: Log, job: Job, sysconfPath: string, error: un
   if (reason !== undefined) log.write('warning', 'data-path', { job: job.jobId, uid: job.uid, reason });
 }
 
-export type Prepared = Pick<Outcome, 'acquired' | 'warning'> & Partial<Pick<Outcome, 'error' | 'keptEntry'>>;
+type Prepared = Pick<Outcome, 'acquired' | 'warning'> & Partial<Pick<Outcome, 'error' | 'keptEntry'>>;
 
 async function prepareJob(
   job: Job,
@@ -209,18 +209,11 @@ async function tellNode(
   }
 }
 
-export interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
+interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly job: Job;
   readonly environment: Environment;
   /** Containers share the entry's files (isolation=shared). */
   readonly isShared: boolean;
-}
-
-/** An image that pyxis has from its importer. */
-export interface ImporterImage {
-  readonly kind: 'importer';
-  readonly importer: Importer;
-  readonly image: RegistryImage;
 }
 
 interface Wanted {

@@ -1,5 +1,6 @@
 /**
- * The shape of the source tree, as DESIGN.md draws it: imports point down only, and lib/core is pure.
+ * The shape of the source tree, as DESIGN.md draws it: imports point down only and never in a circle, each export is used, and lib/core is
+ * pure.
  *
  *   main → prolog | epilog | enroot | admin → lib/store → lib/system → lib/core
  *
@@ -61,6 +62,15 @@ function placeOf(path: string): Place | undefined {
   return undefined;
 }
 
+const parsed = new WeakMap<Source, ts.SourceFile>();
+
+function parse(source: Source): ts.SourceFile {
+  const file =
+    parsed.get(source) ?? ts.createSourceFile(source.path, source.text, ts.ScriptTarget.Latest, true);
+  parsed.set(source, file);
+  return file;
+}
+
 function importsOf({ text }: Source): string[] {
   return ts.preProcessFile(text, true, true).importedFiles.map(({ fileName }) => fileName);
 }
@@ -104,7 +114,6 @@ function purityFaults(source: Source): string[] {
       faults.push(`${source.path} imports ${specifier}`);
     }
   }
-  const file = ts.createSourceFile(source.path, source.text, ts.ScriptTarget.Latest, true);
   const visit = (node: ts.Node): void => {
     if (ts.isIdentifier(node) && isFreeName(node)) {
       if (IMPURE_GLOBALS.includes(node.text)) faults.push(`${source.path} uses ${node.text}`);
@@ -115,7 +124,7 @@ function purityFaults(source: Source): string[] {
     }
     ts.forEachChild(node, visit);
   };
-  visit(file);
+  visit(parse(source));
   return faults;
 }
 
@@ -217,7 +226,8 @@ const BY_DESCRIPTOR = [
 ];
 /** Ours, by module, that take a path and go wherever it leads. */
 const BY_PATH: Readonly<Record<string, readonly string[]>> = {
-  'lib/system/files.ts': ['leadsTo', 'openRegularFile', 'readSmallFile', 'writeFileAtomically'],
+  'lib/system/files.ts': ['leadsTo', 'openRegularFile', 'readSmallFile'],
+  'lib/system/aside.ts': ['sweepAsides', 'writeFileAtomically'],
   'lib/system/directory.ts': ['openDirectory', 'withDirectory'],
   'lib/system/unnamed-file.ts': ['openUnnamedFile'],
 };
@@ -271,7 +281,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/runtime-directory.ts': 'the runtime directory',
   'lib/store/unpack.ts': '/proc',
   'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
-  'lib/system/aside.ts': 'directories of root',
+  'lib/system/aside.ts': 'what its callers reach',
   'lib/system/background.ts': 'the runtime directory',
   'lib/system/beneath.ts': 'the door: one name in an open directory',
   'lib/system/boot.ts': '/proc',
@@ -305,49 +315,58 @@ const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'lib/store/room-serve.ts': 'the name of the user directory in messages',
 };
 
-const isOnlyTypes = (clause: ts.ImportClause | ts.ExportDeclaration): boolean =>
-  ts.isImportClause(clause) ? clause.phaseModifier === ts.SyntaxKind.TypeKeyword : clause.isTypeOnly;
+/** A name that a module imports; `*`: all that the other one exports. */
+interface ImportedName {
+  readonly from: string;
+  readonly name: string;
+  /** It does nothing at run time. */
+  readonly isType: boolean;
+}
 
-/** What a module imports by name, by the module it is from; `*` for all of it. Types do nothing. */
-function namedImports({ path, text }: Source): Map<string, Set<string>> {
-  const found = new Map<string, Set<string>>();
-  const add = (specifier: string, name: string): void => {
-    const from = specifier.startsWith('.') ? posix.join(dirname(path), specifier) : specifier;
-    found.set(from, (found.get(from) ?? new Set()).add(name));
+function importedNames(source: Source): ImportedName[] {
+  const found: ImportedName[] = [];
+  const add = (specifier: ts.Node | undefined, name: string, isType: boolean): void => {
+    if (specifier === undefined || !ts.isStringLiteralLike(specifier)) return;
+    const { text } = specifier;
+    const from = text.startsWith('.') ? posix.join(dirname(source.path), text) : text;
+    found.push({ from, name, isType });
   };
   const addStatement = (node: ts.ImportDeclaration | ts.ExportDeclaration): void => {
-    if (node.moduleSpecifier === undefined || !ts.isStringLiteral(node.moduleSpecifier)) return;
     const clause = ts.isImportDeclaration(node) ? node.importClause : node;
-    const names = clause && ('namedBindings' in clause ? clause.namedBindings : node);
-    if (clause === undefined || isOnlyTypes(clause)) return;
-    const elements =
-      names !== undefined && ts.isNamedImports(names)
-        ? names.elements
-        : names === node &&
-            ts.isExportDeclaration(node) &&
-            node.exportClause &&
-            ts.isNamedExports(node.exportClause)
-          ? node.exportClause.elements
-          : undefined;
-    if (elements === undefined || (ts.isImportDeclaration(node) && node.importClause?.name !== undefined))
-      add(node.moduleSpecifier.text, '*');
-    for (const element of elements ?? [])
-      if (!element.isTypeOnly) add(node.moduleSpecifier.text, (element.propertyName ?? element.name).text);
+    const isType =
+      clause !== undefined &&
+      (ts.isImportClause(clause) ? clause.phaseModifier === ts.SyntaxKind.TypeKeyword : clause.isTypeOnly);
+    const names = ts.isImportDeclaration(node) ? node.importClause?.namedBindings : node.exportClause;
+    const isList = names !== undefined && (ts.isNamedImports(names) || ts.isNamedExports(names));
+    if (!isList || (ts.isImportDeclaration(node) && node.importClause?.name !== undefined))
+      add(node.moduleSpecifier, '*', isType);
+    for (const element of isList ? names.elements : [])
+      add(node.moduleSpecifier, (element.propertyName ?? element.name).text, isType || element.isTypeOnly);
   };
   const visit = (node: ts.Node): void => {
     if (ts.isImportDeclaration(node) || ts.isExportDeclaration(node)) addStatement(node);
-    const [argument] = ts.isCallExpression(node) ? node.arguments : [];
-    if (
-      ts.isCallExpression(node) &&
-      node.expression.kind === ts.SyntaxKind.ImportKeyword &&
-      argument &&
-      ts.isStringLiteral(argument) &&
-      argument.text.startsWith('node:fs')
-    )
-      add(argument.text, '*');
+    if (ts.isCallExpression(node) && node.expression.kind === ts.SyntaxKind.ImportKeyword)
+      for (const name of namesTakenFrom(node)) add(node.arguments[0], name, false);
     ts.forEachChild(node, visit);
   };
-  visit(ts.createSourceFile(path, text, ts.ScriptTarget.Latest, true));
+  visit(parse(source));
+  return found;
+}
+
+/** `const { a } = await import(…)`, `(await import(…)).a`; of other shapes: all. */
+function namesTakenFrom(call: ts.CallExpression): string[] {
+  let taker: ts.Node = call.parent;
+  while (ts.isAwaitExpression(taker) || ts.isParenthesizedExpression(taker)) taker = taker.parent;
+  if (ts.isPropertyAccessExpression(taker)) return [taker.name.text];
+  if (!ts.isVariableDeclaration(taker) || !ts.isObjectBindingPattern(taker.name)) return ['*'];
+  return taker.name.elements.map(({ propertyName, name }) => (propertyName ?? name).getText());
+}
+
+/** What a module imports by name, by the module it is from. Types do nothing. */
+function namedImports(source: Source): Map<string, Set<string>> {
+  const found = new Map<string, Set<string>>();
+  for (const { from, name, isType } of importedNames(source))
+    if (!isType) found.set(from, (found.get(from) ?? new Set()).add(name));
   return found;
 }
 
@@ -433,3 +452,85 @@ for (const text of [
   });
 
 door.run();
+
+/** Circles of imports, types included: `a → b → a`. */
+function circles(all: readonly Source[]): string[] {
+  const importsFrom = new Map(
+    all.map((source) => [source.path, new Set(importedNames(source).map(({ from }) => from))]),
+  );
+  const found: string[] = [];
+  const done = new Set<string>();
+  const visit = (path: string, way: readonly string[]): void => {
+    const start = way.indexOf(path);
+    if (start >= 0) found.push([...way.slice(start), path].join(' → '));
+    if (start >= 0 || done.has(path)) return;
+    for (const next of importsFrom.get(path) ?? []) visit(next, [...way, path]);
+    done.add(path);
+  };
+  for (const { path } of all) visit(path, []);
+  return found;
+}
+
+function exportedNames(source: Source): string[] {
+  return parse(source).statements.flatMap((node) => {
+    if (ts.isExportDeclaration(node))
+      return node.exportClause && ts.isNamedExports(node.exportClause)
+        ? node.exportClause.elements.map(({ name }) => name.text)
+        : ['*'];
+    const isExported =
+      ts.canHaveModifiers(node) && ts.getModifiers(node)?.some(({ kind }) => kind === ts.SyntaxKind.ExportKeyword);
+    if (isExported !== true) return [];
+    if (ts.isVariableStatement(node))
+      return node.declarationList.declarations.map(({ name }) => name.getText());
+    return 'name' in node ? [(node.name as ts.Identifier).text] : ['*'];
+  });
+}
+
+/** Exports that no other module imports. */
+function unusedExports(all: readonly Source[]): string[] {
+  const used = new Set(all.flatMap(importedNames).map(({ from, name }) => `${from}: ${name}`));
+  return all.flatMap((source) =>
+    exportedNames(source)
+      .filter((name) => !used.has(`${source.path}: ${name}`) && !used.has(`${source.path}: *`))
+      .map((name) => `${source.path}: ${name}`),
+  );
+}
+
+const graph = suite('what modules have of each other');
+
+graph('no module imports, by whatever way, a module that imports it', () => {
+  assert.equal(circles(sources), []);
+});
+
+graph('each export is imported by another module', () => {
+  assert.equal(unusedExports(sources), []);
+});
+
+graph('a circle is found, also one of types and of imports at run time', () => {
+  const circle = [
+    { path: 'lib/a.ts', text: "import { b } from './b.ts';" },
+    { path: 'lib/b.ts', text: "import type { C } from './c.ts';" },
+    { path: 'lib/c.ts', text: "const { a } = await import('./a.ts'); export { d } from './d.ts';" },
+    { path: 'lib/d.ts', text: '' },
+  ];
+  assert.equal(circles(circle), ['lib/a.ts → lib/b.ts → lib/c.ts → lib/a.ts']);
+  assert.equal(circles(circle.slice(1)), []);
+});
+
+for (const text of ['export const a = 1;', 'export interface a {}', 'export function a() {}', 'const a = 1; export { a };'])
+  graph(`an export that nothing uses is found: ${text}`, () => {
+    const source = { path: 'lib/a.ts', text };
+    assert.equal(unusedExports([source]), ['lib/a.ts: a']);
+    for (const user of [
+      "import { a } from './a.ts';",
+      "import { type a as b } from './a.ts';",
+      "import * as all from './a.ts';",
+      "const { a: b } = await import('./a.ts');",
+      "call((await import('./a.ts')).a);",
+      "export { a as b } from './a.ts'; import { b } from './c.ts';",
+    ])
+      assert.equal(unusedExports([source, { path: 'lib/b.ts', text: user }]).filter((one) => /\ba$/.test(one)), [], user);
+    assert.equal(unusedExports([source, { path: 'lib/b.ts', text: "import { b } from './a.ts';" }]), ['lib/a.ts: a']);
+  });
+
+graph.run();

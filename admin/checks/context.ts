@@ -42,7 +42,7 @@ export function answers(path: string): Promise<boolean> {
   return answersWithin(path, answerLimitMs);
 }
 
-export const longestTextBytes = 1024 * 1024;
+const longestTextBytes = 1024 * 1024;
 
 /** The text of a file of the administrator, symlinks followed; undefined: none that we could read. */
 export async function readText(path: string): Promise<string | undefined> {

@@ -6,7 +6,7 @@ import { unlessErrno } from '../../lib/system/errno.ts';
 import { readSmallFile } from '../../lib/system/files.ts';
 import { contains, haveSameContent, isRegularFile } from '../../lib/system/programs.ts';
 
-export type Identity =
+type Identity =
   /** `by`: a script, and what of ours it runs. `isCopy`: an upgrade of the executable does not change it. */
   | { readonly kind: 'ours'; readonly by?: string; readonly isCopy: boolean }
   | { readonly kind: 'other-build' }

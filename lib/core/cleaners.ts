@@ -5,7 +5,7 @@
  * that the text sets are followed; what else only a shell could tell stands for anything.
  */
 
-export interface Deletion {
+interface Deletion {
   /** From 1. */
   readonly line: number;
   /** As it is written there. */

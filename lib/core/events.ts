@@ -13,7 +13,7 @@ import { isEntryName } from './layout.ts';
 export const startSources = ['job', 'step', 'warm'] as const;
 export type StartSource = (typeof startSources)[number];
 
-export const startResults = ['reused', 'waited', 'created', 'bypassed', 'failed'] as const;
+const startResults = ['reused', 'waited', 'created', 'bypassed', 'failed'] as const;
 export type StartResult = (typeof startResults)[number];
 
 /** A container that was to start from the cache. */
@@ -36,7 +36,7 @@ export interface StartEvent {
  * A container that starts from an entry: what the enroot wrapper notes, and the Epilog makes `reused` starts of. The first one from an
  * entry that was made or waited for is that `start` itself.
  */
-export interface ContainerEvent {
+interface ContainerEvent {
   readonly entry: string;
   readonly result: 'reused' | 'waited' | 'created';
 }
@@ -55,7 +55,7 @@ export function parseContainerEvent(line: string): ContainerEvent | undefined {
 export const evictionReasons = ['watermark', 'room', 'size', 'quota', 'rm'] as const;
 export type EvictionReason = (typeof evictionReasons)[number];
 
-export interface EvictionEvent {
+interface EvictionEvent {
   readonly kind: 'eviction';
   readonly atMs: number;
   readonly reason: EvictionReason;
@@ -66,7 +66,7 @@ export const collectionResults = ['collected', 'goal-missed'] as const;
 export type CollectionResult = (typeof collectionResults)[number];
 
 /** A collection that was due. */
-export interface CollectionEvent {
+interface CollectionEvent {
   readonly kind: 'collection';
   readonly atMs: number;
   readonly result: CollectionResult;

@@ -6,12 +6,12 @@
 import { errnoName, nameErrnos } from './errno-names.ts';
 
 /** "Not for the cache": the job asked for something we leave to pyxis and enroot. */
-export const bypassCodes = [
+const bypassCodes = [
   ...(['UNSUPPORTED_OPTION', 'BAD_REFERENCE', 'IMAGE_UNREADABLE', 'NOT_SQUASHFS'] as const),
   ...(['NOT_CACHED', 'UNPACKING', 'TOO_LARGE', 'REGISTRY_REFUSED'] as const),
 ] as const;
 
-export const jobFaultCodes = [
+const jobFaultCodes = [
   ...bypassCodes,
   ...(['BAD_JOB', 'CANCELLED', 'IMAGE_CHANGED', 'UNPACK_FAILED', 'IMPORT_FAILED'] as const),
   ...(['REGISTRY_SILENT'] as const),
@@ -20,7 +20,7 @@ export const jobFaultCodes = [
 ] as const;
 
 /** Why a job cannot be served from the cache, and a user may be the cause; the job runs as it would have without us. */
-export type JobFaultCode = (typeof jobFaultCodes)[number];
+type JobFaultCode = (typeof jobFaultCodes)[number];
 
 export class JobFault extends Error {
   override readonly name = 'JobFault';
@@ -31,13 +31,13 @@ export class JobFault extends Error {
   }
 }
 
-export const nodeFaultCodes = [
+const nodeFaultCodes = [
   ...(['BAD_CONFIG', 'BASE_UNSAFE', 'BASE_UNFIT', 'DISK_FAILED'] as const),
   ...(['USER_DIRECTORY', 'TOOL_MISSING', 'LEASE_FAILED'] as const),
 ] as const;
 
 /** Why this node cannot serve any job, by what only root can bring about or a disk that fails. Remedies: OPERATIONS.md. */
-export type NodeFaultCode = (typeof nodeFaultCodes)[number];
+type NodeFaultCode = (typeof nodeFaultCodes)[number];
 
 export class NodeFault extends Error {
   override readonly name = 'NodeFault';

@@ -4,7 +4,7 @@
  * `local`: a disk of this node. `network`: other nodes have it, too, and a hung server hangs us. `fuse`: a program that
  * may not answer. `memory`: a reboot forgets it. `stacked`: cannot carry an overlay's upper layer. `unknown`: try.
  */
-export type FilesystemKind = 'local' | 'network' | 'fuse' | 'memory' | 'stacked' | 'unknown';
+type FilesystemKind = 'local' | 'network' | 'fuse' | 'memory' | 'stacked' | 'unknown';
 
 const kinds: Readonly<Record<Exclude<FilesystemKind, 'unknown' | 'fuse'>, readonly string[]>> = {
   local: ['ext2', 'ext3', 'ext4', 'xfs', 'btrfs', 'zfs', 'f2fs', 'bcachefs', 'jfs', 'reiserfs'],

@@ -161,7 +161,7 @@ export function planCollection<T extends EntryFacts>(
 }
 
 /** The usage after something is gone, never better than an empty disk. */
-export function without(usage: Usage, space: SpaceNeed | undefined): Usage {
+function without(usage: Usage, space: SpaceNeed | undefined): Usage {
   const bytes = Math.min(space?.bytes ?? 0, usage.totalBytes - usage.freeBytes);
   const inodes = Math.min(space?.inodes ?? 0, usage.totalInodes - usage.freeInodes);
   return {

@@ -7,7 +7,7 @@
  */
 import { JobFault } from './faults.ts';
 
-export type ImageRequest = PathImage | RegistryImage;
+type ImageRequest = PathImage | RegistryImage;
 
 export interface PathImage {
   readonly kind: 'path';

@@ -2,7 +2,7 @@
  * Every path and every name of ours, so that no other module pastes one together.
  *
  *   /raid/data/                                                     basePath
- *   /raid/data/pyxis-container-cache-gc.lock                        collectorLockPath
+ *   /raid/data/pyxis-container-cache-gc.lock                        collectorLockName
  *   /raid/data/.trash/                                              trashPath
  *   /raid/data/1000/                                                userPath
  *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/            entryPath
@@ -38,7 +38,6 @@ export const trashName = '.trash';
 export const digestsName = '.digests';
 export const imagesName = '.images';
 
-export const collectorLockPath = (basePath: string): string => `${basePath}/${collectorLockName}`;
 export const trashPath = (basePath: string): string => `${basePath}/${trashName}`;
 export const userPath = (basePath: string, uid: number): string => `${basePath}/${uid}`;
 

@@ -14,7 +14,7 @@ import {
 import { faultCodes, isBypassCode } from './faults.ts';
 import { blocksUsedPercent, inodesUsedPercent, type CollectionPolicy, type Usage } from './gc-plan.ts';
 
-export interface NodeState {
+interface NodeState {
   readonly version: string;
   readonly usage: Usage;
   readonly policy: CollectionPolicy;

@@ -18,7 +18,7 @@ export interface OverlayFacts {
   readonly filesystem: string;
 }
 
-export interface Hindrance {
+interface Hindrance {
   readonly what: string;
   readonly remedy: string;
 }

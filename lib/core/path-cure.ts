@@ -3,7 +3,7 @@
  * work in a directory that is everybody's, such as /scratch: with the sticky bit they still can, and nobody can rename what is not theirs.
  */
 
-export interface OnTheWay {
+interface OnTheWay {
   readonly path: string;
   readonly uid: number;
   readonly mode: number;

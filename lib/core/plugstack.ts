@@ -5,7 +5,7 @@
  *   include /etc/slurm/plugstack.conf.d/*
  */
 
-export type PlugstackLine =
+type PlugstackLine =
   | { readonly kind: 'plugin'; readonly path: string; readonly parameters: readonly string[] }
   | { readonly kind: 'include'; readonly pattern: string };
 

@@ -8,7 +8,7 @@
 
 export type Program = 'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'admin' | 'idle';
 
-export interface Start {
+interface Start {
   /** The file name of argv[0], also that of a link. */
   readonly calledBy: string;
   readonly parameters: readonly string[];

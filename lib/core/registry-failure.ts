@@ -11,7 +11,7 @@ import { JobFault } from './faults.ts';
  * busy node. `refused`: an answer, or none that was believed; other credentials,
  * certificates or another proxy could change it. `other`: neither; enroot itself failed.
  */
-export type RegistryFailureKind = 'silent' | 'late' | 'refused' | 'other';
+type RegistryFailureKind = 'silent' | 'late' | 'refused' | 'other';
 
 export interface RegistryFailure {
   readonly kind: RegistryFailureKind;

@@ -7,7 +7,7 @@ export const roomVariable = 'CONTAINER_CACHE_ROOM';
 
 /** For an entry; for a container that enroot unpacks; of the user's own quota for either; for the few files of a stub, of disk or quota. */
 export const roomKinds = ['entry', 'container', 'quota', 'stub', 'stub-quota'] as const;
-export type RoomKind = (typeof roomKinds)[number];
+type RoomKind = (typeof roomKinds)[number];
 
 export interface RoomRequest {
   readonly kind: RoomKind;
@@ -29,7 +29,7 @@ export function parseRoomRequest(text: string): RoomRequest | undefined {
 }
 
 /** `working` until there is an answer. `over-limit`: the cache would take more than container_cache_max_size. */
-export const roomAnswers = ['working', 'room', 'no-room', 'over-limit'] as const;
+const roomAnswers = ['working', 'room', 'no-room', 'over-limit'] as const;
 export type RoomAnswer = (typeof roomAnswers)[number];
 
 export const parseRoomAnswer = (text: string): RoomAnswer | undefined =>

@@ -13,11 +13,11 @@ export const defaultConfigPath = '/etc/slurm/container-cache.conf';
 export const defaultRuntimePath = '/run/container-cache';
 
 /** Whether a job waits for its entry, or runs without it while it is made for the next one. */
-export type CreateMode = 'wait' | 'background';
-export type ImageFreshness = 'always' | 'if-not-present';
+type CreateMode = 'wait' | 'background';
+type ImageFreshness = 'always' | 'if-not-present';
 /** How a container is kept from writing into its entry; `auto`: an overlay where the kernel lets a user mount one. */
-export type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
-export type OnFailure = 'continue' | 'fail';
+type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
+type OnFailure = 'continue' | 'fail';
 export type LogTarget = 'syslog' | 'stderr';
 
 /** From most to least severe, as in syslog(3). */
@@ -87,7 +87,7 @@ export interface Settings {
 /** An amount of bytes, or a share of the base's filesystem. */
 export type SizeLimit = { readonly bytes: number } | { readonly percent: number };
 
-export interface ConfiguredPin {
+interface ConfiguredPin {
   /** A name or a uid. */
   readonly user: string;
   /** As a job names it; a path is absolute. */

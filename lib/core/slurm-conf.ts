@@ -117,7 +117,7 @@ export function runsSerially(prologFlags: string | undefined): boolean {
   return flagsOf(prologFlags).includes('serial');
 }
 
-export const defaultBatchStartTimeoutSeconds = 10;
+const defaultBatchStartTimeoutSeconds = 10;
 
 /** `65534` and `INFINITE` are Slurm's words for no limit. */
 const noLimitSeconds = 65_533;
@@ -135,7 +135,7 @@ export function batchStartTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number 
   return Number.isNaN(seconds) ? defaultBatchStartTimeoutSeconds : seconds;
 }
 
-export const defaultMessageTimeoutSeconds = 10;
+const defaultMessageTimeoutSeconds = 10;
 
 /** Seconds after which, less two, slurmd has srun print "Prolog hung on node". */
 export function messageTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number {

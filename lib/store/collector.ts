@@ -57,7 +57,7 @@ import {
 } from '../core/layout.ts';
 import type { LogLevel } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
-import { abandonedAsides, sweepAsides } from '../system/aside.ts';
+import { abandonedAsides, sweepAsides, writeFileAtomically } from '../system/aside.ts';
 import {
   leadsToBeneath,
   namesBeneath,
@@ -70,7 +70,7 @@ import {
 import { inDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { openRegularFile, readStart, writeFileAtomically } from '../system/files.ts';
+import { openRegularFile, readStart } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { MountScan, readMounts } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
@@ -126,7 +126,7 @@ export interface Forecast {
   readonly plan: CollectionPlan<FoundEntry>;
 }
 
-export interface CollectResult {
+interface CollectResult {
   readonly result: 'not-due' | 'collected' | 'goal-missed' | 'locked';
   readonly evicted: readonly FoundEntry[];
   readonly freedBytes: number;

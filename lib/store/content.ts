@@ -116,7 +116,7 @@ export interface FileContent {
  *
  * @throws JobFault IMAGE_CHANGED, IMAGE_UNREADABLE, CREATE_TIMEOUT
  */
-export async function readContent(
+async function readContent(
   user: UserIds,
   userPath: string,
   source: SquashfsSource,

@@ -15,7 +15,8 @@ import {
   type EntryCounters,
 } from '../core/counters.ts';
 import { countersPath } from '../core/layout.ts';
-import { openRegularFile, readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { writeFileAtomically } from '../system/aside.ts';
+import { openRegularFile, readSmallFile } from '../system/files.ts';
 import { flockWithin } from '../system/flock.ts';
 import { listDays, makeStateDirectory, readDay } from './events.ts';
 

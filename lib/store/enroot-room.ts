@@ -19,12 +19,12 @@ const askLimitSeconds = 10;
 const briefly = { ENROOT_CONNECT_TIMEOUT: '3', ENROOT_TRANSFER_TIMEOUT: '5', ENROOT_TRANSFER_RETRIES: '0' };
 
 /** Whom enroot is asked for, and the directory in the base, for the files of whoever has no home. */
-export interface EnrootUser {
+interface EnrootUser {
   readonly user: UserIds;
   readonly userPath: string;
 }
 
-export interface EnrootPaths {
+interface EnrootPaths {
   readonly data: string;
   readonly cache: string;
   readonly temporary: string;
@@ -109,7 +109,7 @@ const layerGrowth = 3;
 const bytesPerInode = 20_000;
 
 /** The filesystems of enroot's paths, as device numbers; undefined: unknown. */
-export interface EnrootDevices {
+interface EnrootDevices {
   readonly data: number | undefined;
   readonly cache: number | undefined;
   readonly temporary: number | undefined;

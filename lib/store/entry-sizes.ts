@@ -12,10 +12,11 @@ import type { SpaceNeed } from '../core/image.ts';
 import { parseJsonObject } from '../core/json.ts';
 import { entrySizesPath, isEntryName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { writeFileAtomically } from '../system/aside.ts';
+import { readSmallFile } from '../system/files.ts';
 import { measureShare } from './reclaim.ts';
 
-export interface SizedEntry extends UserIds {
+interface SizedEntry extends UserIds {
   readonly name: string;
   /** Of its directory. */
   readonly inode: number;

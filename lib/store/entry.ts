@@ -44,7 +44,7 @@ import { holdEntry, type HeldEntry, type OnDamage } from './held-entry.ts';
 import { pickWatched } from './watched-directories.ts';
 import { uniqueHex } from '../system/unique.ts';
 
-export interface AcquireRequest {
+interface AcquireRequest {
   readonly user: UserIds;
   readonly jobId: number;
   /** The user directory, absolute. */

@@ -58,7 +58,7 @@ export interface ImportRequest {
   readonly limitMs: number;
 }
 
-export interface Imported {
+interface Imported {
   /** Undefined: the file is of one use, which the step has of it; nothing is made of it. */
   readonly source: SquashfsSource | undefined;
   readonly path: string;

@@ -5,12 +5,13 @@
  */
 import { chownSync, chmodSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../core/layout.ts';
+import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { readSmallFile } from '../system/files.ts';
 import type { AcquireResult } from './entry.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
-export interface JobFiles {
+interface JobFiles {
   readonly environment: string;
   readonly images: readonly JobImage[];
 }

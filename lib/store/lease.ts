@@ -20,6 +20,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
+import { writeFileAtomically } from '../system/aside.ts';
 import { elapsedMs, pauseFor } from '../system/clock.ts';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import {
@@ -38,7 +39,7 @@ import {
 } from '../core/lease-record.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { isExecutable, readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { isExecutable, readSmallFile } from '../system/files.ts';
 import { findBeneath } from '../system/native-addon.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 import {

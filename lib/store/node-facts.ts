@@ -22,10 +22,10 @@ import {
 import { mountOf } from '../core/mountinfo.ts';
 import type { Settings } from '../core/settings.ts';
 import { asUser, nobody } from '../system/as-user.ts';
-import { asidePath } from '../system/aside.ts';
+import { asidePath, writeFileAtomically } from '../system/aside.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { readSmallFile } from '../system/files.ts';
 import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run.ts';

@@ -7,7 +7,8 @@
 import { closeSync, constants } from 'node:fs';
 import { describeError } from '../core/faults.ts';
 import { isEntryName, pinsPath } from '../core/layout.ts';
-import { openRegularFile, readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { writeFileAtomically } from '../system/aside.ts';
+import { openRegularFile, readSmallFile } from '../system/files.ts';
 import { flockWithin } from '../system/flock.ts';
 import type { Log } from '../system/syslog.ts';
 import { makeStateDirectory } from './events.ts';

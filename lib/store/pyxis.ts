@@ -19,7 +19,7 @@ const mostFiles = 50;
 const answerLimitMs = 5000;
 const longestTextBytes = 1024 * 1024;
 
-export interface Plugstack {
+interface Plugstack {
   readonly plugins: readonly Plugin[];
   /** All that was read or looked for, and the directories of patterns. */
   readonly files: readonly string[];

@@ -16,8 +16,9 @@ import {
   type RegistryFailure,
   type RememberedFailure,
 } from '../core/registry-failure.ts';
+import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { readSmallFile, writeFileAtomically } from '../system/files.ts';
+import { readSmallFile } from '../system/files.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 
 const longestMemoryBytes = 64 * 1024;

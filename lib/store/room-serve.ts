@@ -1,5 +1,6 @@
 /** What the room agent starts: root reads what processes of users ask for, makes room, and answers (room-agent.ts). */
 import { closeSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
+import { writeFileAtomically } from '../system/aside.ts';
 import { elapsedMs } from '../system/clock.ts';
 import { fits } from '../core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../core/image.ts';
@@ -11,7 +12,6 @@ import { asUser, type UserIds } from '../system/as-user.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { writeFileAtomically } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { processIds } from '../system/processes.ts';
 import { CommandFailed, run } from '../system/run.ts';
@@ -21,7 +21,7 @@ import { makeRoomForContainer, makeRoomForImport, type RoomFor } from './contain
 import { measureFile, measureOwn } from './own-entries.ts';
 import { collectingWithin, makeQuota } from './provision.ts';
 
-export interface ServeRequest {
+interface ServeRequest {
   readonly settings: Settings;
   readonly base: Directory;
   readonly log: Log;

@@ -27,7 +27,7 @@ import { runUnlessStopped } from '../system/unless-stopped.ts';
 import { openTrash } from './user-directory.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
-export interface TrashContext {
+interface TrashContext {
   readonly userDirectory: Directory;
   readonly trash: Directory;
 }
@@ -76,13 +76,13 @@ export function moveNamesToTrash(
 export const listTrash = (trash: Directory): string[] => [...namesBeneath(trash)];
 
 /** What could not be deleted. */
-export interface Remainder {
+interface Remainder {
   readonly uid: number | undefined;
   readonly name: string;
   readonly reason: string;
 }
 
-export interface DeletionLimits {
+interface DeletionLimits {
   /** Nobody waits: at low priority. */
   readonly inBackground: boolean;
   /** For all of the trees of one user; Date.now(). */

@@ -15,7 +15,7 @@ import { CommandFailed, run, type Command } from '../system/run.ts';
 import { shortageIn, type Shortage } from '../system/shortage.ts';
 import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 
-export interface UnpackRequest {
+interface UnpackRequest {
   readonly user: UserIds;
   readonly imagePath: string;
   /** Must not exist. */

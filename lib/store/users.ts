@@ -145,7 +145,7 @@ export function forEachUser(
 }
 
 /** Runs `action` with a user directory that is there and the user's. */
-export function withUserDirectory(
+function withUserDirectory(
   base: Directory,
   uid: number,
   action: (directory: Directory) => void,

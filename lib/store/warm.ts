@@ -17,7 +17,7 @@ import { recallNodeFacts } from './node-facts.ts';
 import { openCreator, type Provision } from './provision.ts';
 import { openUserDirectory } from './user-directory.ts';
 
-export interface WarmRequest extends Pick<
+interface WarmRequest extends Pick<
   Provision,
   'settings' | 'base' | 'log' | 'configPath' | 'onProgress'
 > {

@@ -3,7 +3,17 @@
  *
  * They tell who is at work, so that what a crash left is told at once from what is under way: its process is gone.
  */
-import { readdirSync, rmSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  fchmodSync,
+  fchownSync,
+  openSync,
+  readdirSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
 import { isGone, unlessErrno } from './errno.ts';
@@ -39,4 +49,33 @@ export function abandonedAsides(names: readonly string[]): string[] {
 export function sweepAsides(path: string): void {
   const names = unlessErrno(isGone, () => readdirSync(path)) ?? [];
   for (const name of abandonedAsides(names)) rmSync(join(path, name), { recursive: true, force: true });
+}
+
+interface FileOwner {
+  readonly mode: number;
+  readonly gid?: number;
+}
+
+/** Replaces a file at once: a reader sees the old text or the new, never a part. */
+export function writeFileAtomically(path: string, text: string, owner: FileOwner): void {
+  const aside = asidePath(path);
+  // The directory is root's, or the acting user's, who could only be in their own way.
+  const fd = openSync(
+    aside,
+    constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
+    0o600,
+  );
+  try {
+    try {
+      writeFileSync(fd, text);
+      if (owner.gid !== undefined) fchownSync(fd, -1, owner.gid);
+      fchmodSync(fd, owner.mode);
+    } finally {
+      closeSync(fd);
+    }
+    renameSync(aside, path);
+  } catch (error) {
+    rmSync(aside, { force: true });
+    throw error;
+  }
 }

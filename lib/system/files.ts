@@ -1,21 +1,5 @@
-/**
- * Small files: read with a limit and without following a symlink, written aside and published by rename.
- */
-import {
-  accessSync,
-  closeSync,
-  constants,
-  fchmodSync,
-  fchownSync,
-  fstatSync,
-  lstatSync,
-  openSync,
-  readSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
-import { asidePath } from './aside.ts';
+/** Small files: read with a limit and without following a symlink. aside.ts writes them. */
+import { accessSync, closeSync, constants, fstatSync, lstatSync, openSync, readSync } from 'node:fs';
 import { isGone, unlessErrno } from './errno.ts';
 
 /** O_NONBLOCK: opening a FIFO that somebody put there must not wait for a writer. */
@@ -115,35 +99,6 @@ export function readAndClose(fd: number, path: string, limitBytes: number): stri
     return start.toString('utf8');
   } finally {
     closeSync(fd);
-  }
-}
-
-export interface FileOwner {
-  readonly mode: number;
-  readonly gid?: number;
-}
-
-/** Replaces a file at once: a reader sees the old text or the new, never a part. */
-export function writeFileAtomically(path: string, text: string, owner: FileOwner): void {
-  const aside = asidePath(path);
-  // The directory is root's, or the acting user's, who could only be in their own way.
-  const fd = openSync(
-    aside,
-    constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL | constants.O_NOFOLLOW,
-    0o600,
-  );
-  try {
-    try {
-      writeFileSync(fd, text);
-      if (owner.gid !== undefined) fchownSync(fd, -1, owner.gid);
-      fchmodSync(fd, owner.mode);
-    } finally {
-      closeSync(fd);
-    }
-    renameSync(aside, path);
-  } catch (error) {
-    rmSync(aside, { force: true });
-    throw error;
   }
 }
 

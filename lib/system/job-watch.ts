@@ -33,7 +33,7 @@ const firstRetryMs = 3000;
 const longestRetryMs = 60_000;
 const readLimitMs = 3000;
 
-export interface WatchedJob {
+interface WatchedJob {
   readonly jobId: number;
   /** As slurmd gave it to the Prolog. */
   readonly environment: Environment;

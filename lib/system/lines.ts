@@ -1,6 +1,6 @@
 /** Output that comes in chunks, cut into lines. */
 
-export interface LineSplitter {
+interface LineSplitter {
   readonly add: (chunk: Buffer) => void;
   /** Hands on what came after the last end of line, if anything did. */
   readonly end: () => void;

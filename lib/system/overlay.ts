@@ -10,7 +10,7 @@ import { asidePath } from './aside.ts';
 import { isExecutable } from './files.ts';
 import { CommandFailed, run } from './run.ts';
 
-export type OverlayProbe = { readonly works: true } | { readonly works: false; readonly reason: string };
+type OverlayProbe = { readonly works: true } | { readonly works: false; readonly reason: string };
 
 const probeTimeoutMs = 10_000;
 

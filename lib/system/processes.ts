@@ -6,7 +6,6 @@
  * execve(2), a file of a FUSE whose server does not answer. Seen on Linux 6.18.
  */
 import { closeSync, openSync, readFileSync, readdirSync, statSync } from 'node:fs';
-import type { UserIds } from './as-user.ts';
 import { errnoOf } from './errno.ts';
 import { readStart } from './files.ts';
 import { findBeneath } from './native-addon.ts';
@@ -64,7 +63,7 @@ export function processCommandLine(pid: number): string | undefined {
 }
 
 /** @returns the real IDs, or undefined if the process is gone or a zombie; never waits, whoever owns the process */
-export function processIds(pid: number): UserIds | undefined {
+export function processIds(pid: number): { readonly uid: number; readonly gid: number } | undefined {
   const status = readProcessFile(pid, 'status') ?? '';
   const [uid, gid] = [/^Uid:\s+(\d+)/m, /^Gid:\s+(\d+)/m].map((field) => field.exec(status)?.[1]);
   return uid === undefined || gid === undefined || /^State:\s+[ZX]/m.test(status)

@@ -28,7 +28,7 @@ export interface LogSettings {
   readonly syslogFacility: SyslogFacility;
 }
 
-export const logTag = 'container-cache';
+const logTag = 'container-cache';
 
 const facilityCodes: Readonly<Record<SyslogFacility, number>> = {
   user: 1,

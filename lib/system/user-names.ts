@@ -4,7 +4,7 @@ import { answerOf } from './run.ts';
 /** A directory service that is slow costs a look its names, not its end. */
 const lookupLimitMs = 5000;
 
-export interface Account {
+interface Account {
   readonly name: string;
   readonly uid: number;
   readonly gid: number;

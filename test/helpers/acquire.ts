@@ -6,7 +6,7 @@ import { distDirectory } from '../../build/build.ts';
 import { parseLog, type LogLine, type TestNode } from './node.ts';
 import { alice, readersGid, type TestUser } from './private-machine.ts';
 
-export interface Answer {
+interface Answer {
   readonly exitCode: number | null;
   readonly entry: string | undefined;
   readonly holder: number | undefined;
@@ -14,7 +14,7 @@ export interface Answer {
   readonly log: LogLine | undefined;
 }
 
-export interface AcquireOptions {
+interface AcquireOptions {
   readonly user?: TestUser;
   readonly jobId?: number;
   readonly environment?: Readonly<Record<string, string>>;

@@ -21,7 +21,7 @@ export interface Kill {
   readonly mode: KillMode;
 }
 
-export interface TracedRun {
+interface TracedRun {
   readonly points: readonly Point[];
   /** Whether the point came at which something was to be killed. */
   readonly killed: boolean;

@@ -70,7 +70,7 @@ export interface ImageConfiguration {
   readonly Volumes?: Readonly<Record<string, object>>;
 }
 
-export interface PushOptions {
+interface PushOptions {
   readonly configuration?: ImageConfiguration;
   /** Default: docker. One of OCI is refused to enroot, whose first request does not say that it takes those. */
   readonly format?: 'docker' | 'oci';
@@ -78,7 +78,7 @@ export interface PushOptions {
   readonly asList?: boolean;
 }
 
-export interface DockerRegistryOptions {
+interface DockerRegistryOptions {
   /** Whether one must be `credentials.user` for everything. */
   readonly isProtected?: boolean;
 }

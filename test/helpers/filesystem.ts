@@ -22,7 +22,7 @@ export interface FilesystemSize {
   readonly inodes: number;
 }
 
-export interface SmallFilesystem extends Disposable {
+interface SmallFilesystem extends Disposable {
   /** Its mount point: root's, mode 0755. */
   readonly path: string;
 }
@@ -59,7 +59,7 @@ export function unlessExt4(): string | undefined {
   }
 }
 
-export interface FuseOptions {
+interface FuseOptions {
   /** `allow_other`: else the kernel refuses everybody but the user, root too. */
   readonly forOthers: boolean;
 }
@@ -89,7 +89,7 @@ export async function mountSilentFuse(
 
 export const unlessFuse = unlessPrivateMachine ?? (existsSync('/dev/fuse') ? undefined : 'needs /dev/fuse');
 
-export interface Squashfuse extends AsyncDisposable {
+interface Squashfuse extends AsyncDisposable {
   /** Its mount point, for everybody. */
   readonly path: string;
   /** From then on its server does not answer. */

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { until } from './node.ts';
 import { machineRoot, replaceProgram } from './private-machine.ts';
 
-export interface HoldOptions {
+interface HoldOptions {
   /** Hold it only if its parameters match this pattern of the shell. */
   readonly where?: string;
   /** Shell commands before the wait, with the program's parameters in "$@". */

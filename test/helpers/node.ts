@@ -4,21 +4,7 @@
  * is gone.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
-import {
-  chmodSync,
-  chownSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  rmSync,
-  statSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, chownSync, existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, statSync, utimesSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -91,7 +77,7 @@ export interface NodeOptions {
   readonly programLimitMs?: number;
 }
 
-export interface PlantedEntry {
+interface PlantedEntry {
   /** 16 hex digits. */
   readonly hash: string;
   readonly usedSecondsAgo: number;
@@ -435,7 +421,7 @@ export function parseLog(text: string): LogLine[] {
   });
 }
 
-export interface Process {
+interface Process {
   readonly pid: number;
   readonly commandLine: string;
   readonly environment: readonly string[];
@@ -483,7 +469,7 @@ function inBackground(): number[] {
     .map(({ pid }) => pid);
 }
 
-export interface OpenFile {
+interface OpenFile {
   readonly fd: number;
   readonly path: string;
   readonly inode: number;
@@ -518,8 +504,4 @@ export function holds(pid: number, entry: string): boolean {
 export function setUsed(entry: string, secondsAgo: number): void {
   const at = Date.now() / 1000 - secondsAgo;
   utimesSync(entry, at, at);
-}
-
-export function remove(path: string): void {
-  rmSync(path, { recursive: true, force: true });
 }

@@ -14,7 +14,7 @@ import { projectRoot } from '../../build/source-files.ts';
 import { makeImage, type Tree } from './image.ts';
 import { machineRoot } from './private-machine.ts';
 
-export interface EnrootCall {
+interface EnrootCall {
   readonly uid: number;
   readonly groups: readonly number[];
   readonly home: string;

@@ -37,7 +37,7 @@ const timed =
     process.stdout.write(`\n${((performance.now() - startedMs) / 1000).toFixed(1)} s  ${test}\n`);
   };
 
-export interface SuiteOptions<State extends object> {
+interface SuiteOptions<State extends object> {
   state?: State;
   /** Why no test of this suite can run here, for example "needs root"; undefined: they can. */
   skip?: string | undefined;

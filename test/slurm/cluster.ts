@@ -97,7 +97,7 @@ export interface ClusterOptions {
   readonly cpus?: number;
 }
 
-export interface RunOptions {
+interface RunOptions {
   /** Added to the environment of a fresh login. */
   readonly env?: Readonly<Record<string, string>>;
   readonly input?: string;

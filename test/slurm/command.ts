@@ -11,7 +11,7 @@ export const RUN_TIMEOUT_MS = 180_000;
 /** Captured output of one command, per stream; what follows is dropped. */
 const OUTPUT_LIMIT_CHARACTERS = 16 * 1024 * 1024;
 
-export interface CommandOptions {
+interface CommandOptions {
   /** The whole environment of the command. */
   readonly env: Readonly<Record<string, string>>;
   readonly input?: string | undefined;

@@ -23,7 +23,7 @@ export const DEFAULT_USERS: readonly ClusterUser[] = [
   { name: 'userb', uid: 59002, gid: 59002, groups: [] },
 ];
 
-export interface Accounts {
+interface Accounts {
   readonly passwd: string;
   readonly group: string;
   readonly shadow: string;
@@ -48,7 +48,7 @@ export function accountLines(users: readonly ClusterUser[], homesDirectory: stri
   };
 }
 
-export interface SlurmConfFacts {
+interface SlurmConfFacts {
   readonly slurmctldPort: number;
   readonly slurmdPort: number;
   /** Processors the node claims, whatever the machine has: the number of jobs at once. */

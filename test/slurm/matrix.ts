@@ -24,7 +24,7 @@ import {
   type Programs,
 } from './containers.ts';
 
-export const DIMENSIONS = {
+const DIMENSIONS = {
   image: ['path', 'registry'],
   pyxis: [
     ...(['stock', 'use_enroot_load=1', 'use_squashfuse=1', 'container_scope=job'] as const),
@@ -43,7 +43,7 @@ export const DIMENSIONS = {
 } as const;
 
 type Dimensions = typeof DIMENSIONS;
-export type Combination = { readonly [Name in keyof Dimensions]: Dimensions[Name][number] };
+type Combination = { readonly [Name in keyof Dimensions]: Dimensions[Name][number] };
 type Mode = Combination['mode'];
 
 export function describeCombination({ image, pyxis, mode, launch }: Combination): string {
@@ -113,7 +113,7 @@ export interface Pair extends AsyncDisposable {
   readonly imageOf: (containers: ContainerCluster, image: Combination['image']) => string;
 }
 
-export interface PairOptions {
+interface PairOptions {
   readonly programs: Programs;
   /** The probe image in a registry, as a user names it; undefined: there is none, and nothing of it is asked for. */
   readonly registryImage: string | undefined;

@@ -34,7 +34,7 @@ export interface ClusterPaths {
   readonly homes: string;
 }
 
-export interface SlurmSettings {
+interface SlurmSettings {
   readonly slurmVersion: readonly [number, number];
   readonly cpus: number;
   readonly parameters: Readonly<Record<string, string>>;

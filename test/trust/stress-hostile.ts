@@ -28,7 +28,7 @@ import { startAsUser } from './user-program.ts';
 /** The user is none of those whose jobs must be served. */
 export const hostileUser = alice;
 
-export interface Judge {
+interface Judge {
   readonly expect: (holdsTrue: boolean, where: string, text: string) => void;
   readonly checkLines: (result: ProgramResult, where: string) => void;
 }

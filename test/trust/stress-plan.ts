@@ -87,7 +87,7 @@ export interface JobPlan {
   readonly runs: readonly RunPlan[];
 }
 
-export interface Workload {
+interface Workload {
   readonly users: number;
   readonly images: number;
 }

@@ -104,7 +104,7 @@ import { Untouched } from './untouched.ts';
 import { startAsUser, type UserProgram, type UserResult } from './user-program.ts';
 
 export const disks = ['starving', 'small', 'quota', 'shared'] as const;
-export type Disk = (typeof disks)[number];
+type Disk = (typeof disks)[number];
 
 export interface StressOptions {
   readonly seed: number;
@@ -120,7 +120,7 @@ export interface StressOptions {
   readonly isOver?: () => boolean;
 }
 
-export interface StressReport {
+interface StressReport {
   jobs: number;
   runs: number;
   steps: number;

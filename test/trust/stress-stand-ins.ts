@@ -38,7 +38,7 @@ esac
 /** A tree as the stand-in enroot lists it. */
 export const listScript = listTree;
 
-export interface UnsquashfsOptions {
+interface UnsquashfsOptions {
   readonly basePath: string;
   /** Gets `log`, a line for each unpack; has `slow`, a file for each job whose unpacks take long, and `need`, kibibytes of images. */
   readonly watchPath: string;

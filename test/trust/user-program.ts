@@ -16,7 +16,7 @@ export interface UserProgram extends Pick<RunningProgram, 'pid'> {
   readonly end: () => void;
 }
 
-export interface StepRequest {
+interface StepRequest {
   readonly user: TestUser;
   readonly jobId: number;
   readonly stepId: number;

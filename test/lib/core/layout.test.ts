@@ -1,6 +1,6 @@
 /** layout.ts: paths as its header draws them, and names that are ours told from names that are not. */
 import {
-  collectorLockPath,
+  collectorLockName,
   createLockName,
   directoryName,
   digestPath,
@@ -36,7 +36,7 @@ const paths = suite('paths');
 
 paths('are where the header of layout.ts draws them', () => {
   const base = '/raid/data';
-  assert.is(collectorLockPath(base), '/raid/data/pyxis-container-cache-gc.lock');
+  assert.is(collectorLockName, 'pyxis-container-cache-gc.lock');
   assert.is(trashPath(base), '/raid/data/.trash');
   assert.is(userPath(base, 1000), '/raid/data/1000');
   assert.is(entryName(1000, hash), name);

@@ -32,7 +32,7 @@ export const ENROOT_PROGRAMS: readonly string[] = [
 
 const TOOLS = ['enroot-nsenter', 'enroot-mount', 'enroot-switchroot'] as const;
 
-export interface StandInOptions {
+interface StandInOptions {
   /** Where the program will look for its configuration: as it sees the machine. Default: /etc/enroot. */
   readonly sysconfPath?: string;
   /** What `enroot version` says. */
