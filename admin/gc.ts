@@ -8,7 +8,7 @@ import { formatCount } from '../lib/core/readable.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
-import { recordEvents } from '../lib/store/events.ts';
+import { recordEvents } from '../lib/store/event-files.ts';
 import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { findOverdueLeases, releaseOverdueLeases } from '../lib/store/overdue.ts';
 import { pinnedNames } from '../lib/store/pins.ts';

@@ -3,7 +3,7 @@ import process from 'node:process';
 import type { CacheEvent } from '../lib/core/events.ts';
 import { printable } from '../lib/core/readable.ts';
 import { evictEntries } from '../lib/store/collector.ts';
-import { recordEvents } from '../lib/store/events.ts';
+import { recordEvents } from '../lib/store/event-files.ts';
 import { listHeldLeases } from '../lib/store/lease.ts';
 import { readPins } from '../lib/store/pins.ts';
 import { openLog } from '../lib/system/syslog.ts';

@@ -5,7 +5,7 @@ import { evictionReasons, startSources, type StartResult } from '../lib/core/eve
 import { faultCodes, isBypassCode, type FaultCode } from '../lib/core/faults.ts';
 import { formatCount, formatDuration, renderTable } from '../lib/core/readable.ts';
 import { countSince } from '../lib/store/counters.ts';
-import { keptDays } from '../lib/store/events.ts';
+import { keptDays } from '../lib/store/event-files.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
 

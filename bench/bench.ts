@@ -26,7 +26,7 @@ import { measurements } from './measurements.ts';
 import { privateNodeUnavailable, startPrivateNode, type PrivateNode } from './private-node.ts';
 import { renderReport, type Facts, type Measured, type Report } from './report.ts';
 import { describeImage, imageMaker, type SampleImage } from './sample-image.ts';
-import type { SampleJob } from './slurmd.ts';
+import type { SampleJob } from './slurmd-calls.ts';
 import type { Plan } from './workbench.ts';
 
 const bigFileCount = 21_000;

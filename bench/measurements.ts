@@ -27,7 +27,7 @@ import { readUsage } from '../lib/system/disk-usage.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { listProcesses } from '../lib/system/processes.ts';
 import type { Finding } from './report.ts';
-import { slurmdEnvironment } from './slurmd.ts';
+import { slurmdEnvironment } from './slurmd-calls.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from './statistics.ts';
 import {

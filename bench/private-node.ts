@@ -1,6 +1,6 @@
 /**
  * A compute node without Slurm: what slurmd would run is run by us, in a mount and PID namespace of its own with a real
- * rsyslogd behind /dev/log (private-node.sh). The machine's own /dev, /run and processes are never touched.
+ * rsyslogd behind /dev/log (private-namespaces.sh). The machine's own /dev, /run and processes are never touched.
  *
  * Root gets a node with the machine's accounts. Any other user gets one in a user namespace, if the kernel grants that:
  * there the user is root, and the only one.
@@ -11,7 +11,7 @@ import * as fs from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import type { Readable, Writable } from 'node:stream';
-import { systemPath } from '../lib/system/run.ts';
+import { systemPath } from '../lib/system/run-command.ts';
 import { signalIfAlive } from '../test/slurm/command.ts';
 
 const logDirectoryName = 'log';
@@ -65,7 +65,7 @@ export async function startPrivateNode(directory: string): Promise<PrivateNode> 
   fs.mkdirSync(join(directory, logDirectoryName));
   if (hasSyslog) fs.writeFileSync(join(directory, 'rsyslog.conf'), rsyslogConfiguration(directory, logPath));
 
-  const child = spawn(join(import.meta.dirname, 'private-node.sh'), [directory, isRoot ? 'root' : 'user'], {
+  const child = spawn(join(import.meta.dirname, 'private-namespaces.sh'), [directory, isRoot ? 'root' : 'user'], {
     // Its own session: Ctrl-C must end us, and by us the node, not the clean-up.
     detached: true,
     stdio: ['pipe', 'pipe', 'pipe'],

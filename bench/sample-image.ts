@@ -12,7 +12,7 @@ import * as fs from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
 import { projectRoot } from '../build/source-files.ts';
-import { layOut, type Tree as Programs } from '../test/helpers/image.ts';
+import { layOut, type Tree as Programs } from '../test/helpers/squashfs-image.ts';
 import type { Defer } from './clean-up.ts';
 
 interface SampleImageRequest {

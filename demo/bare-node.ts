@@ -10,9 +10,9 @@ import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import type { Defer } from '../bench/clean-up.ts';
 import { startPrivateNode, type PrivateNode } from '../bench/private-node.ts';
-import { slurmdEnvironment, type SampleJob } from '../bench/slurmd.ts';
+import { slurmdEnvironment, type SampleJob } from '../bench/slurmd-calls.ts';
 import { distDirectory, executable } from '../build/build.ts';
-import { systemPath } from '../lib/system/run.ts';
+import { systemPath } from '../lib/system/run-command.ts';
 import { startCommand, succeeded } from '../test/slurm/command.ts';
 import {
   configurationText,

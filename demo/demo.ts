@@ -1,6 +1,6 @@
 /**
  * `npm run demo`: two jobs with one image, a third that fills the disk, and what an operator sees of it; then containers that
- * start from an entry (containers.ts).
+ * start from an entry (container-demo.ts).
  *
  * As root with Slurm's packages the jobs are real ones, submitted with srun. Without Slurm, or without root, Prolog and
  * Epilog are called as slurmd would call them, and there are no containers. Either way the executables of dist/ unpack a real squashfs image and log
@@ -23,10 +23,10 @@ import { usedPercent } from '../lib/core/gc-plan.ts';
 import { entryPath, jobPath, jobsPath, leasePath, leasesPath, trashPath } from '../lib/core/layout.ts';
 import { parseLeaseRecord, type LeaseRecord } from '../lib/core/lease-record.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
-import { systemPath } from '../lib/system/run.ts';
+import { systemPath } from '../lib/system/run-command.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import { startBareNode } from './bare-node.ts';
-import { showContainers } from './containers.ts';
+import { showContainers } from './container-demo.ts';
 import type { DemoJob, DemoNode, DemoUser } from './demo-node.ts';
 import { startSlurmNode } from './slurm-node.ts';
 import {

@@ -20,13 +20,13 @@ import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '..
 import { entryKey } from '../lib/store/content.ts';
 import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/store/create.ts';
 import { findRegistrySource } from '../lib/store/digests.ts';
-import { openEnroot } from '../lib/store/enroot.ts';
+import { openEnroot } from '../lib/store/enroot-program.ts';
 import { acquireEntry, findEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
-import { noteStepStart, startEvent } from '../lib/store/events.ts';
+import { noteStepStart, startEvent } from '../lib/store/event-files.ts';
 import { touchEntry } from '../lib/store/held-entry.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from '../lib/store/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
-import { recallNodeFacts } from '../lib/store/node-facts.ts';
+import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { discardOwn, evictOwnEntries } from '../lib/store/own-entries.ts';
 import { askForRoom } from '../lib/store/room-ask.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';

@@ -31,7 +31,7 @@ import {
   type Settings,
 } from '../lib/core/settings.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
-import { recordEvents, takeStepStarts } from '../lib/store/events.ts';
+import { recordEvents, takeStepStarts } from '../lib/store/event-files.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';

@@ -12,7 +12,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { executable } from '../build/build.ts';
-import { startAcquire } from './helpers/acquire.ts';
+import { startAcquire } from './helpers/run-acquire.ts';
 import { processes, TestNode, until } from './helpers/node.ts';
 import {
   alice,

@@ -12,7 +12,7 @@ import { asUser, isRoot } from '../../lib/system/as-user.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
 import { nobody } from '../../lib/system/as-user.ts';
 import type { PathFault } from '../../lib/system/path-safety.ts';
-import { CommandFailed, run } from '../../lib/system/run.ts';
+import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import type { Slurmd } from '../../lib/system/slurmd.ts';
 
 export interface CheckContext {

@@ -3,7 +3,7 @@ import { reporter, type Finding } from '../../lib/core/findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
-import { CommandFailed, run } from '../../lib/system/run.ts';
+import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import { findSlurmProgram, slurmConfOf, slurmPrefix, type Slurmd } from '../../lib/system/slurmd.ts';
 import { answers, readText, type SlurmSource } from './context.ts';
 

@@ -1,5 +1,5 @@
 /**
- * What is counted: an event is one line of JSON, appended to a file of its day (lib/store/events.ts). Counters, hits of an entry and
+ * What is counted: an event is one line of JSON, appended to a file of its day (lib/store/event-files.ts). Counters, hits of an entry and
  * what `container-cache stats` tells are all sums of events.
  */
 import { isFaultCode, type FaultCode } from './faults.ts';

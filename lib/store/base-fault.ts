@@ -3,7 +3,7 @@
  * mount a filesystem that says anything. So root tries it in the base, where no user is in the way.
  */
 import { closeSync, writeSync } from 'node:fs';
-import { diskRemedy } from '../core/filesystem.ts';
+import { diskRemedy } from '../core/filesystem-kinds.ts';
 import { isUsedUp, NodeFault } from '../core/faults.ts';
 import { openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf } from '../system/errno.ts';

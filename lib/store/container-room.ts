@@ -11,7 +11,7 @@ import type { Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { collect, type CollectRequest } from './collector.ts';
 import { measureImage } from './create.ts';
-import { findEnroot } from './enroot.ts';
+import { findEnroot } from './enroot-program.ts';
 import { askEnrootPaths, askLayerBytes, findDevices, importNeed } from './enroot-room.ts';
 import { probeSquashfs } from './image-source.ts';
 

@@ -24,7 +24,7 @@ import {
   statBeneath,
   writeFileBeneath,
 } from '../system/beneath.ts';
-import { CommandFailed, runBriefly, type Command } from '../system/run.ts';
+import { CommandFailed, runBriefly, type Command } from '../system/run-command.ts';
 import { findCommandForUsers } from '../system/self.ts';
 import type { EntryKey } from './entry.ts';
 import { hashContent } from './image-hash.ts';

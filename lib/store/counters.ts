@@ -18,7 +18,7 @@ import { countersPath } from '../core/layout.ts';
 import { writeFileAtomically } from '../system/aside.ts';
 import { openRegularFile, readSmallFile } from '../system/files.ts';
 import { flockWithin } from '../system/flock.ts';
-import { listDays, makeStateDirectory, readDay } from './events.ts';
+import { listDays, makeStateDirectory, readDay } from './event-files.ts';
 
 const lockLimitMs = 10_000;
 const longestCountersBytes = 16 * 1024 * 1024;

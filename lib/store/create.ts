@@ -18,10 +18,10 @@ import {
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, run } from '../system/run-command.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
-import type { Enroot } from './enroot.ts';
+import type { Enroot } from './enroot-program.ts';
 import type { Filled } from './entry.ts';
 import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';

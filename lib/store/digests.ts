@@ -27,7 +27,7 @@ import {
   writeFileBeneath,
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
-import { openEnroot, type QuestionLimits } from './enroot.ts';
+import { openEnroot, type QuestionLimits } from './enroot-program.ts';
 import type { RegistrySource } from './image-source.ts';
 import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } from './registry-memory.ts';
 

@@ -10,9 +10,9 @@ import type { SpaceNeed } from '../core/image.ts';
 import { homelessPath } from '../core/layout.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, run } from '../system/run-command.ts';
 import { runForUser } from '../system/user-groups.ts';
-import { lookUpHome } from './enroot.ts';
+import { lookUpHome } from './enroot-program.ts';
 
 const askLimitSeconds = 10;
 /** Whatever is configured for imports. */

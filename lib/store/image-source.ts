@@ -14,7 +14,7 @@ import {
 import type { ImageSizes } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { findBeneath } from '../system/native-addon.ts';
-import { CommandFailed, runBriefly } from '../system/run.ts';
+import { CommandFailed, runBriefly } from '../system/run-command.ts';
 import { isFindMissing } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
 import { hashFingerprint, hashIdentity } from './image-hash.ts';

@@ -18,8 +18,8 @@ import { noImporter, type NodeFacts } from '../core/node-facts.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { inDirectoryOf, inIndexOf, readSmallFileBeneath, writeFileBeneath } from '../system/beneath.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { CommandFailed, run, runBriefly, systemPath, type Command } from '../system/run.ts';
-import { lookUpHome } from './enroot.ts';
+import { CommandFailed, run, runBriefly, systemPath, type Command } from '../system/run-command.ts';
+import { lookUpHome } from './enroot-program.ts';
 import { probeSquashfs, type SquashfsSource } from './image-source.ts';
 
 /** SLURM_EXTERN_CONT, the step of no program: what an importer names by the step is not that of a step. */
@@ -192,7 +192,7 @@ async function openCalls({
     PYXIS_RUNTIME_PATH: importer.runtimePath,
     ...(importer.version === undefined ? {} : { PYXIS_VERSION: importer.version }),
   };
-  // As in enroot.ts: timeout(1) ends all that the importer started, when the time is up or when we die.
+  // As in enroot-program.ts: timeout(1) ends all that the importer started, when the time is up or when we die.
   return (args, limitMs) =>
     asUser(
       job,

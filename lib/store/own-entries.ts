@@ -13,7 +13,7 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { findMountedEntries } from '../system/mounts.ts';
-import { childEnvironment } from '../system/run.ts';
+import { childEnvironment } from '../system/run-command.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { measureImage } from './create.ts';
 import { probeSquashfs } from './image-source.ts';

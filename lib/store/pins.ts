@@ -11,7 +11,7 @@ import { writeFileAtomically } from '../system/aside.ts';
 import { openRegularFile, readSmallFile } from '../system/files.ts';
 import { flockWithin } from '../system/flock.ts';
 import type { Log } from '../system/syslog.ts';
-import { makeStateDirectory } from './events.ts';
+import { makeStateDirectory } from './event-files.ts';
 
 export interface Pin {
   /** What it is for, for people; of the configuration user and image, by which its pin is found again. */

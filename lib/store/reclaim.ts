@@ -11,7 +11,7 @@ import { asUser, type UserIds } from '../system/as-user.ts';
 import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed } from '../system/run.ts';
+import { CommandFailed } from '../system/run-command.ts';
 import { runUnlessStopped } from '../system/unless-stopped.ts';
 
 /** find(1) counts in these, whatever the filesystem's are. */

@@ -22,7 +22,7 @@ import { collectorCapabilities } from '../system/background.ts';
 import { confinedTo } from '../system/as-user.ts';
 import { openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
-import { childEnvironment } from '../system/run.ts';
+import { childEnvironment } from '../system/run-command.ts';
 import { selfCommand } from '../system/self.ts';
 
 export const roomAgentTitle = 'container-cache-room';

@@ -12,7 +12,7 @@ import {
   type RoomRequest,
 } from '../core/room-request.ts';
 import { readSmallFile } from '../system/files.ts';
-import { childEnvironment } from '../system/run.ts';
+import { childEnvironment } from '../system/run-command.ts';
 import { openRoomFifo } from './room-presence.ts';
 
 /** Until the agent has seen it: it starts a program, after at most a second. On a busy node that takes a while. */

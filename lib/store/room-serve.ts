@@ -14,7 +14,7 @@ import { readUsage } from '../system/disk-usage.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { tryFlock } from '../system/flock.ts';
 import { processIds } from '../system/processes.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, run } from '../system/run-command.ts';
 import type { Log } from '../system/syslog.ts';
 import { collect, evictForQuota } from './collector.ts';
 import { makeRoomForContainer, makeRoomForImport, type RoomFor } from './container-room.ts';

@@ -21,7 +21,7 @@ import {
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
-import { CommandFailed } from '../system/run.ts';
+import { CommandFailed } from '../system/run-command.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { runUnlessStopped } from '../system/unless-stopped.ts';
 import { openTrash } from './user-directory.ts';

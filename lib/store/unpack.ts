@@ -11,7 +11,7 @@ import type { SpaceNeed } from '../core/image.ts';
 import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
-import { CommandFailed, run, type Command } from '../system/run.ts';
+import { CommandFailed, run, type Command } from '../system/run-command.ts';
 import { shortageIn, type Shortage } from '../system/shortage.ts';
 import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 

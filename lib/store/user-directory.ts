@@ -9,7 +9,7 @@ import { closeSync, fchmodSync, fchownSync, fstatSync, lstatSync, mkdirSync, rea
 import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { trashName } from '../core/layout.ts';
-import { diskRemedy, filesystemHindrance } from '../core/filesystem.ts';
+import { diskRemedy, filesystemHindrance } from '../core/filesystem-kinds.ts';
 import { hasMounts, missingMounts, mountOf, type Mount } from '../core/mountinfo.ts';
 import type { NodeFacts } from '../core/node-facts.ts';
 import { cureOf, cureOfBase } from '../core/path-cure.ts';
@@ -19,7 +19,7 @@ import { namesBeneath } from '../system/beneath.ts';
 import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
-import { recallNodeFacts } from './node-facts.ts';
+import { recallNodeFacts } from './node-facts-file.ts';
 import { checkRuntimeDirectory } from './runtime-directory.ts';
 
 const groupOrOtherMayWrite = 0o022;

@@ -10,7 +10,7 @@ import { asUser, type UserIds } from '../system/as-user.ts';
 import { splitLines } from '../system/lines.ts';
 import { readStart } from '../system/files.ts';
 import { readMounts } from '../system/mounts.ts';
-import { run } from '../system/run.ts';
+import { run } from '../system/run-command.ts';
 import { hashFile, recallContent } from './content.ts';
 import { holdEntry, markDamaged } from './held-entry.ts';
 import { probeSquashfs } from './image-source.ts';

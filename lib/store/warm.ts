@@ -10,10 +10,10 @@ import type { Directory } from '../system/directory.ts';
 import { entryKey } from './content.ts';
 import { findRegistrySource } from './digests.ts';
 import { acquireEntry, type Acquired } from './entry.ts';
-import { recordEvents, startEvent } from './events.ts';
+import { recordEvents, startEvent } from './event-files.ts';
 import { touchEntry } from './held-entry.ts';
 import { probeSquashfs } from './image-source.ts';
-import { recallNodeFacts } from './node-facts.ts';
+import { recallNodeFacts } from './node-facts-file.ts';
 import { openCreator, type Provision } from './provision.ts';
 import { openUserDirectory } from './user-directory.ts';
 

@@ -4,7 +4,7 @@
  */
 import { BeneathError } from '../core/faults.ts';
 import { lockFileName } from '../core/layout.ts';
-import { longestWatchedPath, mostWatched, type WatchedDirectory } from '../core/watched-directories.ts';
+import { longestWatchedPath, mostWatched, type WatchedDirectory } from '../core/entry-metadata.ts';
 import { itemsBeneath, openDirectoryBeneath, statBeneath } from '../system/beneath.ts';
 import { closeSync } from 'node:fs';
 import type { Directory } from '../system/directory.ts';

@@ -1,5 +1,5 @@
 /** Whether a path can be looked at without waiting for ever: a directory of a dead file server cannot. */
-import { CommandFailed, endingWithUs, run } from './run.ts';
+import { CommandFailed, endingWithUs, run } from './run-command.ts';
 
 /**
  * A child looks first; it can be abandoned, we could not.

@@ -9,7 +9,7 @@ import process from 'node:process';
 import { errnoName } from '../core/errno-names.ts';
 import { errnoOf } from './errno.ts';
 import { findBeneath, type BeneathAddon } from './native-addon.ts';
-import type { Command } from './run.ts';
+import type { Command } from './run-command.ts';
 
 export interface UserIds {
   readonly uid: number;

@@ -5,7 +5,7 @@ import { backgroundCollectorPath, warmingName } from '../core/layout.ts';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { openRegularFile } from './files.ts';
 import { tryFlock } from './flock.ts';
-import { childEnvironment } from './run.ts';
+import { childEnvironment } from './run-command.ts';
 import { selfCommand } from './self.ts';
 
 const settleLimitSeconds = 3600;

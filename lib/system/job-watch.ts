@@ -19,7 +19,7 @@ import type { Environment } from '../core/job.ts';
 import { readSlurmConf } from '../core/slurm-conf.ts';
 import { unlessErrno } from './errno.ts';
 import { splitLines } from './lines.ts';
-import { CommandFailed, endingWithUs, run } from './run.ts';
+import { CommandFailed, endingWithUs, run } from './run-command.ts';
 import { findSlurmd, findSlurmProgram } from './slurmd.ts';
 
 /** How often slurmd's file is looked at. */

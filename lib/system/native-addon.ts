@@ -44,7 +44,7 @@ export interface BeneathAddon {
   startHolder(file: string, title: string, variable: string, descriptors: readonly number[]): number;
   /** Sends a line to a syslog daemon's socket (log.c). */
   sendLine(socket: string, priority: number, tag: string, text: string, limitMs: number): number;
-  /** Process IDs by the owner of /proc/<pid> (processes.c). */
+  /** Process IDs by the owner of /proc/<pid> (owned-processes.c). */
   processesOf(uid: number): readonly number[] | number;
   /** The SHA-256 of bytes that are at hand (hash.c). */
   sha256(bytes: Buffer): Buffer | number;

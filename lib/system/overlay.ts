@@ -8,7 +8,7 @@ import { dirname, join } from 'node:path';
 import { asUser, isRoot, nobody } from './as-user.ts';
 import { asidePath } from './aside.ts';
 import { isExecutable } from './files.ts';
-import { CommandFailed, run } from './run.ts';
+import { CommandFailed, run } from './run-command.ts';
 
 type OverlayProbe = { readonly works: true } | { readonly works: false; readonly reason: string };
 

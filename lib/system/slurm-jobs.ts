@@ -1,7 +1,7 @@
 /** Which jobs are on this node, by its processes and by slurmctld. */
 import { holderVariable, parseIdName } from '../core/layout.ts';
 import { listProcesses, processUid, processVariable } from './processes.ts';
-import { CommandFailed, run } from './run.ts';
+import { CommandFailed, run } from './run-command.ts';
 import { findSlurmProgram, slurmConfOf, type Slurmd } from './slurmd.ts';
 import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
 

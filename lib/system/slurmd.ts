@@ -11,7 +11,7 @@ import {
   processVariable,
 } from './processes.ts';
 import { findProgram } from './programs.ts';
-import { systemPath } from './run.ts';
+import { systemPath } from './run-command.ts';
 
 export interface Slurmd {
   readonly pid: number;

@@ -12,7 +12,7 @@ import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
 import { unlessErrno } from './errno.ts';
 import { findBeneath } from './native-addon.ts';
-import { runBriefly } from './run.ts';
+import { runBriefly } from './run-command.ts';
 
 export type LogFields = Readonly<Record<string, LogValue>>;
 

@@ -5,7 +5,7 @@
 import process from 'node:process';
 import { isUsedUp } from '../core/faults.ts';
 import { asUser, isRoot, nobody, type UserIds } from './as-user.ts';
-import { CommandFailed, run, type Command } from './run.ts';
+import { CommandFailed, run, type Command } from './run-command.ts';
 
 /** setpriv(1) and prlimit(1) exit with 126 or 127 where they cannot execute what they are to run. */
 export function isNotExecuted({ exitCode, signal }: CommandFailed): boolean {

@@ -2,7 +2,7 @@
 import process from 'node:process';
 import { errnoOf } from './errno.ts';
 import { isStopped } from './processes.ts';
-import { run, type Command, type CommandResult } from './run.ts';
+import { run, type Command, type CommandResult } from './run-command.ts';
 
 const watchIntervalMs = 200;
 

@@ -5,7 +5,7 @@
  * Then, and only then, we look further: the group database may have the user's name. If not, the primary group has to do.
  */
 import { asUser, rememberGroups, type Privileges, type UserIds } from './as-user.ts';
-import { CommandFailed, endingWithUs, run, type Command, type CommandResult } from './run.ts';
+import { CommandFailed, endingWithUs, run, type Command, type CommandResult } from './run-command.ts';
 
 const lookupLimitMs = 5000;
 

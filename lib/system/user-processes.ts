@@ -1,7 +1,7 @@
 /** The environment of users' processes, which root must not read itself (processes.ts). */
 import { asUser, type UserIds } from './as-user.ts';
 import { listProcesses, processIds, processUid } from './processes.ts';
-import { answerOf } from './run.ts';
+import { answerOf } from './run-command.ts';
 
 /** Of a user, those that are looked at. */
 const mostProcesses = 20_000;

@@ -11,7 +11,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { treeOfFiles } from '../helpers/image.ts';
+import { treeOfFiles } from '../helpers/squashfs-image.ts';
 import { TestNode, until, nameOf } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';

@@ -20,7 +20,7 @@ import { join } from 'node:path';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { hasRoomAgent } from '../../lib/store/room-presence.ts';
-import { acquire } from '../helpers/acquire.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
 import { kill, lockFileOf, nameOf, TestNode, until, type NodeOptions } from '../helpers/node.ts';
 import {

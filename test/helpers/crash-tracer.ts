@@ -1,10 +1,10 @@
-/** Killing a program at any of its system calls that change the disk or a lock: crash-tracer.c, compiled for this machine. */
+/** Killing a program at any of its system calls that change the disk or a lock: trace-and-kill.c, compiled for this machine. */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
 import { command, machineRoot, unlessPrivateMachine } from './private-machine.ts';
 
-/** The number of a system call among those of all processes with one label; see crash-tracer.c. */
+/** The number of a system call among those of all processes with one label; see trace-and-kill.c. */
 export interface Point {
   readonly label: string;
   readonly number: number;
@@ -48,7 +48,7 @@ export class CrashTracer {
   constructor(watched: string) {
     this.#directory = mkdtempSync(join(machineRoot, 'tracer-'));
     this.#watched = watched;
-    const source = join(projectRoot, 'test/helpers/crash-tracer.c');
+    const source = join(projectRoot, 'test/helpers/trace-and-kill.c');
     const options = ['-std=gnu11', '-Wall', '-Wextra', '-Werror', '-O1'];
     command('gcc', ...options, '-o', join(this.#directory, 'crash-tracer'), source);
   }

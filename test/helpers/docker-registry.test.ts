@@ -6,7 +6,7 @@ import {
   unlessDockerRegistry,
   type DockerRegistry,
 } from './docker-registry.ts';
-import { smallTree } from './image.ts';
+import { smallTree } from './squashfs-image.ts';
 
 const test = suite('a registry on loopback', { skip: unlessDockerRegistry });
 

@@ -18,7 +18,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 
-import { makeImage, type Tree } from './image.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 import { stopProcess } from './node.ts';
 import { command } from './private-machine.ts';
 import { unlessRoot } from './suite.ts';

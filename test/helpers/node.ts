@@ -25,7 +25,7 @@ import { bootId } from '../../lib/system/boot.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { roomAgentTitle } from '../../lib/store/room-agent.ts';
-import { makeImage, type Tree } from './image.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 import { command, machineRoot, type TestUser } from './private-machine.ts';
 
 /** A job as slurmd tells it. */

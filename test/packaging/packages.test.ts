@@ -23,7 +23,7 @@ import { dirname, join } from 'node:path';
 import { build, executable } from '../../build/build.ts';
 import { makeOtherFiles, packFiles } from '../../build/package.ts';
 import { packagedFiles, packagedLinks } from '../../build/package-files.ts';
-import { makeImage } from '../helpers/image.ts';
+import { makeImage } from '../helpers/squashfs-image.ts';
 import { isAlive } from '../helpers/node.ts';
 import { alice, enterPrivateMachine, machineRoot, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite } from '../helpers/suite.ts';

@@ -16,8 +16,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { superblockBytes } from '../../lib/core/image.ts';
-import { acquire } from '../helpers/acquire.ts';
-import { makeImage, setModifiedAt } from '../helpers/image.ts';
+import { acquire } from '../helpers/run-acquire.ts';
+import { makeImage, setModifiedAt } from '../helpers/squashfs-image.ts';
 import { TestNode } from '../helpers/node.ts';
 import {
   alice,

@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { makeImage, smallTree, treeOfFiles, type Tree } from '../helpers/image.ts';
+import { makeImage, smallTree, treeOfFiles, type Tree } from '../helpers/squashfs-image.ts';
 import { holders, holds, isAlive, TestNode, until } from '../helpers/node.ts';
 import {
   alice,

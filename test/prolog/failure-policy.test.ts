@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { smallTree, type Tree } from '../helpers/image.ts';
+import { smallTree, type Tree } from '../helpers/squashfs-image.ts';
 import { holders, TestNode } from '../helpers/node.ts';
 import {
   alice,

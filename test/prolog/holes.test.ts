@@ -3,7 +3,7 @@
 import { existsSync, readFileSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { lockPath } from '../../lib/core/layout.ts';
-import type { Tree } from '../helpers/image.ts';
+import type { Tree } from '../helpers/squashfs-image.ts';
 import { TestNode, until } from '../helpers/node.ts';
 import {
   alice,

@@ -14,7 +14,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
-import { makeImage, setModifiedAt, smallTree } from '../helpers/image.ts';
+import { makeImage, setModifiedAt, smallTree } from '../helpers/squashfs-image.ts';
 import { holders, holds, lockFileOf, setUsed, TestNode, until } from '../helpers/node.ts';
 import {
   alice,

@@ -17,7 +17,7 @@ import { join } from 'node:path';
 import { parseImage } from '../../lib/core/image.ts';
 import { hashReference, hashRegistry } from '../../lib/store/image-hash.ts';
 import { digestsName, registriesPath, registryMemoryPath } from '../../lib/core/layout.ts';
-import { acquire } from '../helpers/acquire.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { holders, processes, TestNode, until, type NodeOptions } from '../helpers/node.ts';
 import {
   alice,
@@ -28,7 +28,7 @@ import {
   readersGid,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { digestOf, StandInRegistry } from '../helpers/registry.ts';
+import { digestOf, StandInRegistry } from '../helpers/directory-registry.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

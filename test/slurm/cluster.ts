@@ -6,7 +6,7 @@
  *   const jobId = await cluster.sbatch('usera', [], '#!/bin/sh\nid\n');
  *   const job = await cluster.waitForJob(jobId);
  *
- * What makes it private (supervisor.sh and namespace.sh):
+ * What makes it private (supervise.sh and namespace.sh):
  *
  *   - a mount namespace with the cluster's own /etc (so its own users), /run, /dev (so its
  *     own /dev/log), /var/log and /var/spool. /tmp and all else is the machine's;

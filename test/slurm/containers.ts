@@ -13,7 +13,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { build, distDirectory } from '../../build/build.ts';
 import { directoryName, parseEntryDirectoryName } from '../../lib/core/layout.ts';
 import type { ImageConfiguration } from '../helpers/docker-registry.ts';
-import { makeImage, type Tree } from '../helpers/image.ts';
+import { makeImage, type Tree } from '../helpers/squashfs-image.ts';
 import { startCluster, type Cluster, type ClusterOptions, type ClusterPaths } from './cluster.ts';
 import { installStandInEnroot, programsTree } from './enroot/stand-in.ts';
 

@@ -13,7 +13,7 @@ import {
 import { join } from 'node:path';
 import { build, distDirectory } from '../../build/build.ts';
 import { directoryName } from '../../lib/core/layout.ts';
-import { makeImage, treeOfFiles } from '../helpers/image.ts';
+import { makeImage, treeOfFiles } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable, startCluster, type Cluster, type ClusterPaths } from './cluster.ts';
 import { entryNamesIn } from './containers.ts';

@@ -3,7 +3,7 @@
 # /var/{log,spool}, says "ready PID" (its PID on the host), and waits for the end of its
 # standard input.
 #
-#   namespace.sh DIRECTORY      (started by supervisor.sh in new namespaces)
+#   namespace.sh DIRECTORY      (started by supervise.sh in new namespaces)
 #
 # DIRECTORY/etc is complete when this begins. bash, because process 1 inherits every
 # orphan of the cluster and must reap it: bash does so even while it waits in `read`,

@@ -1,5 +1,5 @@
 /**
- * The process that keeps a cluster's namespaces (supervisor.sh, namespace.sh), from the test's side.
+ * The process that keeps a cluster's namespaces (supervise.sh, namespace.sh), from the test's side.
  *
  * The test holds the write end of the supervisor's standard input. Closing it is how a cluster is
  * stopped, and the kernel closes it as well when the test is killed.
@@ -26,7 +26,7 @@ export interface Supervisor {
 
 /** Makes the namespaces; returns when their mounts are in place. */
 export async function startSupervisor(directory: string): Promise<Supervisor> {
-  const child = spawn(path.join(import.meta.dirname, 'supervisor.sh'), [directory], {
+  const child = spawn(path.join(import.meta.dirname, 'supervise.sh'), [directory], {
     // Its own session: what ends the test (Ctrl-C, a limit on its process group) must not end the clean-up.
     detached: true,
     stdio: ['pipe', 'pipe', 'pipe'],

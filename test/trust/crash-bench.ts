@@ -34,11 +34,11 @@ import {
 import { formatLeaseRecord, parseLeaseRecord } from '../../lib/core/lease-record.ts';
 import { parseNodeFacts } from '../../lib/core/node-facts.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { acquire, startAcquire } from '../helpers/acquire.ts';
+import { acquire, startAcquire } from '../helpers/run-acquire.ts';
 import { CrashTracer, type Kill, type KillMode, type Point } from '../helpers/crash-tracer.ts';
 import { startRoomAgent } from '../../lib/store/room-agent.ts';
 import { hasRoomAgent } from '../../lib/store/room-presence.ts';
-import type { Tree } from '../helpers/image.ts';
+import type { Tree } from '../helpers/squashfs-image.ts';
 import {
   holders,
   holds,
@@ -52,7 +52,7 @@ import {
   nameOf,
 } from '../helpers/node.ts';
 import { alice, bob, command, mount, umount } from '../helpers/private-machine.ts';
-import { StandInRegistry } from '../helpers/registry.ts';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { assert } from '../helpers/suite.ts';
 
 /** The job whose program is killed, the next one, and one of another user that runs all the while. */

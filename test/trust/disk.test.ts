@@ -24,7 +24,7 @@ import { parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, mountSilentFuse, unlessExt4, unlessFuse } from '../helpers/filesystem.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { smallTree } from '../helpers/image.ts';
+import { smallTree } from '../helpers/squashfs-image.ts';
 import {
   holders,
   lockFileOf,

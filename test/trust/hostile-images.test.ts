@@ -6,9 +6,9 @@
 import { chmodSync, existsSync, lstatSync, mkdirSync, renameSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createLockName, entryName } from '../../lib/core/layout.ts';
-import { acquire } from '../helpers/acquire.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { mountSilentFuse, unlessFuse } from '../helpers/filesystem.ts';
-import { smallTree, type Tree } from '../helpers/image.ts';
+import { smallTree, type Tree } from '../helpers/squashfs-image.ts';
 import { holders, lockFileOf, TestNode } from '../helpers/node.ts';
 import {
   alice,

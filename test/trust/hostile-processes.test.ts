@@ -8,7 +8,7 @@ import { existsSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { leasePath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
-import { acquire } from '../helpers/acquire.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { mountSquashfuse, unlessSquashfuse } from '../helpers/filesystem.ts';
 import { isAlive, setUsed, TestNode, until, untilStopped, nameOf } from '../helpers/node.ts';
 import {

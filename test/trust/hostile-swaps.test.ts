@@ -19,7 +19,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { createLockName, partialName } from '../../lib/core/layout.ts';
-import { startAcquire } from '../helpers/acquire.ts';
+import { startAcquire } from '../helpers/run-acquire.ts';
 import { holders, setUsed, TestNode, until, nameOf } from '../helpers/node.ts';
 import {
   alice,

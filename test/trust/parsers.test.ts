@@ -7,7 +7,7 @@ import { mountsBefore, mountsPath, isOurMountsFile, parseEnrootConf } from '../.
 import { formatEntryMetadata, parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import { formatEvent, parseEvent } from '../../lib/core/events.ts';
 import { faultCode, JobFault } from '../../lib/core/faults.ts';
-import { mountOptions } from '../../lib/core/filesystem.ts';
+import { mountOptions } from '../../lib/core/filesystem-kinds.ts';
 import { keepReason, planCollection, type EntryFacts } from '../../lib/core/gc-plan.ts';
 import { imageOfPyxis, parseDigest, parseImage, parseSuperblock } from '../../lib/core/image.ts';
 import { readJob, readJobId } from '../../lib/core/job.ts';

@@ -2,7 +2,7 @@
 import { lstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { lockFileName } from '../../lib/core/layout.ts';
-import type { Tree } from '../helpers/image.ts';
+import type { Tree } from '../helpers/squashfs-image.ts';
 import type { TestNode } from '../helpers/node.ts';
 import { command } from '../helpers/private-machine.ts';
 import { listScript } from './stress-stand-ins.ts';

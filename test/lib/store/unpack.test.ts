@@ -15,7 +15,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseEntryMetadata } from '../../../lib/core/entry-metadata.ts';
-import { smallTree, type Tree, type TreeItem } from '../../helpers/image.ts';
+import { smallTree, type Tree, type TreeItem } from '../../helpers/squashfs-image.ts';
 import { lockFileOf, TestNode } from '../../helpers/node.ts';
 import {
   alice,

@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { mostWatched, parseWatched, type WatchedDirectory } from '../../../lib/core/watched-directories.ts';
+import { mostWatched, parseWatched, type WatchedDirectory } from '../../../lib/core/entry-metadata.ts';
 import * as watching from '../../../lib/store/watched-directories.ts';
 import { withDirectory } from '../../../lib/system/directory.ts';
 import { forAll } from '../../helpers/property.ts';

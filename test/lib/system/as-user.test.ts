@@ -17,7 +17,7 @@ import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { asUser, dropGroups, isRoot, withUserIds, type UserIds } from '../../../lib/system/as-user.ts';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run.ts';
+import { CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run-command.ts';
 import {
   alice,
   bob,
@@ -436,7 +436,7 @@ async function killParentOf(script: string, privileges: string): Promise<number>
   writeFileSync(
     path,
     `import { asUser } from ${library('as-user.ts')};
-     import { run } from ${library('run.ts')};
+     import { run } from ${library('run-command.ts')};
      await run({
        ...asUser(${JSON.stringify(alice)}, { file: 'sh', args: ['-c', ${JSON.stringify(script)}], timeoutMs: ${longMs} }, ${privileges}),
        onStdout: (chunk) => process.stdout.write(chunk),

@@ -10,7 +10,7 @@ import { asUser } from '../../../lib/system/as-user.ts';
 import { unlessErrno } from '../../../lib/system/errno.ts';
 import { findMountedEntries, readMounts } from '../../../lib/system/mounts.ts';
 import { listProcesses, processUid } from '../../../lib/system/processes.ts';
-import { childEnvironment } from '../../../lib/system/run.ts';
+import { childEnvironment } from '../../../lib/system/run-command.ts';
 import {
   alice,
   bob,

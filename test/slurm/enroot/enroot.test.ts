@@ -24,7 +24,7 @@ import {
   unlessDockerRegistry,
   type DockerRegistry,
 } from '../../helpers/docker-registry.ts';
-import { makeImage, type Tree } from '../../helpers/image.ts';
+import { makeImage, type Tree } from '../../helpers/squashfs-image.ts';
 import { until } from '../../helpers/node.ts';
 import {
   alice,

@@ -4,7 +4,7 @@
  *   installStandInEnroot('/x/bin', '/x/etc/enroot');     // as <cluster's /etc>/enroot
  *
  * It is written to be no kinder than enroot 4.1.2; enroot.test.ts says what was compared. It runs as an ordinary user
- * who may make user namespaces. What it leaves out is at the head of enroot.bash.
+ * who may make user namespaces. What it leaves out is at the head of commands.bash.
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -21,7 +21,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 
-import type { TreeItem } from '../../helpers/image.ts';
+import type { TreeItem } from '../../helpers/squashfs-image.ts';
 import { SYSTEM_PATH } from '../machine.ts';
 
 /** squashfuse serves starts of an image file, curl and jq what asks a registry. */
@@ -55,7 +55,7 @@ export function installStandInEnroot(
 ): void {
   mkdirSync(directory, { recursive: true });
   for (const name of readdirSync(import.meta.dirname).filter((file) => file.endsWith('.bash'))) {
-    copyFileSync(join(import.meta.dirname, name), join(directory, name.replace(/^enroot\.bash$/, 'enroot')));
+    copyFileSync(join(import.meta.dirname, name), join(directory, name.replace(/^commands\.bash$/, 'enroot')));
   }
   chmodSync(join(directory, 'enroot'), 0o755);
   writeFileSync(join(directory, 'installation'), `${sysconfPath}\n${version}\n`);

@@ -51,7 +51,7 @@ start() {
   local unprivileged=''
   if [ -z "${ENROOT_ALLOW_SUPERUSER-}" ] || [ "$EUID" -ne 0 ]; then unprivileged=y; fi
   unset BASH_ENV
-  # shellcheck disable=SC2154 # library: enroot.bash
+  # shellcheck disable=SC2154 # library: commands.bash
   exec enroot-nsenter ${unprivileged:+--user} --mount ${ENROOT_REMAP_ROOT:+--remap-root} \
     bash --norc "$library/inside.bash" "$target" "$rc" "$configuration" \
     "$(printf '%s\n' "${mounts[@]}")" "$(printf '%s\n' "${variables[@]}")" "$@"

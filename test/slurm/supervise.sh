@@ -1,7 +1,7 @@
 #!/bin/sh
 # Keeps one test cluster's namespaces and takes all of it down again.
 #
-#   supervisor.sh DIRECTORY < pipe held open by the test process
+#   supervise.sh DIRECTORY < pipe held open by the test process
 #
 # Everything the cluster starts is a descendant of namespace.sh, process 1 of a PID
 # namespace: when that one ends, the kernel kills the rest and drops the mount namespace

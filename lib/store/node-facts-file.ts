@@ -28,9 +28,9 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
 import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
-import { CommandFailed, run } from '../system/run.ts';
+import { CommandFailed, run } from '../system/run-command.ts';
 import { findCommandForUsers } from '../system/self.ts';
-import { findEnroot } from './enroot.ts';
+import { findEnroot } from './enroot-program.ts';
 import { stampOf } from './pyxis-stamp.ts';
 import { prepareRuntimeDirectory } from './runtime-directory.ts';
 

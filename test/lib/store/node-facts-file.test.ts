@@ -27,7 +27,7 @@ import {
   replaceProgram,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
-import { StandInRegistry } from '../../helpers/registry.ts';
+import { StandInRegistry } from '../../helpers/directory-registry.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -12,7 +12,7 @@ import type { Defer } from '../bench/clean-up.ts';
 import { renderTable } from '../lib/core/readable.ts';
 import { distDirectory } from '../build/build.ts';
 import { directoryName, isEntryNameOf } from '../lib/core/layout.ts';
-import { makeImage, treeOfFiles } from '../test/helpers/image.ts';
+import { makeImage, treeOfFiles } from '../test/helpers/squashfs-image.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import {
   changesOf,

@@ -4,7 +4,7 @@ import { dirname } from 'node:path';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { isKnownEnroot } from '../../lib/core/node-facts.ts';
-import { findEnroot } from '../../lib/store/enroot.ts';
+import { findEnroot } from '../../lib/store/enroot-program.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { processStartedMs, processVariable } from '../../lib/system/processes.ts';

@@ -1,7 +1,7 @@
 /** Is everything there that Prolog, Epilog and collector start? */
 import { reporter } from '../../lib/core/findings.ts';
 import { findProgram } from '../../lib/system/programs.ts';
-import { systemPath } from '../../lib/system/run.ts';
+import { systemPath } from '../../lib/system/run-command.ts';
 import type { Check } from './context.ts';
 
 const report = reporter('programs');

@@ -16,7 +16,7 @@ import {
 import { parseVersion, type Version } from '../../lib/core/version.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { whoElseCanChange } from '../../lib/system/path-safety.ts';
-import { CommandFailed, run } from '../../lib/system/run.ts';
+import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import { findSlurmProgram } from '../../lib/system/slurmd.ts';
 import {
   answers,

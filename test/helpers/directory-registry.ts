@@ -11,7 +11,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
-import { makeImage, type Tree } from './image.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 import { machineRoot } from './private-machine.ts';
 
 interface EnrootCall {

@@ -1,5 +1,5 @@
-/** filesystem.ts on the types and options that mountinfo shows. */
-import { filesystemKind, mountOptions } from '../../../lib/core/filesystem.ts';
+/** filesystem-kinds.ts on the types and options that mountinfo shows. */
+import { filesystemKind, mountOptions } from '../../../lib/core/filesystem-kinds.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const test = suite('filesystems');

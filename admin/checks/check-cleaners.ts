@@ -9,7 +9,7 @@ import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
 import { answers, readText, type Check, type CheckContext } from './context.ts';
 import { pathInScript, readScript } from './identify.ts';
-import { expand } from './slurm.ts';
+import { expand } from './check-slurm.ts';
 
 const report = reporter('cleaners');
 

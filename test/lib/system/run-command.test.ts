@@ -1,4 +1,4 @@
-/** run.ts with real programs: bounded in time and output, and waiting for nothing it need not wait for. */
+/** run-command.ts with real programs: bounded in time and output, and waiting for nothing it need not wait for. */
 import { spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { childEnvironment, CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run.ts';
+import { childEnvironment, CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run-command.ts';
 import {
   alice,
   command,
@@ -236,7 +236,7 @@ for (const runner of [run, runBriefly]) {
    */
   function endOfProgram(script: string, before = ''): { stdout: string; status: number | null } {
     const path = join(directory, 'program.ts');
-    const module = join(import.meta.dirname, '../../../lib/system/run.ts');
+    const module = join(import.meta.dirname, '../../../lib/system/run-command.ts');
     writeFileSync(
       path,
       `import { ${runner.name} } from ${JSON.stringify(module)};

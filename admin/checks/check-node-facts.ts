@@ -6,7 +6,7 @@ import { nodeFactsPath } from '../../lib/core/layout.ts';
 import type { NodeFacts } from '../../lib/core/node-facts.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import { hasRoomAgent } from '../../lib/store/room-presence.ts';
-import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts.ts';
+import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts-file.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { haveSameContent, isRegularFile } from '../../lib/system/programs.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';

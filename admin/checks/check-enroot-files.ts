@@ -10,7 +10,7 @@ import {
   type EnrootSetting,
 } from '../../lib/core/enroot-conf.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
-import { mountsFileName } from '../../lib/store/node-facts.ts';
+import { mountsFileName } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { nobody } from '../../lib/system/as-user.ts';

@@ -2,7 +2,7 @@
 # A compute node without Slurm, private to one demo or benchmark (private-node.ts): mounts of its own, with
 # /dev/log, /run and /proc, and processes of its own.
 #
-#   private-node.sh DIRECTORY MODE < pipe held open by whoever uses it      MODE: root, user or inside
+#   private-namespaces.sh DIRECTORY MODE < pipe held open by whoever uses it      MODE: root, user or inside
 #
 # Says "ready PID", the host's PID of the node's process 1, and ends when its standard input does, also because
 # its user was killed. With process 1 the kernel ends every process and mount of the node; DIRECTORY goes last.

@@ -10,7 +10,7 @@ import { explainRegistryFailure, RegistryFault, type EnrootEnd } from '../core/r
 import type { UserIds } from '../system/as-user.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isExecutable } from '../system/files.ts';
-import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run.ts';
+import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run-command.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
 import { ShortageWatch, unwrittenLine } from '../system/shortage.ts';

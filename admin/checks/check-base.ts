@@ -2,14 +2,14 @@
 import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
-import { diskRemedy, filesystemHindrance, filesystemKind, mountOptions } from '../../lib/core/filesystem.ts';
+import { diskRemedy, filesystemHindrance, filesystemKind, mountOptions } from '../../lib/core/filesystem-kinds.ts';
 import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { blocksUsedPercent, inodesUsedPercent, maxCacheBytes, usedPercent } from '../../lib/core/gc-plan.ts';
 import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
 import { overlayHindrance } from '../../lib/core/overlay-hindrance.ts';
 import { formatBytes } from '../../lib/core/readable.ts';
 import type { Settings } from '../../lib/core/settings.ts';
-import { findEnroot } from '../../lib/store/enroot.ts';
+import { findEnroot } from '../../lib/store/enroot-program.ts';
 import { openBase } from '../../lib/store/user-directory.ts';
 import type { Directory } from '../../lib/system/directory.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';

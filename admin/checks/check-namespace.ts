@@ -12,7 +12,7 @@ import {
 import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { answers, readText, type Check, type CheckContext } from './context.ts';
-import { findSlurmVersion } from './slurm.ts';
+import { findSlurmVersion } from './check-slurm.ts';
 
 const report = reporter('namespace');
 
