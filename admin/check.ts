@@ -6,7 +6,7 @@
  */
 import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';
-import { formatFindings, isWell, reporter, type Finding } from '../lib/core/findings.ts';
+import { formatFindings, isWell, reporter, type Finding } from './checks/findings.ts';
 import type { Environment } from '../lib/core/job.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import { findSlurmd } from '../lib/system/slurmd.ts';

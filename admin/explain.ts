@@ -3,10 +3,9 @@ import process from 'node:process';
 import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
 import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import type { Inventory, InventoryEntry } from '../lib/store/inventory.ts';
 import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
-import { findUserNames } from '../lib/system/user-names.ts';
-import { inventoryOf, withBase } from './inventory.ts';
+import { findUserNames } from './user-names.ts';
+import { inventoryOf, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
 
 interface ExplainOptions {
   readonly what: string;

@@ -4,13 +4,12 @@ import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';
 import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../lib/core/gc-plan.ts';
 import { trashName } from '../lib/core/layout.ts';
-import { formatCount } from '../lib/core/readable.ts';
+import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
+import { formatCount } from '../lib/core/readable.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
 import { recordEvents } from '../lib/store/event-files.ts';
-import type { LeaseRecord } from '../lib/core/lease-record.ts';
-import { findOverdueLeases, releaseOverdueLeases } from '../lib/store/overdue.ts';
 import { pinnedNames } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
@@ -19,6 +18,7 @@ import { isGone, unlessErrno } from '../lib/system/errno.ts';
 import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
+import { findOverdueLeases, releaseOverdueLeases } from './overdue.ts';
 
 interface GcOptions {
   readonly dryRun: boolean;

@@ -1,14 +1,17 @@
-/** How `status` and `explain` look at the node. */
+/** How the commands look at the node: what is on it, who holds it, and what the next collection would do about it. */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';
+import type { KeepReason, Usage } from '../lib/core/gc-plan.ts';
+import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type LogLevel, type Settings } from '../lib/core/settings.ts';
-import { takeInventory, type Inventory } from '../lib/store/inventory.ts';
+import { forecastCollection, type FoundEntry } from '../lib/store/collector.ts';
+import { listHeldLeases } from '../lib/store/lease.ts';
 import { readPins } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
-import type { Directory } from '../lib/system/directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
+import type { Directory } from '../lib/system/directory.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import type { LogFields } from '../lib/system/syslog.ts';
 
@@ -36,8 +39,46 @@ export function tellTrouble(_level: LogLevel, word: string, fields: LogFields): 
   process.stderr.write(`${formatLogLine(word, fields)}\n`);
 }
 
-export const inventoryOf = (settings: Settings, base: Directory): Inventory =>
-  takeInventory(
-    { base, policy: settings, pinned: new Set(readPins(settings.statePath).keys()), log: tellTrouble },
-    settings.runtimePath,
-  );
+export interface InventoryEntry extends FoundEntry {
+  /** Why no collection takes it; undefined: one may. */
+  readonly keptBecause: KeepReason | undefined;
+  /** Its place among those that may go, from 1, the one not used for the longest time. */
+  readonly place: number | undefined;
+  /** Whether a collection that started now would take it, by what the entries say of their sizes. */
+  readonly goesNext: boolean;
+  /** The leases of jobs on it. A step of a job can hold it without one. */
+  readonly leases: readonly LeaseRecord[];
+}
+
+export interface Inventory {
+  readonly usage: Usage;
+  /** Whether a collection is due. */
+  readonly due: boolean;
+  readonly entries: readonly InventoryEntry[];
+  /** All that hold something here. */
+  readonly leases: readonly LeaseRecord[];
+}
+
+/** Changes nothing. */
+export function inventoryOf(settings: Settings, base: Directory): Inventory {
+  const pinned = new Set(readPins(settings.statePath).keys());
+  const { usage, due, plan } = forecastCollection({ base, policy: settings, pinned, log: tellTrouble });
+  const leases = listHeldLeases(settings.runtimePath);
+  const leasesOn = (entry: FoundEntry): LeaseRecord[] =>
+    leases.filter(({ uid, entries }) => uid === entry.uid && entries.includes(entry.name));
+  const candidates = [...plan.evict, ...plan.reserve].map((entry, index) => ({
+    ...entry,
+    keptBecause: undefined,
+    place: index + 1,
+    goesNext: due && index < plan.evict.length,
+    leases: leasesOn(entry),
+  }));
+  const kept = plan.kept.map(({ entry, reason }) => ({
+    ...entry,
+    keptBecause: reason,
+    place: undefined,
+    goesNext: false,
+    leases: leasesOn(entry),
+  }));
+  return { usage, due, entries: [...candidates, ...kept], leases };
+}

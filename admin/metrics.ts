@@ -1,10 +1,10 @@
 /** `container-cache metrics`: the counters and the node's state for Prometheus. */
 import process from 'node:process';
-import packageJson from '../package.json' with { type: 'json' };
-import { formatMetrics } from '../lib/core/metrics.ts';
-import { updateCounters } from '../lib/store/counters.ts';
 import { writeFileAtomically } from '../lib/system/aside.ts';
+import packageJson from '../package.json' with { type: 'json' };
+import { updateCounters } from './counters-file.ts';
 import { inventoryOf, withBase } from './inventory.ts';
+import { formatMetrics } from './prometheus.ts';
 
 /** node_exporter runs as a user of its own. */
 const readableMode = 0o644;

@@ -9,12 +9,12 @@ import { roomKinds, type RoomRequest } from '../lib/core/room-request.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
 import { evictOwnEntries, measureOwn } from '../lib/store/own-entries.ts';
 import { askForRoom } from '../lib/store/room-ask.ts';
-import { serveRoom } from '../lib/store/room-serve.ts';
 import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
+import { serveRoom } from './room-serve.ts';
 import { UsageError } from './usage-error.ts';
 
 /** @returns the exit code: of `ask` 0 if there is room now */

@@ -1,11 +1,11 @@
 /** `container-cache stats`: what the cache did over a time. */
 import process from 'node:process';
-import type { Counters, StartCounters } from '../lib/core/counters.ts';
 import { evictionReasons, startSources, type StartResult } from '../lib/core/events.ts';
 import { faultCodes, isBypassCode, type FaultCode } from '../lib/core/faults.ts';
 import { formatCount, formatDuration, renderTable } from '../lib/core/readable.ts';
-import { countSince } from '../lib/store/counters.ts';
 import { keptDays } from '../lib/store/event-files.ts';
+import { countSince } from './counters-file.ts';
+import type { Counters, StartCounters } from './counters.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
 

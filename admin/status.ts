@@ -10,14 +10,13 @@ import {
   printable,
   renderTable,
 } from '../lib/core/readable.ts';
-import type { Counters } from '../lib/core/counters.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import { updateCounters } from '../lib/store/counters.ts';
-import type { Inventory, InventoryEntry } from '../lib/store/inventory.ts';
-import { findUserId, findUserNames } from '../lib/system/user-names.ts';
-import { inventoryOf, withBase } from './inventory.ts';
+import { updateCounters } from './counters-file.ts';
+import type { Counters } from './counters.ts';
+import { inventoryOf, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
 import { paint } from './paint.ts';
 import { UsageError } from './usage-error.ts';
+import { findUserId, findUserNames } from './user-names.ts';
 
 export const sortKeys = ['used', 'created', 'hits', 'size', 'files', 'user', 'image'] as const;
 type SortKey = (typeof sortKeys)[number];

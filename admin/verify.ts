@@ -3,10 +3,10 @@ import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';
 import { formatCount, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import { countEntry, verifyEntry, type Verification } from '../lib/store/verify.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { openLog } from '../lib/system/syslog.ts';
 import { inventoryOf, withBase } from './inventory.ts';
+import { countEntry, verifyEntry, type Verification } from './verify-entry.ts';
 
 interface VerifyOptions {
   /** None: all. */

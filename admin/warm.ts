@@ -3,16 +3,16 @@ import process from 'node:process';
 import { describeError, faultCode } from '../lib/core/faults.ts';
 import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import { changePins, readPins } from '../lib/store/pins.ts';
 import type { CreateProgress } from '../lib/store/create.ts';
-import { warmEntry, type Warmed } from '../lib/store/warm.ts';
+import { changePins, readPins } from '../lib/store/pins.ts';
+import type { UserIds } from '../lib/system/as-user.ts';
 import { startInBackground } from '../lib/system/background.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { openLog } from '../lib/system/syslog.ts';
-import { findAccount } from '../lib/system/user-names.ts';
-import type { UserIds } from '../lib/system/as-user.ts';
 import { withBase } from './inventory.ts';
 import { UsageError } from './usage-error.ts';
+import { findAccount } from './user-names.ts';
+import { warmEntry, type Warmed } from './warm-entry.ts';
 
 interface WarmOptions {
   /** None: the pins of the configuration. */

@@ -65,12 +65,16 @@ export async function startPrivateNode(directory: string): Promise<PrivateNode> 
   fs.mkdirSync(join(directory, logDirectoryName));
   if (hasSyslog) fs.writeFileSync(join(directory, 'rsyslog.conf'), rsyslogConfiguration(directory, logPath));
 
-  const child = spawn(join(import.meta.dirname, 'private-namespaces.sh'), [directory, isRoot ? 'root' : 'user'], {
-    // Its own session: Ctrl-C must end us, and by us the node, not the clean-up.
-    detached: true,
-    stdio: ['pipe', 'pipe', 'pipe'],
-    env,
-  });
+  const child = spawn(
+    join(import.meta.dirname, 'private-namespaces.sh'),
+    [directory, isRoot ? 'root' : 'user'],
+    {
+      // Its own session: Ctrl-C must end us, and by us the node, not the clean-up.
+      detached: true,
+      stdio: ['pipe', 'pipe', 'pipe'],
+      env,
+    },
+  );
   const initPid = await readInitPid(child);
   // If we forget stop(), or are killed, the pipe closes and the node goes.
   child.unref();

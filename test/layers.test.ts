@@ -159,6 +159,36 @@ layers('imports point down only', () => {
   assert.equal(sources.flatMap(layerFaults), []);
 });
 
+/** Modules of lib/ that nothing but the admin command loads, or has types of. */
+function onlyAdmins(all: readonly Source[]): string[] {
+  const importsFrom = new Map(
+    all.map((source) => [source.path, importsOf(source).map((one) => posix.join(dirname(source.path), one))]),
+  );
+  const reached = new Set<string>();
+  const reach = (path: string): void => {
+    if (reached.has(path) || path.startsWith('admin/')) return;
+    reached.add(path);
+    for (const next of importsFrom.get(path) ?? []) reach(next);
+  };
+  reach('main.ts');
+  return all.map(({ path }) => path).filter((path) => path.startsWith('lib/') && !reached.has(path));
+}
+
+layers('what only the admin command uses is beside it', () => {
+  assert.equal(onlyAdmins(sources), []);
+  assert.equal(
+    onlyAdmins([
+      { path: 'main.ts', text: "await import('./epilog/epilog.ts'); await import('./admin/cli.ts');" },
+      { path: 'epilog/epilog.ts', text: "import { a } from '../lib/a.ts';" },
+      { path: 'lib/a.ts', text: "import type { B } from './b.ts';" },
+      { path: 'lib/b.ts', text: '' },
+      { path: 'admin/cli.ts', text: "import { c } from '../lib/c.ts';" },
+      { path: 'lib/c.ts', text: '' },
+    ]),
+    ['lib/c.ts'],
+  );
+});
+
 layers('every module belongs to a layer, or to what is not shipped', () => {
   const notShipped = ['bench/', 'build/', 'demo/', 'test/'];
   const homeless = sources.filter(
@@ -243,21 +273,22 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'admin/checks/check-base.ts': 'the base, /etc/fstab and the disk',
   'admin/checks/check-cleaners.ts': "the system's scripts and configuration",
   'admin/checks/check-config.ts': 'our configuration',
-  'admin/checks/context.ts': "the system's configuration",
   'admin/checks/check-enroot-files.ts': 'the configuration of enroot',
-  'admin/checks/identify.ts': 'installed programs',
   'admin/checks/check-leftovers.ts': "our executable, and the trash: root's",
   'admin/checks/check-namespace.ts': 'the configuration of Slurm, and /proc',
   'admin/checks/check-node-facts.ts': 'the runtime directory',
   'admin/checks/check-slurm.ts': 'the configuration of Slurm',
   'admin/checks/check-wrapper.ts': "drop-ins of slurmd's unit",
+  'admin/checks/context.ts': "the system's configuration",
+  'admin/checks/identify.ts': 'installed programs',
+  'admin/counters-file.ts': 'the state directory',
   'admin/gc.ts': "the trash: root's",
   'admin/metrics.ts': 'the file that the admin names',
+  'admin/room-serve.ts': "the runtime directory, and in the base the user directory itself: root's name",
   'enroot/acquire.ts': 'runs as the user, without a right of root',
   'epilog/epilog.ts': "a file that the Prolog fetched, in pyxis' runtime directory; with the user's ids",
   'lib/store/base-fault.ts': 'the base',
   'lib/store/collector.ts': "the collector's lock in the base, and the runtime directory",
-  'lib/store/counters.ts': 'the state directory',
   'lib/store/data-path.ts':
     'the configuration of enroot, and the data path that it names: type and mode only',
   'lib/store/entry-sizes.ts': 'the runtime directory',
@@ -277,7 +308,6 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/room-agent.ts': 'the runtime directory',
   'lib/store/room-ask.ts': 'the runtime directory',
   'lib/store/room-presence.ts': 'the runtime directory',
-  'lib/store/room-serve.ts': "the runtime directory, and in the base the user directory itself: root's name",
   'lib/store/runtime-directory.ts': 'the runtime directory',
   'lib/store/unpack.ts': '/proc',
   'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
@@ -305,6 +335,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
 const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'admin/checks/check-cleaners.ts': 'compared with what scripts delete',
   'admin/checks/check-leftovers.ts': 'by the door',
+  'admin/room-serve.ts': 'the name of the user directory in messages',
   'enroot/acquire.ts': 'runs as the user',
   'epilog/epilog.ts': 'handed to held-entry.ts',
   'lib/store/collector.ts': 'handed to find(1) that runs as the user, or relative to an open directory',
@@ -312,7 +343,6 @@ const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'lib/store/event-files.ts': 'by the door',
   'lib/store/importer.ts': 'by the door',
   'lib/store/own-entries.ts': 'runs as the user',
-  'lib/store/room-serve.ts': 'the name of the user directory in messages',
 };
 
 /** A name that a module imports; `*`: all that the other one exports. */
@@ -473,16 +503,18 @@ function circles(all: readonly Source[]): string[] {
 
 function exportedNames(source: Source): string[] {
   return parse(source).statements.flatMap((node) => {
-    if (ts.isExportDeclaration(node))
-      return node.exportClause && ts.isNamedExports(node.exportClause)
-        ? node.exportClause.elements.map(({ name }) => name.text)
-        : ['*'];
+    if (ts.isExportDeclaration(node)) {
+      const names = node.exportClause;
+      if (names === undefined) return [];
+      return ts.isNamedExports(names) ? names.elements.map(({ name }) => name.text) : [names.name.text];
+    }
     const isExported =
-      ts.canHaveModifiers(node) && ts.getModifiers(node)?.some(({ kind }) => kind === ts.SyntaxKind.ExportKeyword);
+      ts.canHaveModifiers(node) &&
+      ts.getModifiers(node)?.some(({ kind }) => kind === ts.SyntaxKind.ExportKeyword);
     if (isExported !== true) return [];
     if (ts.isVariableStatement(node))
       return node.declarationList.declarations.map(({ name }) => name.getText());
-    return 'name' in node ? [(node.name as ts.Identifier).text] : ['*'];
+    return 'name' in node ? [(node.name as ts.Identifier).text] : [];
   });
 }
 
@@ -517,7 +549,12 @@ graph('a circle is found, also one of types and of imports at run time', () => {
   assert.equal(circles(circle.slice(1)), []);
 });
 
-for (const text of ['export const a = 1;', 'export interface a {}', 'export function a() {}', 'const a = 1; export { a };'])
+for (const text of [
+  'export const a = 1;',
+  'export interface a {}',
+  'export function a() {}',
+  'const a = 1; export { a };',
+])
   graph(`an export that nothing uses is found: ${text}`, () => {
     const source = { path: 'lib/a.ts', text };
     assert.equal(unusedExports([source]), ['lib/a.ts: a']);
@@ -529,8 +566,14 @@ for (const text of ['export const a = 1;', 'export interface a {}', 'export func
       "call((await import('./a.ts')).a);",
       "export { a as b } from './a.ts'; import { b } from './c.ts';",
     ])
-      assert.equal(unusedExports([source, { path: 'lib/b.ts', text: user }]).filter((one) => /\ba$/.test(one)), [], user);
-    assert.equal(unusedExports([source, { path: 'lib/b.ts', text: "import { b } from './a.ts';" }]), ['lib/a.ts: a']);
+      assert.equal(
+        unusedExports([source, { path: 'lib/b.ts', text: user }]).filter((one) => /\ba$/.test(one)),
+        [],
+        user,
+      );
+    assert.equal(unusedExports([source, { path: 'lib/b.ts', text: "import { b } from './a.ts';" }]), [
+      'lib/a.ts: a',
+    ]);
   });
 
 graph.run();

@@ -1,6 +1,6 @@
 /** Rules that no tool we use knows: the source tree tests itself. */
 import { readFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { projectRoot, shellScripts, sourceFiles } from '../build/source-files.ts';
 import { assert, suite } from './helpers/suite.ts';
 
@@ -42,7 +42,24 @@ function resolvedAddresses(lock: { packages?: Record<string, { resolved?: string
   );
 }
 
+/** Named by those who read them: man(1), systemd, package managers, npm, CI. */
+const NAMED_BY_OTHERS = /^(?:man|packaging|systemd)\/|^\.ci\/run$|^package\.json$/;
+
+/** Stems that several files have. A test is called by what it tests, and a header stands beside its source. */
+function sharedStems(paths: readonly string[]): string[] {
+  const named = paths.filter((path) => !NAMED_BY_OTHERS.test(path) && !/\.test\.ts$|\.h$/.test(path));
+  const byStem = Map.groupBy(named, (path) => basename(path).replace(/(?<=.)\.[^.]*$/, ''));
+  return [...byStem.values()].filter((those) => those.length > 1).map((those) => those.join(' '));
+}
+
 const tidy = suite('tidy');
+
+tidy('no two files have one stem', () => {
+  assert.equal(sharedStems(files), []);
+  assert.equal(sharedStems(['lib/a.ts', 'test/lib/a.test.ts', 'build/a', 'c.h', 'c.c']), [
+    'lib/a.ts build/a',
+  ]);
+});
 
 tidy('nothing is marked as unfinished', () => {
   assert.equal(

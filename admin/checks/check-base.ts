@@ -2,11 +2,14 @@
 import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
-import { diskRemedy, filesystemHindrance, filesystemKind, mountOptions } from '../../lib/core/filesystem-kinds.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import {
+  diskRemedy,
+  filesystemHindrance,
+  filesystemKind,
+  mountOptions,
+} from '../../lib/core/filesystem-kinds.ts';
 import { blocksUsedPercent, inodesUsedPercent, maxCacheBytes, usedPercent } from '../../lib/core/gc-plan.ts';
 import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
-import { overlayHindrance } from '../../lib/core/overlay-hindrance.ts';
 import { formatBytes } from '../../lib/core/readable.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import { findEnroot } from '../../lib/store/enroot-program.ts';
@@ -18,6 +21,8 @@ import { tryFlock } from '../../lib/system/flock.ts';
 import { readMounts } from '../../lib/system/mounts.ts';
 import { probeOverlay } from '../../lib/system/overlay.ts';
 import { answers, readKernelValue, type Check, type CheckContext } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
+import { overlayHindrance } from './overlay-hindrance.ts';
 
 const report = reporter('base');
 

@@ -1,15 +1,15 @@
 /** Does something else on this node delete what is ours: scripts of Slurm and cron, timers, systemd-tmpfiles? */
 import { globSync, readdirSync, readFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { assignmentsOf, findDeletions, type Values } from '../../lib/core/cleaners.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
 import { entryName, entryPath, leasePath, userPath } from '../../lib/core/layout.ts';
-import { agingLine, parseTmpfiles, removingLine, type TmpfilesLine } from '../../lib/core/tmpfiles.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
-import { answers, readText, type Check, type CheckContext } from './context.ts';
-import { pathInScript, readScript } from './identify.ts';
 import { expand } from './check-slurm.ts';
+import { answers, readText, type Check, type CheckContext } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
+import { pathInScript, readScript } from './identify.ts';
+import { assignmentsOf, findDeletions, type Values } from './shell-deletions.ts';
+import { agingLine, parseTmpfiles, removingLine, type TmpfilesLine } from './tmpfiles.ts';
 
 const report = reporter('cleaners');
 

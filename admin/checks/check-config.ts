@@ -1,6 +1,6 @@
 /** Is the configuration file right, and nobody's but root's? */
 import { readFileSync } from 'node:fs';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { defaultConfigPath, type ParsedSettings } from '../../lib/core/settings.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';

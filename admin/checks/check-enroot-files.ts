@@ -9,7 +9,7 @@ import {
   parseEnrootConf,
   type EnrootSetting,
 } from '../../lib/core/enroot-conf.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import { mountsFileName } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';

@@ -3,7 +3,6 @@ import { closeSync, lstatSync, readdirSync, statSync } from 'node:fs';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { NodeFault } from '../../lib/core/faults.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
 import {
   createLockName,
   holderVariable,
@@ -24,10 +23,11 @@ import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries, readMounts } from '../../lib/system/mounts.ts';
 import { processUid } from '../../lib/system/processes.ts';
-import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../../lib/system/slurm-jobs.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
-import { answers, type Check, type CheckContext } from './context.ts';
 import { tellTrouble } from '../inventory.ts';
+import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../slurm-jobs.ts';
+import { answers, type Check, type CheckContext } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const reportClock = reporter('clock');
 const report = reporter('leftovers');

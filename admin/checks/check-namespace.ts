@@ -1,7 +1,7 @@
 /** Do jobs see the same base as the Prolog? Plugins of Slurm, PAM and systemd can give them other directories. */
 import { globSync, statSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import {
   directoriesOfSpankPlugin,
   hiddenBy,

@@ -1,7 +1,7 @@
 /** Does what the wrapper is told about this node agree with the configuration? */
 import { statSync } from 'node:fs';
 import { describeError } from '../../lib/core/faults.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import { nodeFactsPath } from '../../lib/core/layout.ts';
 import type { NodeFacts } from '../../lib/core/node-facts.ts';
 import type { Settings } from '../../lib/core/settings.ts';

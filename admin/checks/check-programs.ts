@@ -1,5 +1,5 @@
 /** Is everything there that Prolog, Epilog and collector start? */
-import { reporter } from '../../lib/core/findings.ts';
+import { reporter } from './findings.ts';
 import { findProgram } from '../../lib/system/programs.ts';
 import { systemPath } from '../../lib/system/run-command.ts';
 import type { Check } from './context.ts';

@@ -1,6 +1,6 @@
 /** Is pyxis loaded, and with which of its arguments? */
 import { basename } from 'node:path';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import type { Plugin } from '../../lib/core/plugstack.ts';
 import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
 import { isExecutable } from '../../lib/system/files.ts';

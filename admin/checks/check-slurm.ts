@@ -2,7 +2,7 @@
 import { globSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { mountsPath } from '../../lib/core/enroot-conf.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import { longestPrologSeconds } from '../../lib/core/settings.ts';
 import {
   batchStartTimeoutSeconds,

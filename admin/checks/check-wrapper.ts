@@ -2,7 +2,7 @@
 import { globSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import { isKnownEnroot } from '../../lib/core/node-facts.ts';
 import { findEnroot } from '../../lib/store/enroot-program.ts';
 import { isRoot } from '../../lib/system/as-user.ts';

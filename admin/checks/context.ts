@@ -3,7 +3,7 @@ import { readFileSync, realpathSync } from 'node:fs';
 import { isSea } from 'node:sea';
 import { dirname } from 'node:path';
 import process from 'node:process';
-import type { Finding } from '../../lib/core/findings.ts';
+import type { Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import type { SlurmConf } from '../../lib/core/slurm-conf.ts';

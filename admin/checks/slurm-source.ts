@@ -1,5 +1,5 @@
 /** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
-import { reporter, type Finding } from '../../lib/core/findings.ts';
+import { reporter, type Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';

@@ -82,7 +82,7 @@ import { measureShare, Reclaim } from './reclaim.ts';
 import { openTrash } from './user-directory.ts';
 import { forEachUser, mostVainEvictions, userBudget, type UserTurn } from './users.ts';
 
-export interface ForecastRequest {
+interface ForecastRequest {
   readonly base: Directory;
   readonly policy: CollectionPolicy;
   /** Names of entries that stay, however old (pins.ts). */

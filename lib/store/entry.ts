@@ -16,7 +16,12 @@ import { closeSync, constants, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { elapsedMs } from '../system/clock.ts';
 import { faultCode, JobFault } from '../core/faults.ts';
-import { formatEntryMetadata, newLockMode, settledLockMode, type WatchedDirectory } from '../core/entry-metadata.ts';
+import {
+  formatEntryMetadata,
+  newLockMode,
+  settledLockMode,
+  type WatchedDirectory,
+} from '../core/entry-metadata.ts';
 import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import type { UserIds } from '../system/as-user.ts';

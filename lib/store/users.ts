@@ -145,11 +145,7 @@ export function forEachUser(
 }
 
 /** Runs `action` with a user directory that is there and the user's. */
-function withUserDirectory(
-  base: Directory,
-  uid: number,
-  action: (directory: Directory) => void,
-): void {
+function withUserDirectory(base: Directory, uid: number, action: (directory: Directory) => void): void {
   const directory = openDirectoryBeneath(base, String(uid));
   try {
     if (directory.stats.uid === uid && directory.stats.dev === base.stats.dev) action(directory);

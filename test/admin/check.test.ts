@@ -17,7 +17,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { build, distDirectory } from '../../build/build.ts';
 import { dataPathLine } from '../../lib/core/enroot-conf.ts';
-import type { Finding, FindingStatus } from '../../lib/core/findings.ts';
+import type { Finding, FindingStatus } from '../../admin/checks/findings.ts';
 import { createLockName, entryName, leasePath, partialName, stubMarkPath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';

@@ -4,8 +4,8 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
-import { emptyCounters } from '../../lib/core/counters.ts';
-import { formatMetrics } from '../../lib/core/metrics.ts';
+import { emptyCounters } from '../../admin/counters.ts';
+import { formatMetrics } from '../../admin/prometheus.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 const directory = join(projectRoot, 'monitoring');

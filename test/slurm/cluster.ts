@@ -48,11 +48,8 @@ import {
 import { startSupervisor, stopSupervisor, type Supervisor } from './supervisor.ts';
 
 export { ClusterError } from './cluster-error.ts';
-export type { Running, RunResult } from './command.ts';
-export { NODE_NAME, type ClusterUser } from './configuration.ts';
-export { CLUSTER_PACKAGES, slurmAvailable } from './machine.ts';
+export { slurmAvailable } from './machine.ts';
 export type { ClusterPaths } from './prepare.ts';
-export type { ClusterProcess, NodeState, SlurmRecord } from './records.ts';
 
 const SLURM_CONF = '/etc/slurm/slurm.conf';
 const DEFAULT_CPUS = 8;

@@ -8,7 +8,7 @@ import * as path from 'node:path';
 import { ClusterError } from './cluster-error.ts';
 
 /** Debian and Ubuntu packages without which no cluster can start. Installing them must start no daemon. */
-export const CLUSTER_PACKAGES: readonly string[] = [
+const CLUSTER_PACKAGES: readonly string[] = [
   'slurmctld',
   'slurmd',
   'slurm-client',

@@ -19,7 +19,7 @@ import {
   parseStubDirectoryName,
 } from '../../lib/core/layout.ts';
 import { formatLeaseRecord, parseLeaseRecord } from '../../lib/core/lease-record.ts';
-import { parseImageLine, parseTreeLine } from '../../lib/core/listing.ts';
+import { parseImageLine, parseTreeLine } from '../../admin/listing.ts';
 import { escapeControls, formatLogLine } from '../../lib/core/log-line.ts';
 import { locationOf, missingMounts, namesInUse, parseMountinfo } from '../../lib/core/mountinfo.ts';
 import { formatNodeFacts, isKnownEnroot, parseNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';

@@ -1,6 +1,18 @@
 /** files.ts against what an adversary puts in a file's place. */
 import { once } from 'node:events';
-import { closeSync, constants, mkdirSync, openSync, readdirSync, readFileSync, rmSync, mkdtempSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  mkdtempSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';

@@ -6,7 +6,13 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { childEnvironment, CommandFailed, run, runBriefly, type Command } from '../../../lib/system/run-command.ts';
+import {
+  childEnvironment,
+  CommandFailed,
+  run,
+  runBriefly,
+  type Command,
+} from '../../../lib/system/run-command.ts';
 import {
   alice,
   command,

@@ -55,7 +55,10 @@ export function installStandInEnroot(
 ): void {
   mkdirSync(directory, { recursive: true });
   for (const name of readdirSync(import.meta.dirname).filter((file) => file.endsWith('.bash'))) {
-    copyFileSync(join(import.meta.dirname, name), join(directory, name.replace(/^commands\.bash$/, 'enroot')));
+    copyFileSync(
+      join(import.meta.dirname, name),
+      join(directory, name.replace(/^commands\.bash$/, 'enroot')),
+    );
   }
   chmodSync(join(directory, 'enroot'), 0o755);
   writeFileSync(join(directory, 'installation'), `${sysconfPath}\n${version}\n`);

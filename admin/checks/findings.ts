@@ -5,7 +5,7 @@
  *   bad   slurm     PrologFlags is not set: the Prolog runs at the job's first step
  *                   in slurm.conf: PrologFlags=Alloc
  */
-import { printable } from './readable.ts';
+import { printable } from '../../lib/core/readable.ts';
 
 /**
  * `warn`: works, but worse than it could, or soon not. `bad`: does not work as it should. `skip`: could not be looked

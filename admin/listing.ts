@@ -5,7 +5,7 @@
  *
  * A name with a newline is printed as it is by both programs, and becomes the same lines.
  */
-import { lockFileName } from './layout.ts';
+import { lockFileName } from '../lib/core/layout.ts';
 
 /** How find(1) prints an unpacked tree for parseListedFile. */
 export const findFormat = {

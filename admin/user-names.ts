@@ -1,5 +1,5 @@
 /** Names of users, for people. */
-import { answerOf } from './run-command.ts';
+import { answerOf } from '../lib/system/run-command.ts';
 
 /** A directory service that is slow costs a look its names, not its end. */
 const lookupLimitMs = 5000;

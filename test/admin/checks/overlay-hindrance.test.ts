@@ -1,5 +1,5 @@
 /** overlay-hindrance.ts: the reason is named by the switch that an administrator turns. */
-import { overlayHindrance, type OverlayFacts } from '../../../lib/core/overlay-hindrance.ts';
+import { overlayHindrance, type OverlayFacts } from '../../../admin/checks/overlay-hindrance.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const free: OverlayFacts = {

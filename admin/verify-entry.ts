@@ -1,19 +1,19 @@
 /** Whether an entry still is what was unpacked: the image's listing against the tree's. */
 import { closeSync } from 'node:fs';
-import { describeError } from '../core/faults.ts';
-import { parseImage } from '../core/image.ts';
-import { longestEntryMetadataBytes, parseEntryMetadata } from '../core/entry-metadata.ts';
-import { hashContent } from './image-hash.ts';
-import { entryName, entryPath, lockPath, userPath } from '../core/layout.ts';
-import { findFormat, ListingComparison, type ListingDifference } from '../core/listing.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
-import { splitLines } from '../system/lines.ts';
-import { readStart } from '../system/files.ts';
-import { readMounts } from '../system/mounts.ts';
-import { run } from '../system/run-command.ts';
-import { hashFile, recallContent } from './content.ts';
-import { holdEntry, markDamaged } from './held-entry.ts';
-import { probeSquashfs } from './image-source.ts';
+import { longestEntryMetadataBytes, parseEntryMetadata } from '../lib/core/entry-metadata.ts';
+import { describeError } from '../lib/core/faults.ts';
+import { parseImage } from '../lib/core/image.ts';
+import { entryName, entryPath, lockPath, userPath } from '../lib/core/layout.ts';
+import { hashFile, recallContent } from '../lib/store/content.ts';
+import { holdEntry, markDamaged } from '../lib/store/held-entry.ts';
+import { hashContent } from '../lib/store/image-hash.ts';
+import { probeSquashfs } from '../lib/store/image-source.ts';
+import { asUser, type UserIds } from '../lib/system/as-user.ts';
+import { readStart } from '../lib/system/files.ts';
+import { splitLines } from '../lib/system/lines.ts';
+import { readMounts } from '../lib/system/mounts.ts';
+import { run } from '../lib/system/run-command.ts';
+import { findFormat, ListingComparison, type ListingDifference } from './listing.ts';
 
 export type Verification =
   | { readonly result: 'same'; readonly files: number }

@@ -1,6 +1,6 @@
 /** What makes a tree differ from its image, and what does not. */
-import { ListingComparison } from '../../../lib/core/listing.ts';
-import { assert, suite } from '../../helpers/suite.ts';
+import { ListingComparison } from '../../admin/listing.ts';
+import { assert, suite } from '../helpers/suite.ts';
 
 const test = suite('listings');
 

@@ -1,26 +1,23 @@
 /** Making entries ahead of time: what a Prolog does for a job, without one. */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
-import { JobFault } from '../core/faults.ts';
-import { parseImage } from '../core/image.ts';
-import { noImporter } from '../core/node-facts.ts';
-import { createLimitMs } from '../core/settings.ts';
-import type { UserIds } from '../system/as-user.ts';
-import type { Directory } from '../system/directory.ts';
-import { entryKey } from './content.ts';
-import { findRegistrySource } from './digests.ts';
-import { acquireEntry, type Acquired } from './entry.ts';
-import { recordEvents, startEvent } from './event-files.ts';
-import { touchEntry } from './held-entry.ts';
-import { probeSquashfs } from './image-source.ts';
-import { recallNodeFacts } from './node-facts-file.ts';
-import { openCreator, type Provision } from './provision.ts';
-import { openUserDirectory } from './user-directory.ts';
+import { JobFault } from '../lib/core/faults.ts';
+import { parseImage } from '../lib/core/image.ts';
+import { noImporter } from '../lib/core/node-facts.ts';
+import { createLimitMs } from '../lib/core/settings.ts';
+import { entryKey } from '../lib/store/content.ts';
+import { findRegistrySource } from '../lib/store/digests.ts';
+import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
+import { recordEvents, startEvent } from '../lib/store/event-files.ts';
+import { touchEntry } from '../lib/store/held-entry.ts';
+import { probeSquashfs } from '../lib/store/image-source.ts';
+import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
+import { openCreator, type Provision } from '../lib/store/provision.ts';
+import { openUserDirectory } from '../lib/store/user-directory.ts';
+import type { UserIds } from '../lib/system/as-user.ts';
+import type { Directory } from '../lib/system/directory.ts';
 
-interface WarmRequest extends Pick<
-  Provision,
-  'settings' | 'base' | 'log' | 'configPath' | 'onProgress'
-> {
+interface WarmRequest extends Pick<Provision, 'settings' | 'base' | 'log' | 'configPath' | 'onProgress'> {
   readonly user: UserIds;
   readonly image: string;
   /** How large the image file is, as soon as it is known. */

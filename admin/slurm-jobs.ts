@@ -1,9 +1,9 @@
 /** Which jobs are on this node, by its processes and by slurmctld. */
-import { holderVariable, parseIdName } from '../core/layout.ts';
-import { listProcesses, processUid, processVariable } from './processes.ts';
-import { CommandFailed, run } from './run-command.ts';
-import { findSlurmProgram, slurmConfOf, type Slurmd } from './slurmd.ts';
-import { findVariables, listProcessOwners, type FoundVariable } from './user-processes.ts';
+import { holderVariable, parseIdName } from '../lib/core/layout.ts';
+import { listProcesses, processUid, processVariable } from '../lib/system/processes.ts';
+import { CommandFailed, run } from '../lib/system/run-command.ts';
+import { findSlurmProgram, slurmConfOf, type Slurmd } from '../lib/system/slurmd.ts';
+import { findVariables, listProcessOwners, type FoundVariable } from '../lib/system/user-processes.ts';
 
 const jobVariable = 'SLURM_JOB_ID';
 

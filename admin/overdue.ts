@@ -1,14 +1,10 @@
-/**
- * Leases that no Epilog has released: it was killed, or slurmd never ran it. Until somebody does, no collector may have their entries.
- *
- * A module of its own so that Prolog and Epilog do not load it.
- */
-import { askActiveJobs, findJobVariables, hasProcess } from '../system/slurm-jobs.ts';
-import { findSlurmd } from '../system/slurmd.ts';
-import type { Log } from '../system/syslog.ts';
-import type { LeaseRecord } from '../core/lease-record.ts';
-import { removeJobFiles } from './job-files.ts';
-import { listHeldLeases, readLease, releaseLease } from './lease.ts';
+/** Leases that no Epilog has released: it was killed, or slurmd never ran it. Until somebody does, no collector may have their entries. */
+import type { LeaseRecord } from '../lib/core/lease-record.ts';
+import { removeJobFiles } from '../lib/store/job-files.ts';
+import { listHeldLeases, readLease, releaseLease } from '../lib/store/lease.ts';
+import { findSlurmd } from '../lib/system/slurmd.ts';
+import type { Log } from '../lib/system/syslog.ts';
+import { askActiveJobs, findJobVariables, hasProcess } from './slurm-jobs.ts';
 
 /** Whoever is younger may be a job that slurmctld has not told of yet, or one whose Epilog is at work. */
 const overdueAfterMs = 10 * 60_000;

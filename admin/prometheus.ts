@@ -3,16 +3,21 @@
  *
  * Every label value that can occur is there from the start, with 0: an alert on a rate needs a first value.
  */
-import { unpackBucketsSeconds, type Counters } from './counters.ts';
 import {
   collectionResults,
   evictionReasons,
   startSources,
   type StartResult,
   type StartSource,
-} from './events.ts';
-import { faultCodes, isBypassCode } from './faults.ts';
-import { blocksUsedPercent, inodesUsedPercent, type CollectionPolicy, type Usage } from './gc-plan.ts';
+} from '../lib/core/events.ts';
+import { faultCodes, isBypassCode } from '../lib/core/faults.ts';
+import {
+  blocksUsedPercent,
+  inodesUsedPercent,
+  type CollectionPolicy,
+  type Usage,
+} from '../lib/core/gc-plan.ts';
+import { unpackBucketsSeconds, type Counters } from './counters.ts';
 
 interface NodeState {
   readonly version: string;

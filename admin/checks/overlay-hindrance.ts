@@ -1,5 +1,5 @@
 /** Why a user cannot mount an overlay on a node: the first of the usual reasons that holds. */
-import { isAtLeast, parseVersion } from './version.ts';
+import { isAtLeast, parseVersion } from '../../lib/core/version.ts';
 
 /** What the kernel says; a file of /proc that is not there is undefined. */
 export interface OverlayFacts {

@@ -3,7 +3,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, utimesSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
-import { agingLine, parseTmpfiles, removingLine } from '../../../lib/core/tmpfiles.ts';
+import { agingLine, parseTmpfiles, removingLine } from '../../../admin/checks/tmpfiles.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const test = suite('tmpfiles.d');

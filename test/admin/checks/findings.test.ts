@@ -1,5 +1,5 @@
 /** findings.ts: what counts as well, and how it is shown. */
-import { formatFindings, isWell, reporter } from '../../../lib/core/findings.ts';
+import { formatFindings, isWell, reporter } from '../../../admin/checks/findings.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const base = reporter('base');

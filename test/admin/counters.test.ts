@@ -5,9 +5,9 @@ import {
   forgetOldEntries,
   unpackBucketsSeconds,
   type Counters,
-} from '../../../lib/core/counters.ts';
-import type { CacheEvent, StartEvent } from '../../../lib/core/events.ts';
-import { assert, suite } from '../../helpers/suite.ts';
+} from '../../admin/counters.ts';
+import type { CacheEvent, StartEvent } from '../../lib/core/events.ts';
+import { assert, suite } from '../helpers/suite.ts';
 
 const entry = 'pyxis_cache_u1000_00deadbeef001122';
 const test = suite('counters');

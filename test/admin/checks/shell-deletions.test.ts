@@ -1,5 +1,5 @@
-/** cleaners.ts: what scripts delete, read from their text. */
-import { assignmentsOf, findDeletions } from '../../../lib/core/cleaners.ts';
+/** shell-deletions.ts: what scripts delete, read from their text. */
+import { assignmentsOf, findDeletions } from '../../../admin/checks/shell-deletions.ts';
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 

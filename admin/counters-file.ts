@@ -7,18 +7,12 @@
  * Sum and ends are one file: a crash leaves both as they were or both as they are to be, so that nothing is counted twice or lost.
  */
 import { closeSync, constants } from 'node:fs';
-import {
-  addEvent,
-  emptyCounters,
-  forgetOldEntries,
-  type Counters,
-  type EntryCounters,
-} from '../core/counters.ts';
-import { countersPath } from '../core/layout.ts';
-import { writeFileAtomically } from '../system/aside.ts';
-import { openRegularFile, readSmallFile } from '../system/files.ts';
-import { flockWithin } from '../system/flock.ts';
-import { listDays, makeStateDirectory, readDay } from './event-files.ts';
+import { countersPath } from '../lib/core/layout.ts';
+import { listDays, makeStateDirectory, readDay } from '../lib/store/event-files.ts';
+import { writeFileAtomically } from '../lib/system/aside.ts';
+import { openRegularFile, readSmallFile } from '../lib/system/files.ts';
+import { flockWithin } from '../lib/system/flock.ts';
+import { addEvent, emptyCounters, forgetOldEntries, type Counters, type EntryCounters } from './counters.ts';
 
 const lockLimitMs = 10_000;
 const longestCountersBytes = 16 * 1024 * 1024;

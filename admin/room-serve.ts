@@ -1,25 +1,30 @@
 /** What the room agent starts: root reads what processes of users ask for, makes room, and answers (room-agent.ts). */
 import { closeSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
-import { writeFileAtomically } from '../system/aside.ts';
-import { elapsedMs } from '../system/clock.ts';
-import { fits } from '../core/gc-plan.ts';
-import { parseImage, type SpaceNeed } from '../core/image.ts';
-import { parseIdName, roomAnswerPath, roomAnswersPath, userPath } from '../core/layout.ts';
-import { describeError } from '../core/faults.ts';
-import { parseRoomRequest, roomVariable, type RoomAnswer, type RoomRequest } from '../core/room-request.ts';
-import type { Settings } from '../core/settings.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
-import { inDirectory, openDirectory, type Directory } from '../system/directory.ts';
-import { readUsage } from '../system/disk-usage.ts';
-import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { tryFlock } from '../system/flock.ts';
-import { processIds } from '../system/processes.ts';
-import { CommandFailed, run } from '../system/run-command.ts';
-import type { Log } from '../system/syslog.ts';
-import { collect, evictForQuota } from './collector.ts';
-import { makeRoomForContainer, makeRoomForImport, type RoomFor } from './container-room.ts';
-import { measureFile, measureOwn } from './own-entries.ts';
-import { collectingWithin, makeQuota } from './provision.ts';
+import { describeError } from '../lib/core/faults.ts';
+import { fits } from '../lib/core/gc-plan.ts';
+import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
+import { parseIdName, roomAnswerPath, roomAnswersPath, userPath } from '../lib/core/layout.ts';
+import {
+  parseRoomRequest,
+  roomVariable,
+  type RoomAnswer,
+  type RoomRequest,
+} from '../lib/core/room-request.ts';
+import type { Settings } from '../lib/core/settings.ts';
+import { collect, evictForQuota } from '../lib/store/collector.ts';
+import { makeRoomForContainer, makeRoomForImport, type RoomFor } from '../lib/store/container-room.ts';
+import { measureFile, measureOwn } from '../lib/store/own-entries.ts';
+import { collectingWithin, makeQuota } from '../lib/store/provision.ts';
+import { asUser, type UserIds } from '../lib/system/as-user.ts';
+import { writeFileAtomically } from '../lib/system/aside.ts';
+import { elapsedMs } from '../lib/system/clock.ts';
+import { inDirectory, openDirectory, type Directory } from '../lib/system/directory.ts';
+import { readUsage } from '../lib/system/disk-usage.ts';
+import { errnoOf, isGone, unlessErrno } from '../lib/system/errno.ts';
+import { tryFlock } from '../lib/system/flock.ts';
+import { processIds } from '../lib/system/processes.ts';
+import { CommandFailed, run } from '../lib/system/run-command.ts';
+import type { Log } from '../lib/system/syslog.ts';
 
 interface ServeRequest {
   readonly settings: Settings;

@@ -8,8 +8,8 @@ import type {
   StartEvent,
   StartResult,
   StartSource,
-} from './events.ts';
-import type { FaultCode } from './faults.ts';
+} from '../lib/core/events.ts';
+import type { FaultCode } from '../lib/core/faults.ts';
 
 /** What starts of one source came to. */
 export interface StartCounters {

@@ -14,10 +14,10 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { StartEvent } from '../../../lib/core/events.ts';
-import { countSince, updateCounters } from '../../../lib/store/counters.ts';
-import { keptDays, listDays, recordEvents } from '../../../lib/store/event-files.ts';
-import { assert, suite } from '../../helpers/suite.ts';
+import type { StartEvent } from '../../lib/core/events.ts';
+import { countSince, updateCounters } from '../../admin/counters-file.ts';
+import { keptDays, listDays, recordEvents } from '../../lib/store/event-files.ts';
+import { assert, suite } from '../helpers/suite.ts';
 
 const entry = 'pyxis_cache_u1000_00deadbeef001122';
 const dayMs = 86_400_000;
@@ -52,7 +52,7 @@ test('each event is counted once, however often they are added up', async ({ sta
 });
 
 test('while eight programs write and two add up nothing is lost or counted twice', async ({ state }) => {
-  const module = new URL('../../../lib/store/event-files.ts', import.meta.url).href;
+  const module = new URL('../../lib/store/event-files.ts', import.meta.url).href;
   const script = `import { recordEvents } from ${JSON.stringify(module)};
     for (let i = 0; i < 250; i++) recordEvents(${JSON.stringify(state)}, [${JSON.stringify(start())}], ${nowMs});`;
   const writers = Array.from({ length: 8 }, () =>
