@@ -320,6 +320,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
     } while (!hasRoom() && gains.liars > liars && !isLate());
   }
   gains.end();
+  logTooManyMounts(request, mounted);
   sizes.save();
   const after = readUsage(base.path);
   const isReached = isLowEnough() && hasRoom() && !limit.isExceeded();
@@ -335,6 +336,15 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   if (result.result !== 'not-due')
     request.record({ kind: 'collection', atMs: Date.now(), result: result.result });
   return result;
+}
+
+function logTooManyMounts({ log }: CollectRequest, mounted: MountScan): void {
+  for (const uid of mounted.tooManyOf())
+    log('warning', 'user-budget', {
+      uid,
+      exceeded: 'mounts',
+      reason: 'processes of this user have more mounts than are read: all entries of this user are kept',
+    });
 }
 
 /**
@@ -764,7 +774,7 @@ function sweepDigests(userDirectory: Directory): void {
 
 /** What is asked for again after that is read again, once. */
 const oldestIndexMs = 30 * 86_400_000;
-const mostIndexFiles = 1000;
+const mostIndexFiles = 400;
 
 /** What was read of images (content.ts): a file for each that a job staged for itself. */
 function sweepImageIndex(userDirectory: Directory): void {

@@ -5,14 +5,15 @@
  * are looked at as if that user was not there.
  */
 import { closeSync } from 'node:fs';
-import process from 'node:process';
 import { describeError } from '../core/faults.ts';
 import { parseIdName } from '../core/layout.ts';
 import { mountPointsBelow, type Mount } from '../core/mountinfo.ts';
 import type { LogLevel } from '../core/settings.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import { namesBeneath, openDirectoryBeneath } from '../system/beneath.ts';
+import { processorMs } from '../system/clock.ts';
 import type { Directory } from '../system/directory.ts';
+import { mountScanMs } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 
 type WriteLog = (level: LogLevel, word: string, fields: LogFields) => void;
@@ -22,21 +23,18 @@ export const userBudget = {
   /** Names of a user directory that are read; links cost their owner neither inodes nor quota. */
   names: 20_000,
   /** Those of them that look like ours, each of which costs some system calls. */
-  names_of_ours: 1000,
+  names_of_ours: 500,
   /** Of processor time: on a busy node, or a slow disk, an honest user's turn takes longer by the clock. */
   cpu_milliseconds: 5000,
   lines: 10,
 } as const;
 
-/** Evictions of one user in one collection that free next to nothing: a thousand empty entries must not take the time of others. */
-export const mostVainEvictions = 100;
+/** Evictions of one user in one collection that free next to nothing: what is deleted in vain must not take the time of others. */
+export const mostVainEvictions = 30;
 
 type Limit = keyof typeof userBudget;
 
-const processorMs = (): number => {
-  const { user, system } = process.cpuUsage();
-  return (user + system) / 1000;
-};
+const spentMs = (): number => processorMs() - mountScanMs();
 
 /** One user's turn in a pass. */
 export class UserTurn {
@@ -44,7 +42,7 @@ export class UserTurn {
   readonly directory: Directory;
   readonly #mounts: readonly Mount[];
   readonly #log: WriteLog;
-  readonly #startedMs = processorMs();
+  readonly #startedMs = spentMs();
   readonly #exceeded = new Set<Limit>();
   #lines = 0;
 
@@ -88,7 +86,7 @@ export class UserTurn {
   /** Runs `action` for each of the names; what one of them throws is told, and the next is looked at, as long as there is time. */
   each(names: readonly string[], action: (name: string) => void): void {
     for (const name of names) {
-      if (processorMs() - this.#startedMs > userBudget.cpu_milliseconds) {
+      if (spentMs() - this.#startedMs > userBudget.cpu_milliseconds) {
         this.#exceeded.add('cpu_milliseconds');
         return;
       }

@@ -34,14 +34,14 @@ export function leadsTo(path: string, fd: number, refusals: readonly string[] = 
 
 const firstReadBytes = 4096;
 
-/** @returns at most `limitBytes` from the start of an open file */
-export function readStart(fd: number, limitBytes: number): Buffer {
+/** @returns at most `limitBytes` from the start of an open file; less if a read leaves it too late */
+export function readStart(fd: number, limitBytes: number, isLate = (): boolean => false): Buffer {
   let buffer = Buffer.allocUnsafe(Math.min(firstReadBytes, limitBytes));
   let bytes = 0;
   for (;;) {
     const count = readSync(fd, buffer, bytes, buffer.byteLength - bytes, bytes);
     bytes += count;
-    if (count === 0 || bytes === limitBytes) return buffer.subarray(0, bytes);
+    if (count === 0 || bytes === limitBytes || isLate()) return buffer.subarray(0, bytes);
     if (bytes < buffer.byteLength) continue;
     const larger = Buffer.allocUnsafe(Math.min(2 * bytes, limitBytes));
     buffer.copy(larger, 0, 0, bytes);

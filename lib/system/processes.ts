@@ -77,12 +77,20 @@ export const isStopped = (pid: number): boolean =>
 
 export const processUid = (pid: number): number | undefined => processIds(pid)?.uid;
 
-/** @returns the first `limitBytes` of it: users may have as many mounts as they like in a namespace of their own */
-export function processMountinfo(pid: number, limitBytes: number): string | undefined {
+/**
+ * Users may have as many mounts as they like in a namespace of their own, and the kernel takes its time for each.
+ *
+ * @returns the first `limitBytes` of it, or less once `isLate`
+ */
+export function processMountinfo(
+  pid: number,
+  limitBytes: number,
+  isLate?: () => boolean,
+): string | undefined {
   const read = (path: string): string => {
     const fd = openSync(path, 'r');
     try {
-      return readStart(fd, limitBytes).toString('latin1');
+      return readStart(fd, limitBytes, isLate).toString('latin1');
     } finally {
       closeSync(fd);
     }

@@ -320,7 +320,7 @@ volume('more names than are read: told by the commands for people, too', async (
 
 volume("mounts of a user's namespaces are read up to a limit, and once", async () => {
   await using node = await TestNode.start({ settings });
-  for (let number = 0; number < 50; number++)
+  for (let number = 0; number < 25; number++)
     node.plant(bob, { hash: hash(number), usedSecondsAgo: 1000 - number, files: 1 });
   const shell =
     'for i in $(seq 300); do mount -t tmpfs -o size=4k "$(printf %0200d $i)" /media; done; echo ready; exec sleep infinity';

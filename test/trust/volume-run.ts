@@ -85,9 +85,12 @@ async function collection(): Promise<number> {
   command('rm', '--recursive', '--force', node.userPath(bob));
   for (let number = 1; number <= 20; number++)
     node.plant(bob, { hash: hashOf(number), usedSecondsAgo: 1000 - number, files: 100 });
-  const ms = await timed(() => node.gc('--force'));
+  let text = '';
+  const ms = await timed(async () => {
+    text = JSON.stringify((await node.gc('--force')).lines);
+  });
   if (node.entries(bob).length > 0)
-    throw new Error(`a collection left ${node.entries(bob).length} entries of bob`);
+    throw new Error(`a collection left ${node.entries(bob).length} entries of bob: ${text}`);
   return ms;
 }
 

@@ -8,7 +8,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { directoryName, entryName } from '../../../lib/core/layout.ts';
 import { asUser } from '../../../lib/system/as-user.ts';
 import { unlessErrno } from '../../../lib/system/errno.ts';
-import { findMountedEntries, readMounts } from '../../../lib/system/mounts.ts';
+import {
+  findMountedEntries,
+  mountinfoLimits,
+  MountScan,
+  mountScanMs,
+  readMounts,
+} from '../../../lib/system/mounts.ts';
 import { listProcesses, processUid } from '../../../lib/system/processes.ts';
 import { childEnvironment } from '../../../lib/system/run-command.ts';
 import {
@@ -259,6 +265,30 @@ test('a base that is a bind mount is known under both of its paths', async () =>
     umount(bound);
   }
 });
+
+test.unless(
+  unlessUserNamespaces,
+  'who has more mounts than are read keeps all that they have, and is named; others are looked at as before',
+  async () => {
+    await view(alice, 'true');
+    await view('root', `mount --bind ${entryPath(bob, ofBob)} ${root}/point`);
+    for (const limits of [
+      { bytes: mountinfoLimits.bytes, processorMs: 0.001 },
+      { bytes: 10, processorMs: mountinfoLimits.processorMs },
+    ]) {
+      const before = mountScanMs();
+      const scan = new MountScan(base, limits);
+      assert.ok(scan.isMounted(alice.uid, unused));
+      assert.ok(scan.isMounted(bob.uid, ofBob));
+      assert.not.ok(scan.isMounted(bob.uid, used));
+      assert.equal(scan.tooManyOf(), [alice.uid]);
+      assert.ok(mountScanMs() > before);
+    }
+    const scan = new MountScan(base);
+    assert.not.ok(scan.isMounted(alice.uid, unused));
+    assert.equal(scan.tooManyOf(), []);
+  },
+);
 
 test('processes that end meanwhile do not disturb', async () => {
   const noise = spawn('sh', ['-c', 'while :; do unshare --mount true; done'], { stdio: 'ignore' });
