@@ -653,19 +653,39 @@ stubs('remove of several takes each from where it is', async () => {
   assert.is(exitCode, 0);
   assert.equal(
     calls.map(({ parameters, environment }) => [...parameters, environment.get('ENROOT_DATA_PATH')]),
-    [
-      ['remove', '-f', 'pyxis_mine', undefined],
-      ['remove', '-f', directoryName(container), node.userPath],
-    ],
+    [['remove', '-f', 'pyxis_mine', undefined]],
   );
+  assert.not(existsSync(node.stub()));
 });
 
-stubs('remove is done by the real enroot, in the directory where the stub is', async () => {
+stubs('remove without -f asks by the real enroot, in the directory where the stub is', async () => {
   await using node = await WrapperNode.start();
   node.createStub();
-  const result = node.run(['remove', '-f', container], { environment: { SLURM_JOB_ID: '' } });
-  assert.equal(parametersOf(result), [['remove', '-f', directoryName(container)]]);
+  const result = node.run(['remove', container], { environment: { SLURM_JOB_ID: '' } });
+  assert.equal(parametersOf(result), [['remove', directoryName(container)]]);
   assert.is(result.calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
+});
+
+stubs('remove -f starts no enroot, and takes what enroot would take', async () => {
+  await using node = await WrapperNode.start();
+  for (const option of ['-f', '--force']) {
+    node.createStub();
+    // What an overlay leaves, a directory that its owner closed, and what a symlink leads to.
+    const upper = join(node.stub(), '.container-cache/upper');
+    const kept = join(node.userPath, 'kept');
+    mkdirSync(join(upper, 'closed/inside'), { recursive: true });
+    mkdirSync(kept, { recursive: true });
+    writeFileSync(join(kept, 'file'), '');
+    symlinkSync(kept, join(upper, 'link'));
+    mkdirSync(join(node.stub(), '.container-cache/work/work'), { mode: 0 });
+    command('chown', '-hR', `${alice.uid}:${alice.gid}`, node.stub());
+    chmodSync(join(upper, 'closed'), 0);
+    const { calls, exitCode, output } = node.run(['remove', option, container]);
+    assert.equal([exitCode, calls, output], [0, [], '']);
+    assert.not(existsSync(node.stub()));
+    assert.ok(existsSync(join(kept, 'file')));
+    assert.ok(existsSync(node.entryPath));
+  }
 });
 
 stubs('a container that starts from an entry is noted, one that does not is not', async () => {
@@ -722,9 +742,9 @@ stubs('an upgrade from version 0.1 does not keep a running step from its end', a
     start.calls[0]!.environment.get('CONTAINER_CACHE_FSTAB')!,
     new RegExp(`lowerdir=${node.userPath}/${node.entry},upperdir=${node.userPath}/${container}/`),
   );
-  const { calls } = node.run(['remove', '-f', container]);
-  assert.equal(calls[0]!.parameters, ['remove', '-f', container]);
-  assert.is(calls[0]!.environment.get('ENROOT_DATA_PATH'), node.userPath);
+  const { exitCode } = node.run(['remove', '-f', container]);
+  assert.is(exitCode, 0);
+  assert.not(existsSync(join(node.userPath, container)));
 });
 
 for (const [what, leave] of [
