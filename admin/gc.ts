@@ -3,12 +3,13 @@ import { closeSync, readdirSync } from 'node:fs';
 import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';
 import { blocksUsedPercent, inodesUsedPercent, usedPercent } from '../lib/core/gc-plan.ts';
+import type { SpaceNeed } from '../lib/core/image.ts';
 import { trashName } from '../lib/core/layout.ts';
 import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
-import { formatCount } from '../lib/core/readable.ts';
+import { formatBytes, formatCount } from '../lib/core/readable.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
-import { collect, forecastCollection, type CollectRequest, type Forecast } from '../lib/store/collector.ts';
+import { collect, type CollectRequest } from '../lib/store/collector.ts';
 import { recordEvents } from '../lib/store/event-files.ts';
 import { pinnedNames } from '../lib/store/pins.ts';
 import { openBase } from '../lib/store/user-directory.ts';
@@ -18,6 +19,7 @@ import { isGone, unlessErrno } from '../lib/system/errno.ts';
 import { makeKillable } from '../lib/system/inherited.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog } from '../lib/system/syslog.ts';
+import { forecastCollection, type Forecast } from './forecast.ts';
 import { findOverdueLeases, releaseOverdueLeases } from './overdue.ts';
 
 interface GcOptions {
@@ -85,8 +87,12 @@ function countTrash(base: Directory): number {
   return names?.length ?? 0;
 }
 
+const describeRoom = ({ bytes, inodes }: SpaceNeed, isInVain: boolean): string =>
+  `room   ${formatBytes(bytes)} and ${formatCount(inodes)} inodes must be freed` +
+  (isInVain ? '; all that may be evicted claims less, so only what nobody used for a day goes' : '');
+
 function describeForecast(
-  { usage, due, plan }: Forecast,
+  { usage, due, isInVain, plan }: Forecast,
   overdue: readonly LeaseRecord[],
   trees: number,
   { force }: GcOptions,
@@ -104,6 +110,7 @@ function describeForecast(
     `blocks ${blocksUsedPercent(usage).toFixed(1)} % used, inodes ${inodesUsedPercent(usage).toFixed(1)} % used; ` +
       `collects at ${settings.gcHighPercent} %, down to below ${settings.gcLowPercent} %`,
     verdict,
+    ...(due ? [describeRoom(plan.room, isInVain)] : []),
     ...(trees > 0 ? [`trash  ${formatCount(trees)} left in ${trashName} are deleted first`] : []),
     ...overdue.map(
       ({ jobId, uid }) =>

@@ -309,6 +309,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/room-ask.ts': 'the runtime directory',
   'lib/store/room-presence.ts': 'the runtime directory',
   'lib/store/runtime-directory.ts': 'the runtime directory',
+  'lib/store/sweep.ts': 'the base and the runtime directory',
   'lib/store/unpack.ts': '/proc',
   'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
   'lib/system/aside.ts': 'what its callers reach',
@@ -338,11 +339,12 @@ const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'admin/room-serve.ts': 'the name of the user directory in messages',
   'enroot/acquire.ts': 'runs as the user',
   'epilog/epilog.ts': 'handed to held-entry.ts',
-  'lib/store/collector.ts': 'handed to find(1) that runs as the user, or relative to an open directory',
+  'lib/store/collector.ts': 'handed to find(1) that runs as the user',
   'lib/store/entry.ts': 'by the door',
   'lib/store/event-files.ts': 'by the door',
   'lib/store/importer.ts': 'by the door',
   'lib/store/own-entries.ts': 'runs as the user',
+  'lib/store/sweep.ts': 'by the door',
 };
 
 /** A name that a module imports; `*`: all that the other one exports. */

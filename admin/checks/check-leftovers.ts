@@ -10,9 +10,9 @@ import {
   parseStubDirectoryName,
   trashName,
 } from '../../lib/core/layout.ts';
-import { forecastCollection, type FoundEntry } from '../../lib/store/collector.ts';
 import { listJobFiles } from '../../lib/store/job-files.ts';
 import { isHolderAlive, listLeases } from '../../lib/store/lease.ts';
+import type { FoundEntry } from '../../lib/store/listed-entries.ts';
 import { findStub } from '../../lib/store/stub.ts';
 import { openBase } from '../../lib/store/user-directory.ts';
 import { forEachUser, type UserTurn } from '../../lib/store/users.ts';
@@ -24,6 +24,7 @@ import { tryFlock } from '../../lib/system/flock.ts';
 import { findMountedEntries, readMounts } from '../../lib/system/mounts.ts';
 import { processUid } from '../../lib/system/processes.ts';
 import type { FoundVariable } from '../../lib/system/user-processes.ts';
+import { forecastCollection } from '../forecast.ts';
 import { tellTrouble } from '../inventory.ts';
 import { askActiveJobs, findJobVariables, jobsWithProcesses } from '../slurm-jobs.ts';
 import { answers, type Check, type CheckContext } from './context.ts';

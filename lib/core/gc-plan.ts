@@ -43,6 +43,8 @@ export interface CollectionPolicy {
 export type KeepReason = 'leased' | 'mounted' | 'pinned' | 'young';
 
 export interface CollectionPlan<T extends EntryFacts = EntryFacts> {
+  /** What must be freed to reach the goal. */
+  readonly room: SpaceNeed;
   /** What should go, first the least recently used: enough, by what the entries claim, to reach the goal. */
   readonly evict: readonly T[];
   /** What may go after that, if the claims were too small. */
@@ -136,12 +138,34 @@ export function keepReason(
   return ageMs >= 0 && ageMs < policy.gcMinAgeSeconds * 1000 ? 'young' : undefined;
 }
 
-/** Plans a collection that is due; whether it is due is isCollectionDue's. */
+/** What must be freed until usage is below the low watermark, and `need` fits. */
+function missingRoom(usage: Usage, { gcLowPercent }: CollectionPolicy, need: SpaceNeed): SpaceNeed {
+  const { totalBytes, freeBytes, availableBytes, totalInodes, freeInodes } = usage;
+  // As blocksUsedPercent() and inodesUsedPercent() count.
+  const aboveLow = (used: number, all: number): number => {
+    const most = (gcLowPercent * all) / 100;
+    return used < most ? 0 : Math.floor(used - most) + 1;
+  };
+  const usedBytes = totalBytes - freeBytes;
+  const bytes = Math.max(aboveLow(usedBytes, usedBytes + availableBytes), need.bytes - availableBytes);
+  if (totalInodes === 0) return { bytes, inodes: 0 };
+  return {
+    bytes,
+    inodes: Math.max(aboveLow(totalInodes - freeInodes, totalInodes), need.inodes - freeInodes),
+  };
+}
+
+/**
+ * Plans a collection that is due; whether it is due is isCollectionDue's.
+ *
+ * @param need what is to be written and must fit
+ */
 export function planCollection<T extends EntryFacts>(
   entries: readonly T[],
   usage: Usage,
   policy: CollectionPolicy,
   nowMs: number,
+  need: SpaceNeed = { bytes: 0, inodes: 0 },
 ): CollectionPlan<T> {
   const kept: { entry: T; reason: KeepReason }[] = [];
   const candidates: T[] = [];
@@ -151,19 +175,16 @@ export function planCollection<T extends EntryFacts>(
     else kept.push({ entry, reason });
   }
   candidates.sort((a, b) => a.usedAtMs - b.usedAtMs || a.uid - b.uid || (a.name < b.name ? -1 : 1));
-  let forecast = usage;
-  let count = 0;
-  while (count < candidates.length && !isGoalReached(forecast, policy)) {
-    forecast = without(forecast, candidates[count]);
-    count++;
-  }
-  return { evict: candidates.slice(0, count), reserve: candidates.slice(count), kept };
+  const isEnough = (forecast: Usage): boolean => isGoalReached(forecast, policy) && fits(forecast, need);
+  const count = countUntil(usage, candidates, isEnough) ?? candidates.length;
+  const room = missingRoom(usage, policy, need);
+  return { room, evict: candidates.slice(0, count), reserve: candidates.slice(count), kept };
 }
 
 /** The usage after something is gone, never better than an empty disk. */
-function without(usage: Usage, space: SpaceNeed | undefined): Usage {
-  const bytes = Math.min(space?.bytes ?? 0, usage.totalBytes - usage.freeBytes);
-  const inodes = Math.min(space?.inodes ?? 0, usage.totalInodes - usage.freeInodes);
+function without(usage: Usage, space: SpaceNeed): Usage {
+  const bytes = Math.min(space.bytes, usage.totalBytes - usage.freeBytes);
+  const inodes = Math.min(space.inodes, usage.totalInodes - usage.freeInodes);
   return {
     ...usage,
     freeBytes: usage.freeBytes + bytes,

@@ -298,7 +298,7 @@ async function takeCreateLock(
   );
 }
 
-const openCreateLock = (userDirectory: Directory, name: string): number =>
+export const openCreateLock = (userDirectory: Directory, name: string): number =>
   openOrCreateFileBeneath(userDirectory, name, 0o600, constants.O_RDONLY);
 
 /**
@@ -397,7 +397,7 @@ function watchQuietly(place: Place, partial: string): WatchedDirectory[] | undef
   }
 }
 
-/** The collector knows an entry without a lock file of its own by the create lock of its name (collector.ts). */
+/** The collector knows an entry without a lock file of its own by the create lock of its name (eviction.ts). */
 async function underOwnLock<T>(
   request: AcquireRequest,
   name: string,

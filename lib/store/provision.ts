@@ -7,8 +7,9 @@ import { fits, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { quotaNeed } from '../core/quota-need.ts';
 import type { Settings } from '../core/settings.ts';
+import { measureCacheBytes } from './cache-size.ts';
 import { guessNeeds, makeRoomForImport } from './container-room.ts';
-import { collect, evictForQuota, measureCacheBytes, type CollectRequest } from './collector.ts';
+import { collect, evictForQuota, type CollectRequest } from './collector.ts';
 import { fillRootfs, type CreateContext, type KnownShortage } from './create.ts';
 import { openEnroot } from './enroot-program.ts';
 import type { EntryCreator } from './entry.ts';
@@ -63,7 +64,6 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
       measureCacheBytes({
         base,
         runtimePath: settings.runtimePath,
-        policy: settings,
         pinned: new Set(),
         log: provision.log.write,
       }),

@@ -29,7 +29,8 @@ const plan = suite('gc --dry-run', { skip: unlessPrivateMachine });
 interface Forecast {
   due: boolean;
   plan: {
-    evict: { name: string; uid: number }[];
+    room: { bytes: number; inodes: number };
+    evict: { name: string; uid: number; inodes: number }[];
     reserve: { name: string }[];
     kept: { entry: { name: string }; reason: string }[];
   };
@@ -138,7 +139,8 @@ plan('an image name in an entry cannot move the cursor of who reads the plan', a
 
 plan('of a node without a base, or without entries, is empty', async () => {
   await using node = await TestNode.start({ settings: everything });
-  assert.equal((await forecast(node, '--force')).plan, { evict: [], reserve: [], kept: [] });
+  const { plan: planned } = await forecast(node, '--force');
+  assert.equal([planned.evict, planned.reserve, planned.kept], [[], [], []]);
 });
 
 plan.run();
@@ -161,6 +163,12 @@ exact('plans, by what true entries claim, just what is then evicted', async () =
     assert.ok(freeInodes / totalInodes < 0.5);
     const { due, plan: planned } = await forecast(node);
     assert.ok(due && planned.evict.length > 0 && planned.reserve.length > 0);
+    const claimed = planned.evict.reduce((sum, { inodes }) => sum + inodes, 0);
+    assert.ok(planned.room.inodes > 0 && planned.room.inodes <= claimed);
+    assert.match(
+      (await node.gc('--dry-run')).stdout,
+      new RegExp(`^room   .* and ${planned.room.inodes} inodes must be freed$`, 'm'),
+    );
     const { stdout } = await node.gc('--json');
     const { evicted } = JSON.parse(stdout) as { evicted: { name: string }[] };
     assert.equal(

@@ -156,6 +156,7 @@ plan('keeps what is mounted and what is young, and says so', () => {
   const mounted = entry({ mounted: true });
   const young = entry({ usedAtMs: nowMs - minuteMs });
   assert.equal(planCollection([young, mounted], full, policy, nowMs), {
+    room: { bytes: 201, inodes: 0 },
     evict: [],
     reserve: [],
     kept: [
@@ -194,7 +195,7 @@ plan('evicts nothing where the goal is reached already', () => {
 plan('does its best where it cannot reach the goal', () => {
   const entries = [entry({ usedAtMs: 1 }), entry({ usedAtMs: 2 })];
   assert.equal(planCollection(entries, full, policy, nowMs).evict, entries);
-  assert.equal(planCollection([], full, policy, nowMs), { evict: [], reserve: [], kept: [] });
+  assert.equal(planCollection([], full, policy, nowMs).evict, []);
 });
 
 plan('at the same time goes by uid, then by name, in whatever order they were found', () => {
@@ -251,6 +252,44 @@ plan('leaves out inodes where they are made as they are needed', () => {
   const btrfs = { ...disk(850), totalInodes: 0, freeInodes: 0 };
   const [first, second] = [entry({ usedAtMs: 1, bytes: 100 }), entry({ usedAtMs: 2 })];
   assert.equal(planCollection([first, second], btrfs, policy, nowMs).evict, [first]);
+});
+
+plan('evicts for what is to be written, too', () => {
+  const entries = Array.from({ length: 10 }, (_, index) => entry({ usedAtMs: index, bytes: 50 }));
+  const count = (need: SpaceNeed): number =>
+    planCollection(entries, disk(850), policy, nowMs, need).evict.length;
+  assert.is(count({ bytes: 200, inodes: 0 }), 2);
+  assert.is(count({ bytes: 201, inodes: 0 }), 2);
+  assert.is(count({ bytes: 251, inodes: 0 }), 3);
+  assert.is(count({ bytes: 0, inodes: 1001 }), 10);
+});
+
+plan('tells the least room that reaches the goal', () => {
+  forAll(500, (random) => {
+    const [usedBytes, usedInodes] = [random.integer(0, 1000), random.integer(0, 1000)];
+    const need = { bytes: random.integer(0, 1000), inodes: random.integer(0, 1000) };
+    const lowPercent = random.integer(1, 99);
+    const { room } = planCollection(
+      [],
+      disk(usedBytes, usedInodes),
+      { ...policy, gcLowPercent: lowPercent },
+      nowMs,
+      need,
+    );
+    const isReached = ({ bytes, inodes }: SpaceNeed): boolean => {
+      const usage = disk(usedBytes - bytes, usedInodes - inodes);
+      return isGoalReached(usage, { ...policy, gcLowPercent: lowPercent }) && fits(usage, need);
+    };
+    assert.ok(room.bytes >= 0 && room.inodes >= 0);
+    assert.ok(isReached(room));
+    if (room.bytes > 0) assert.not.ok(isReached({ ...room, bytes: room.bytes - 1 }));
+    if (room.inodes > 0) assert.not.ok(isReached({ ...room, inodes: room.inodes - 1 }));
+  });
+  const btrfs = { ...disk(850), totalInodes: 0, freeInodes: 0 };
+  assert.equal(planCollection([], btrfs, policy, nowMs, { bytes: 0, inodes: 9 }).room, {
+    bytes: 51,
+    inodes: 0,
+  });
 });
 
 plan('loses no entry, keeps what is in use, goes by age, and stops as soon as it may', () => {

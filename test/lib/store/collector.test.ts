@@ -1,34 +1,23 @@
 /** The collector on real small filesystems: what goes, in which order, and what stays. */
 // test: timeout 600 s
-import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import {
   chmodSync,
   chownSync,
-  closeSync,
   existsSync,
   lchownSync,
   lstatSync,
   mkdirSync,
-  openSync,
-  readdirSync,
   readFileSync,
-  renameSync,
-  rmSync,
   symlinkSync,
   utimesSync,
   writeFileSync,
 } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { join } from 'node:path';
 import { blocksUsedPercent, inodesUsedPercent } from '../../../lib/core/gc-plan.ts';
-import {
-  createLockName,
-  directoryName,
-  entryName,
-  lockFileName,
-  partialName,
-} from '../../../lib/core/layout.ts';
+import { directoryName, entryName, lockFileName } from '../../../lib/core/layout.ts';
 import { readUsage } from '../../../lib/system/disk-usage.ts';
-import { tryFlock } from '../../../lib/system/flock.ts';
+import { end, endAll, inBackground, unshare } from '../../helpers/background-script.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
 import {
   isAlive,
@@ -192,36 +181,7 @@ goal.run();
 
 const kept = suite('collector: what stays', { skip: unlessPrivateMachine });
 
-const started: ChildProcess[] = [];
-
-function endAll(): void {
-  for (const child of started.splice(0)) child.kill('SIGKILL');
-}
 kept.after.each(endAll);
-
-/** Starts a shell script that ends in a `sleep`, and waits until it is there. */
-async function inBackground(
-  wrapper: readonly string[],
-  script: string,
-  ...parameters: string[]
-): Promise<ChildProcess> {
-  const [file, ...rest] = [...wrapper, 'sh', '-euc', `${script}; exec sleep infinity`, 'sh', ...parameters];
-  const child = spawn(file!, rest, {
-    stdio: ['ignore', 'inherit', 'inherit'],
-    env: { PATH: '/usr/sbin:/usr/bin:/sbin:/bin' },
-  });
-  started.push(child);
-  await until(`"${script}" is done`, () => {
-    if (child.exitCode !== null) throw new Error(`"${script}" ended with exit code ${child.exitCode}`);
-    return readFileSync(`/proc/${child.pid!}/comm`, 'utf8') === 'sleep\n';
-  });
-  return child;
-}
-
-async function end(child: ChildProcess): Promise<void> {
-  child.kill('SIGKILL');
-  await until('it has ended', () => child.exitCode !== null || child.signalCode !== null);
-}
 
 /** Collects as much as possible and returns the reasons why something stayed. */
 async function collectAll(node: TestNode): Promise<Record<string, number>> {
@@ -254,8 +214,6 @@ kept('an entry whose job has ended without an Epilog goes, and so does the recor
   assert.equal(await collectAll(node), {});
   assert.equal([node.entries(alice), node.leases()], [[], []]);
 });
-
-const unshare = ['unshare', '--mount', '--propagation', 'private'];
 
 const overlay = (lower: string): string =>
   `mkdir -p /media/u /media/w; mount -t overlay -o "lowerdir=${lower},upperdir=/media/u,workdir=/media/w,userxattr" overlay /srv`;
@@ -462,147 +420,6 @@ gone(
     }
   },
 );
-
-gone('trash that an earlier collector left, also what its user had closed', async () => {
-  await using node = await TestNode.start({ settings: everything });
-  node.makeUserDirectory(alice);
-  const left = join(node.basePath, '.trash/pyxis_cache_u59001_0000000000000001.abcdef');
-  mkdirSync(join(left, 'a/b'), { recursive: true });
-  writeFileSync(join(left, 'a/b/file'), '');
-  command('chown', '--recursive', `${alice.uid}`, left);
-  for (const path of ['a/b', 'a', '.']) chmodSync(join(left, path), 0o000);
-  symlinkSync(node.root, join(node.basePath, '.trash/link'));
-  writeFileSync(join(node.basePath, '.trash/-rf'), '');
-  // Far below the watermark: leftovers go always.
-  node.configure({ container_cache_gc_high: 99, container_cache_gc_low: 98 });
-  assert.is((await node.gc()).exitCode, 0);
-  assert.equal(node.trash(), []);
-  assert.ok(existsSync(node.configPath));
-});
-
-gone("a dead creator's partial directory and create lock; a living one's stay", async () => {
-  await using node = await TestNode.start({ settings: everything });
-  const user = node.makeUserDirectory(alice);
-  const leave = (number: number): { partial: string; lock: string } => {
-    const entry = `pyxis_cache_u${alice.uid}_${hash(number)}`;
-    const partial = join(user, partialName(entry, 7, 'abcd'));
-    const lock = join(user, createLockName(entry));
-    mkdirSync(join(partial, 'rootfs'), { recursive: true });
-    writeFileSync(lock, '');
-    command('chown', '--recursive', `${alice.uid}:${alice.gid}`, partial, lock);
-    return { partial, lock };
-  };
-  const dead = leave(1);
-  const living = leave(2);
-  const lockless = leave(3);
-  rmSync(lockless.lock);
-  const creator = openSync(living.lock, 'r');
-  try {
-    assert.ok(tryFlock(creator, 'exclusive'));
-    assert.is((await node.gc('--force')).exitCode, 1);
-    assert.equal(
-      readdirSync(user).sort(),
-      [living.partial, living.lock].map((path) => basename(path)).sort(),
-    );
-  } finally {
-    closeSync(creator);
-  }
-  await node.gc('--force');
-  assert.equal([readdirSync(user), node.trash()], [[], []]);
-  assert.not(existsSync(dead.partial));
-});
-
-gone(
-  'a stub that no Epilog came for; one that is young or mounted stays, and so does a container',
-  async () => {
-    await using node = await TestNode.start({ settings: everything });
-    const user = node.makeUserDirectory(alice);
-    const anHourAgo = Date.now() / 1000 - 3700;
-    const leave = (name: string, { isOld, isStub }: { isOld: boolean; isStub: boolean }): string => {
-      const path = join(user, name);
-      mkdirSync(join(path, '.container-cache/upper'), { recursive: true });
-      const mark = join(path, '.container-cache', isStub ? 'entry' : 'other');
-      writeFileSync(mark, '');
-      command('chown', '--recursive', `${alice.uid}:${alice.gid}`, path);
-      if (isOld) utimesSync(mark, anHourAgo, anHourAgo);
-      return path;
-    };
-    const old = leave('.pyxis_42.0', { isOld: true, isStub: true });
-    const ofJobScope = leave('.pyxis_42_42.1', { isOld: true, isStub: true });
-    const mounted = leave('.pyxis_43.0', { isOld: true, isStub: true });
-    const young = leave('.pyxis_44.0', { isOld: false, isStub: true });
-    const container = leave('.pyxis_45.0', { isOld: true, isStub: false });
-    const named = leave('.pyxis_mine', { isOld: true, isStub: true });
-    symlinkSync(node.root, join(user, '.pyxis_46.0'));
-    const step = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
-    await node.gc('--force');
-    const all = [old, ofJobScope, mounted, young, container, named, node.root];
-    assert.equal(
-      all.map((path) => existsSync(path)),
-      [false, false, true, true, true, true, true],
-    );
-    await end(step);
-    await node.gc('--force');
-    assert.not(existsSync(mounted));
-  },
-);
-
-gone('entries and stubs of version 0.1, without a dot, but not those that are in use', async () => {
-  await using node = await TestNode.start({
-    settings: { container_cache_gc_high: 99, container_cache_gc_low: 98 },
-  });
-  const plant = (number: number): string => {
-    const path = node.plant(alice, { hash: hash(number), usedSecondsAgo: 0 });
-    const former = join(dirname(path), nameOf(path));
-    renameSync(path, former);
-    return former;
-  };
-  const [idle, locked, mounted, lockless] = [1, 2, 3, 4].map(plant) as [string, string, string, string];
-  rmSync(lockFileOf(lockless));
-  const current = node.plant(alice, { hash: hash(5), usedSecondsAgo: 0 });
-  const ofBob = join(node.userPath(alice), entryName(bob.uid, hash(6)));
-  mkdirSync(ofBob);
-  const lease = openSync(lockFileOf(locked), 'r');
-  const step = await inBackground(unshare, 'mount --bind "$1" /srv', mounted);
-  try {
-    assert.ok(tryFlock(lease, 'shared'));
-    assert.is((await node.gc()).exitCode, 0);
-    const all = [idle, locked, mounted, lockless, current, ofBob];
-    assert.equal(
-      all.map((path) => existsSync(path)),
-      [false, true, true, false, true, true],
-    );
-  } finally {
-    closeSync(lease);
-    await end(step);
-  }
-  await node.gc();
-  assert.equal([existsSync(locked), existsSync(mounted), node.trash()], [false, false, []]);
-});
-
-gone('a create lock that cannot be opened stops neither the sweep nor the collection', async () => {
-  await using node = await TestNode.start({ settings: everything });
-  const user = node.makeUserDirectory(alice);
-  const elsewhere = join(node.root, 'elsewhere');
-  for (const [number, make] of [
-    (path: string) => {
-      symlinkSync(elsewhere, path);
-    },
-    (path: string) => {
-      mkdirSync(path);
-    },
-    (path: string) => {
-      command('mkfifo', path);
-    },
-  ].entries()) {
-    make(join(user, createLockName(`pyxis_cache_u${alice.uid}_${hash(number)}`)));
-  }
-  node.plant(alice, { hash: hash(9), usedSecondsAgo: 1000 });
-  node.plant(bob, { hash: hash(9), usedSecondsAgo: 1000 });
-  assert.equal(await collectAll(node), {});
-  assert.equal([node.entries(alice), node.entries(bob)], [[], []]);
-  assert.not(existsSync(elsewhere));
-});
 
 gone.run();
 
