@@ -31,7 +31,8 @@ const configuration = (source: string, target: string): PackagedFile => ({
 });
 const documentation = (
   source: string,
-  target = `${documents}/${source.replace(/^docs\//, '')}`,
+  // Below docs/ as in the source: so links between the texts lead somewhere.
+  target = `${documents}/${source}`,
 ): PackagedFile => ({
   ...file(source, target),
   isDocumentation: true,
@@ -48,6 +49,7 @@ export const packagedDirectories: readonly string[] = [
   `${program}/bin`,
   program,
   `${documents}/monitoring`,
+  `${documents}/docs`,
   documents,
 ];
 
@@ -77,8 +79,8 @@ export const packagedFiles: readonly PackagedFile[] = [
   })),
   documentation('packaging/copyright', `${documents}/copyright`),
   { ...documentation('third-party-licenses'), made: true },
-  ...['README.md', 'OPERATIONS.md', 'DESIGN.md', 'SECURITY.md', 'slurm.conf.snippet'].map((name) =>
-    documentation(name),
+  ...['README.md', 'OPERATIONS.md', 'DESIGN.md', 'SECURITY.md', 'CHANGELOG.md', 'slurm.conf.snippet'].map(
+    (name) => documentation(name),
   ),
   ...readdirSync(join(projectRoot, 'docs'))
     .filter((name) => name.endsWith('.md'))

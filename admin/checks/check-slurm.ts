@@ -3,8 +3,9 @@ import { globSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { mountsPath } from '../../lib/core/enroot-conf.ts';
 import { reporter, type Finding } from './findings.ts';
-import { longestPrologSeconds } from '../../lib/core/settings.ts';
+import { defaultRuntimePath, longestPrologSeconds } from '../../lib/core/settings.ts';
 import {
+  asksSeldom,
   batchStartTimeoutSeconds,
   messageTimeoutSeconds,
   prologTimeoutSeconds,
@@ -36,7 +37,7 @@ export const checkSlurm: Check = async (context) => {
   return [
     ...(await programFindings(context, conf, 'Prolog')),
     ...(await programFindings(context, conf, 'Epilog')),
-    ...flagFindings(conf),
+    ...(await flagFindings(context, conf)),
     ...timeoutFindings(context, conf),
     await taskPrologFinding(context, conf),
   ];
@@ -128,14 +129,15 @@ async function lookAt(
   return { value, isOurs: true, finding: report.ok(`${key}: ${path}${by}${copy}`) };
 }
 
-function flagFindings(conf: SlurmConf): Finding[] {
+/** With Alloc or without is a choice: jobs are right either way. */
+async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Finding[]> {
   const flags = conf.last('PrologFlags');
   if (!runsAtAllocation(flags)) {
     const found = flags === undefined ? 'is not set' : `is ${flags}, without Alloc`;
     return [
-      report.bad(
-        `PrologFlags ${found}: the Prolog runs when the job's first step does, whose time its unpack takes`,
-        'in slurm.conf, with the flags you have: PrologFlags=Alloc',
+      report.warn(
+        `PrologFlags ${found}: the Prolog runs with the job's first step, and an unpack takes the job's time`,
+        'in slurm.conf, with the flags you have: PrologFlags=Alloc; leave it out only where nearly all jobs are short and start from entries',
       ),
     ];
   }
@@ -147,8 +149,19 @@ function flagFindings(conf: SlurmConf): Finding[] {
       ),
     ];
   }
-  const implied = /\balloc\b/i.test(flags ?? '') ? '' : ': implies Alloc, the Prolog runs at allocation';
-  return [report.ok(`PrologFlags=${flags ?? ''}${implied}`)];
+  const implied = /\balloc\b/i.test(flags ?? '') ? '' : ' implies Alloc';
+  const version = await findSlurmVersion(context);
+  const polls =
+    version === undefined
+      ? ''
+      : asksSeldom(version)
+        ? `; srun of Slurm ${version.join('.')} asks for its node after 0.1, 1.1 and 2.6 s, so a Prolog of more than 0.1 s makes it wait a second`
+        : `; srun of Slurm ${version.join('.')} asks for its node every 0.1 s`;
+  return [
+    report.ok(
+      `PrologFlags=${flags ?? ''}${implied}: images are unpacked while the job is CONFIGURING${polls}`,
+    ),
+  ];
 }
 
 function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[] {
@@ -209,6 +222,13 @@ async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promis
     return report.bad(
       `TaskProlog: it runs inside the container, where nothing puts ${path}: every task of a container fails`,
       `${without}; or add the line of slurm.conf.snippet to ${context.settings.enrootSysconfPath}/mounts.d`,
+    );
+  }
+  const jobsInContainers = `${defaultRuntimePath}/jobs`;
+  if (!(await isMountedInContainers(context, jobsInContainers))) {
+    return report.warn(
+      `TaskProlog: ${path} prints nothing inside containers, where nothing puts ${jobsInContainers}: their /run is a tmpfs`,
+      `add the second line of slurm.conf.snippet to ${context.settings.enrootSysconfPath}/mounts.d; or ${without}`,
     );
   }
   const ours = await readText(`${installDirectory(context)}/${basename(path)}`);

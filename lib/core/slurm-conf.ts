@@ -144,6 +144,14 @@ export function messageTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number {
 }
 
 /**
+ * Whether srun, with Alloc, asks for its node 0.1 s after the allocation and then only after 1.1 and 2.6 s (allocate.c of Slurm
+ * 23.02 and newer). Before, it asked every 0.1 s.
+ */
+export function asksSeldom(version: Version): boolean {
+  return isAtLeast(version, [23, 2]);
+}
+
+/**
  * Whether a TaskProlog under pyxis needs slurmstepd's own libraries inside the container: from Slurm 24.11 until 25.05
  * slurmstepd executes itself again for it (NVIDIA/pyxis issue 163).
  */

@@ -261,12 +261,17 @@ whole('says it for people, too, with the remedy below', async () => {
   assert.match(good.stdout, /^ok {4}base {7}\/mnt\/.*: tmpfs, owned by root, mode 0755$/m);
   assert.match(good.stdout, /\nWell; 2 to be minded\.\n$/);
   right.slurmConf({ PrologFlags: null });
+  const fair = right.program(['check']);
+  assert.is(fair.status, 0);
+  assert.match(
+    fair.stdout,
+    /^warn {2}slurm {6}PrologFlags is not set.*\n {17}in slurm\.conf.*PrologFlags=Alloc; leave it out only .*$/m,
+  );
+  assert.match(fair.stdout, /\nWell; 3 to be minded\.\n$/);
+  right.slurmConf({ Epilog: null });
   const poor = right.program(['check']);
   assert.is(poor.status, 1);
-  assert.match(
-    poor.stdout,
-    /^bad {3}slurm {6}PrologFlags is not set.*\n {17}in slurm\.conf.*PrologFlags=Alloc$/m,
-  );
+  assert.match(poor.stdout, /^bad {3}slurm {6}Epilog is not set\n {17}in slurm\.conf: Epilog=.*$/m);
   assert.match(poor.stdout, /\nNot well: 1 bad, 2 to be minded\.\n$/);
 });
 
@@ -495,8 +500,34 @@ slurm('without Prolog, Epilog or flags', async () => {
     right.check(),
     ['bad', 'slurm', /^Prolog is not set/],
     ['bad', 'slurm', /^Epilog: nothing of container-cache in \/bin\/true/],
-    ['bad', 'slurm', /^PrologFlags is NoHold, without Alloc/],
+    ['warn', 'slurm', /^PrologFlags is NoHold, without Alloc/],
   );
+});
+
+slurm('says what Alloc brings on this version of Slurm, and that Contain is Alloc', async () => {
+  await using right = await RightNode.start(['slurm']);
+  for (const [version, flags, said] of [
+    [
+      '22.05.8',
+      'Alloc',
+      /^PrologFlags=Alloc: images are .* CONFIGURING; srun of Slurm 22\.5\.8 asks .* every 0\.1 s$/,
+    ],
+    [
+      '23.02.0',
+      'Contain',
+      /^PrologFlags=Contain implies Alloc: .* asks for its node after 0\.1, 1\.1 and 2\.6 s/,
+    ],
+    ['26.05.3', 'NoHold,X11', /^PrologFlags=NoHold,X11 implies Alloc: .* makes it wait a second$/],
+  ] as const) {
+    writeFileSync(slurmVersionFile, `slurm ${version}\n`);
+    right.slurmConf({ PrologFlags: flags });
+    const result = right.check();
+    assertProblems(result);
+    assert.ok(
+      textsOf(result, 'slurm').some((text) => said.test(text)),
+      textsOf(result, 'slurm').join('\n'),
+    );
+  }
 });
 
 slurm('a pattern, a script and several Prologs may lead to ours', async () => {
@@ -591,6 +622,15 @@ slurm('a TaskProlog that containers do not have, or that this Slurm cannot run t
   right.write(
     'enroot/mounts.d/20-taskprolog.fstab',
     `${taskProlog} ${taskProlog} none x-create=file,bind,ro,nosuid,nodev,nofail,silent\n`,
+  );
+  assertProblems(right.check(), [
+    'warn',
+    'slurm',
+    /prints nothing inside containers, where nothing puts \/run\/container-cache\/jobs/,
+  ]);
+  right.write(
+    'enroot/mounts.d/90-jobs.fstab',
+    '/run/x/jobs /run/container-cache/jobs none x-create=dir,bind,ro,nosuid,nodev,nofail,silent\n',
   );
   assertProblems(right.check());
   writeFileSync(slurmVersionFile, 'slurm 24.11.3\n');

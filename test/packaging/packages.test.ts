@@ -23,6 +23,7 @@ import { dirname, join } from 'node:path';
 import { build, executable } from '../../build/build.ts';
 import { makeOtherFiles, packFiles } from '../../build/package.ts';
 import { packagedFiles, packagedLinks } from '../../build/package-files.ts';
+import { projectRoot } from '../../build/source-files.ts';
 import { makeImage } from '../helpers/squashfs-image.ts';
 import { isAlive } from '../helpers/node.ts';
 import { alice, enterPrivateMachine, machineRoot, unlessPrivateMachine } from '../helpers/private-machine.ts';
@@ -277,6 +278,21 @@ test('packed twice they are the same to the byte, and SHA256SUMS says so', (stat
     encoding: 'utf8',
   });
   assert.is(status, 0, stderr);
+});
+
+test('links between the texts lead to a file of the package', () => {
+  const texts = packagedFiles.filter(({ target }) => target.endsWith('.md'));
+  const targets = new Set(packagedFiles.map(({ target }) => target));
+  const links = texts.flatMap(({ source, target }) =>
+    [...readFileSync(join(projectRoot, source), 'utf8').matchAll(/\]\((?!https?:)([^)#]+)/g)].map(
+      ([, link = '']) => ({ from: source, link, to: join(dirname(target), link) }),
+    ),
+  );
+  assert.ok(links.length > 15, `${links.length} links`);
+  assert.equal(
+    links.filter(({ to }) => !targets.has(to)),
+    [],
+  );
 });
 
 test('the archive unpacks to the same tree', (state) => {

@@ -1,9 +1,12 @@
 /** Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and enroot. */
 // test: timeout 1200 s
 
+import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createLockName, directoryName, eventsPath } from '../../lib/core/layout.ts';
+import { taskPrologNeedsLibraries } from '../../lib/core/slurm-conf.ts';
+import { parseVersion } from '../../lib/core/version.ts';
 import {
   credentials,
   startDockerRegistry,
@@ -33,6 +36,15 @@ const FOR_IMAGE_FILES = ['squashfuse'];
 const FOR_REGISTRIES = ['curl', 'jq'];
 const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
 const skip = slurmAvailable() ?? standInUnavailable(always);
+
+/** Slurms whose slurmstepd lacks its own libraries in a container cannot run one there (slurm.conf.snippet). */
+function unlessTaskPrologInContainers(): string | undefined {
+  const { stdout } = spawnSync('slurmd', ['-V'], { encoding: 'utf8' });
+  const version = parseVersion(stdout);
+  return version === undefined || taskPrologNeedsLibraries(version)
+    ? `needs a Slurm that runs a TaskProlog inside containers; this is ${stdout.trim()}`
+    : undefined;
+}
 
 const WAIT_LIMIT_MS = 90_000;
 const RUNTIME_PATH = '/run/container-cache';
@@ -662,3 +674,31 @@ registries('with a password that only the job knows, an image that was pushed an
 });
 
 registries.run();
+
+const taskProlog = suite<State>('the TaskProlog', {
+  skip: skip ?? unlessTaskPrologInContainers(),
+  state: {},
+});
+
+taskProlog.before(async (state) => {
+  state.containers = await startContainerCluster({
+    programs: programsUnderTest(),
+    isCached: true,
+    withTaskProlog: true,
+  });
+});
+taskProlog.after(async ({ containers }) => {
+  await containers?.[Symbol.asyncDispose]();
+});
+
+taskProlog('tells tasks inside a container where the entries are', async (state) => {
+  const containers = requireContainers(state);
+  const { cluster, userPath } = containers;
+  const print = ['sh', '-c', 'echo "$ENROOT_DATA_PATH $ENROOT_ROOTFS_WRITABLE"'];
+  const container = `--container-image=${image(containers, 'told')}`;
+  const { stdout, stderr } = await cluster.run(USER, ['srun', '--ntasks=2', container, ...print]);
+  assert.is(stdout, `${userPath} n\n`.repeat(2), stderr);
+  await assertClean(containers);
+});
+
+taskProlog.run();

@@ -11,6 +11,7 @@ import * as path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 import { build, distDirectory } from '../../build/build.ts';
+import { projectRoot } from '../../build/source-files.ts';
 import { directoryName, parseEntryDirectoryName } from '../../lib/core/layout.ts';
 import type { ImageConfiguration } from '../helpers/docker-registry.ts';
 import { makeImage, type Tree } from '../helpers/squashfs-image.ts';
@@ -58,6 +59,8 @@ export interface ContainerClusterOptions {
   readonly slurmConf?: Readonly<Record<string, string>>;
   /** How many jobs run at once, by the processors that the node claims. */
   readonly cpus?: number;
+  /** Our TaskProlog, set up as slurm.conf.snippet says. */
+  readonly withTaskProlog?: boolean;
 }
 
 export interface ContainerCluster extends AsyncDisposable {
@@ -118,7 +121,14 @@ function layoutOf({ root }: ClusterPaths): Layout {
 async function prepare(
   paths: ClusterPaths,
   layout: Layout,
-  { programs, isCached, settings = [], slurmConf = {}, cpus }: ContainerClusterOptions,
+  {
+    programs,
+    isCached,
+    settings = [],
+    slurmConf = {},
+    cpus,
+    withTaskProlog = false,
+  }: ContainerClusterOptions,
 ): Promise<ClusterOptions> {
   for (const directory of [layout.outputPath, layout.enrootCachePath, layout.enrootDataBasePath]) {
     await fsp.mkdir(directory);
@@ -151,6 +161,7 @@ async function prepare(
     slurmConf: {
       Prolog: path.join(layout.cachePath, 'prolog'),
       Epilog: path.join(layout.cachePath, 'epilog'),
+      ...(withTaskProlog ? { TaskProlog: await installTaskProlog(layout, sysconfPath) } : {}),
       ...parameters,
     },
   };
@@ -181,6 +192,18 @@ async function installCache(layout: Layout, sysconfPath: string): Promise<void> 
     path.join(distDirectory, '00-container-cache.fstab'),
     path.join(sysconfPath, 'mounts.d/00-container-cache.fstab'),
   );
+}
+
+/** Both lines of slurm.conf.snippet, for where the TaskProlog is here. @returns its path */
+async function installTaskProlog(layout: Layout, sysconfPath: string): Promise<string> {
+  const snippet = await fsp.readFile(path.join(projectRoot, 'slurm.conf.snippet'), 'utf8');
+  const lines = [...snippet.matchAll(/^#\s+(\/\S+ \/\S+ none x-create=.*)$/gm)].map(([, line = '']) =>
+    line.replaceAll('/usr/libexec/container-cache', layout.cachePath),
+  );
+  const [, file = ''] = /\/etc\/enroot\/(mounts\.d\/\S+\.fstab) with these two lines/.exec(snippet) ?? [];
+  if (lines.length !== 2 || file === '') throw new Error('slurm.conf.snippet says nothing of the TaskProlog');
+  await fsp.writeFile(path.join(sysconfPath, file), `${lines.join('\n')}\n`);
+  return path.join(layout.cachePath, 'taskprolog');
 }
 
 async function openCluster(
