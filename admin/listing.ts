@@ -7,7 +7,7 @@
  */
 import { lockFileName } from '../lib/core/layout.ts';
 
-/** How find(1) prints an unpacked tree for parseListedFile. */
+/** How find(1) prints an unpacked tree for parseTreeLine(). */
 export const findFormat = {
   link: '%M %s %TY-%Tm-%Td %TH:%TM /%P -> %l\\n',
   other: '%M %s %TY-%Tm-%Td %TH:%TM /%P\\n',

@@ -1,4 +1,4 @@
-/** Prolog and Epilog, called as slurmd calls them (platform facts: slurm.conf(5), "PROLOG AND EPILOG SCRIPTS"). */
+/** Prolog and Epilog, called as slurmd calls them (slurm.conf(5), "PROLOG AND EPILOG SCRIPTS"). */
 
 export interface SampleJob {
   readonly jobId: number;

@@ -40,7 +40,7 @@ export const executable = join(distDirectory, 'container-cache');
 /** The asset's name of the admin command's bundle. */
 const ADMIN_ASSET = 'admin.cjs';
 const PROGRAM_NAMES = ['prolog', 'epilog'];
-/** Source and mode; a part that another issue adds may not be there yet. */
+/** Source and mode. */
 const COPIES: readonly { source: string; mode: number }[] = [
   { source: 'taskprolog/taskprolog', mode: 0o755 },
   { source: 'enroot/enroot', mode: 0o755 },
@@ -113,14 +113,10 @@ function digestOfInputs(): string {
 
 function isUpToDate(inputs: string): boolean {
   const outputs = [executable, ...PROGRAM_NAMES.map((name) => join(distDirectory, name))];
-  outputs.push(...presentCopies().map(({ source }) => join(distDirectory, basename(source))));
+  outputs.push(...COPIES.map(({ source }) => join(distDirectory, basename(source))));
   return (
     existsSync(STAMP) && readFileSync(STAMP, 'utf8') === inputs && outputs.every((path) => existsSync(path))
   );
-}
-
-function presentCopies(): typeof COPIES {
-  return COPIES.filter(({ source }) => existsSync(join(projectRoot, source)));
 }
 
 /** @throws an Error if the runtime is not the one that was pinned, whoever changed it */
@@ -145,7 +141,7 @@ async function makeDist(): Promise<void> {
   mkdirSync(aside);
   try {
     await makeExecutable('main.ts', join(aside, basename(executable)));
-    for (const { source, mode } of presentCopies()) {
+    for (const { source, mode } of COPIES) {
       const target = join(aside, basename(source));
       copyFileSync(join(projectRoot, source), target);
       chmodSync(target, mode);

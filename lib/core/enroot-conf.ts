@@ -1,7 +1,7 @@
 /**
- * enroot's own configuration, `enroot.conf` and `enroot.conf.d/*.conf` (platform.md 15), and its mounts.d.
+ * enroot's own configuration, `enroot.conf` and then `enroot.conf.d/*.conf`, and its mounts.d.
  *
- * A value is evaluated by the shell, so here it stays as it is written. Of several lines for a key the first with a
+ * The shell evaluates a value, so here it stays as it is written. Of several lines for a key the first with a
  * value counts.
  */
 import { withoutLastSlashes } from './mountinfo.ts';

@@ -1,35 +1,38 @@
 /**
  * Every path and every name of ours, so that no other module pastes one together.
  *
- *   /raid/data/                                                     basePath
- *   /raid/data/pyxis-container-cache-gc.lock                        collectorLockName
- *   /raid/data/.trash/                                              trashPath
- *   /raid/data/1000/                                                userPath
- *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/            entryPath
- *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122/.pyxis_cache_lock    lockPath
- *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.create.lock          createLockPath
- *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.42-9f3c.partial/     partialPath
- *   /raid/data/1000/.pyxis_cache_u1000_00deadbeef001122.unshared             unsharedName
- *   /raid/data/1000/.digests/00deadbeef001122                       digestPath
- *   /raid/data/1000/.home/                                          homelessPath
- *   /raid/data/1000/.images/00deadbeef001122, 00deadbeef001122.seen imagesName, seenName
- *   /run/container-cache/leases/42                                  leasePath
- *   /run/container-cache/leases/42.starting                         startingPath
- *   /raid/data/1000/.pyxis_42.0/.container-cache/entry              stubMarkPath
- *   /run/container-cache/jobs/42/env, images                        jobEnvPath, jobImagesPath
- *   /run/container-cache/node                                       nodeFactsPath
- *   /run/container-cache/collector.lock                             backgroundCollectorPath
- *   /run/container-cache/registries/1000                            registryMemoryPath
- *   /run/container-cache/warming/1000.1                             warmingsPath, warmingName
- *   /run/container-cache/sizes, gc-missed                           entrySizesPath, missedGoalPath
- *   /run/container-cache/room, room.lock, answers/4711              roomPath, roomLockPath, roomAnswerPath
- *   /raid/data/1000/.steps-42.events                                stepEventsName
- *   /var/lib/container-cache/events/2026-11-24                      eventsPath
- *   /var/lib/container-cache/counters, pins                         countersPath, pinsPath
+ *   /raid/data/                                        settings.basePath
+ *   /raid/data/pyxis-container-cache-gc.lock           collectorLockName
+ *   /raid/data/.trash/                                 trashPath
+ *   /raid/data/1000/                                   userPath
+ *   /raid/data/1000/.ENTRY/                            entryPath
+ *   /raid/data/1000/.ENTRY/.pyxis_cache_lock           lockPath
+ *   /raid/data/1000/.ENTRY.create.lock                 createLockName
+ *   /raid/data/1000/.ENTRY.42-9f3c.partial/            partialName
+ *   /raid/data/1000/.ENTRY.unshared                    unsharedName
+ *   /raid/data/1000/.digests/00deadbeef001122          digestPath
+ *   /raid/data/1000/.home/                             homelessPath
+ *   /raid/data/1000/.images/00deadbeef001122           imagesName, named by image-hash.ts
+ *   /raid/data/1000/.images/00deadbeef001122.seen      seenName
+ *   /raid/data/1000/.images/importer                   importerNoteName
+ *   /raid/data/1000/.pyxis_42.0/.container-cache/entry stubMarkPath
+ *   /raid/data/1000/.steps-42.events                   stepEventsName
+ *   /run/container-cache/leases/42                     leasePath
+ *   /run/container-cache/leases/42.starting            startingPath
+ *   /run/container-cache/jobs/42/env, images           jobPath, jobEnvName, jobImagesName
+ *   /run/container-cache/node                          nodeFactsPath
+ *   /run/container-cache/collector.lock                backgroundCollectorPath
+ *   /run/container-cache/registries/1000               registryMemoryPath
+ *   /run/container-cache/warming/1000.1                warmingsPath, warmingName
+ *   /run/container-cache/sizes, gc-missed              entrySizesPath, missedGoalPath
+ *   /run/container-cache/room, room.lock, answers/4711 roomPath, roomLockPath, roomAnswerPath
+ *   /var/lib/container-cache/events/2026-11-24         eventsPath
+ *   /var/lib/container-cache/counters, pins            countersPath, pinsPath
  *
- * An entry is called `pyxis_cache_u1000_00deadbeef001122` and a container `pyxis_42.0` in logs, leases, pins, commands and calls. The
- * directories of both have a dot before the name: `enroot list` shows every other directory of a data path as a container that
- * can be removed, and scripts that clean up look for `pyxis_*`.
+ * ENTRY is `pyxis_cache_u1000_00deadbeef001122` (entryName), and a container is called `pyxis_42.0`: so in logs,
+ * leases, pins, commands and calls. The directories of both have a dot before the name: `enroot list` shows
+ * every other directory of a data path as a container that can be removed, and scripts that clean up look for
+ * `pyxis_*`.
  */
 
 export const lockFileName = '.pyxis_cache_lock';

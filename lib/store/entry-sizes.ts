@@ -1,6 +1,6 @@
 /**
  * What entries take on disk, as root has counted it, kept in `<runtime>/sizes` so that not every unpack has to count all
- * files of the node. What an entry claims of itself plays no part (I10).
+ * files of the node. What an entry claims of itself plays no part (I14).
  *
  * A file with several names counts as its share for each of them: so entries that share files take together what they
  * take on disk, and nobody can make the cache look larger by hard links.

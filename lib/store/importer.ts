@@ -1,12 +1,26 @@
 /**
- * pyxis' `importer=`: a program of the site that gets images of registries in enroot's stead (pyxis, importers/README.md).
+ * pyxis' `importer=`: a program of the site that fetches images of registries instead of enroot (pyxis,
+ * importers/README.md).
  *
  *   IMPORTER get URI     prints the path of a squashfs file: the image of the entry
  *   IMPORTER release     the file is not needed any more
  *
- * pyxis calls it in each step. A Prolog calls it before, as the same user, so that the image is there. That pays only if the file
- * stays: of an importer whose file is gone after `release` each step gets a file of its own, whose bytes differ although the image
- * is the same. Such a file is nobody's entry. What an importer is like is seen, by each user, and noted in the user's directory.
+ *   1. The Prolog runs `get` as the user, before the step does, makes an entry of the file, and runs `release`.
+ *   2. pyxis runs `get` again in each step and hands the same file to `create` or `start`: its content has the
+ *      entry.
+ *
+ * This works only if the file stays. A file that is gone after `release`, or lies in pyxis' `runtime_path`, is
+ * of one use: its bytes are others each time (mksquashfs writes its time), so no entry is made of it. The first
+ * Prolog of a user may have fetched such a file; the wrapper gives it to the step's importer by a rename
+ * (cc_take_held), so nothing is downloaded twice. `.images/importer` notes this for the user and this file of
+ * the importer, and later Prologs leave such images to the steps.
+ *
+ * Where no Prolog saw the image, a step notes of which file it made an entry. If that file is gone at the next
+ * look, and the step's own importer had just made it, no further entry is made.
+ *
+ * A Prolog lacks the job's variables. So a failed `get` is no answer: the step asks, and Prologs of the user do
+ * not ask for that image again for ten minutes. Not solved: an importer that deletes files outside of
+ * `runtime_path` costs each user of a node one more download, once.
  */
 import { existsSync, lstatSync, mkdirSync, chownSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';

@@ -1,6 +1,6 @@
 /**
  * The entries of all users of a base, as they are: when each was used last, whether a job holds it or a process has it mounted, and what
- * it says of itself, which decides nothing (I10).
+ * it says of itself, which decides nothing (I14).
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
  */

@@ -1,7 +1,10 @@
 /**
- * What deleting entries would free, looked at on the disk: what entries claim decides nothing about what is deleted (I10).
+ * What deleting entries would free, counted on the disk: what entries claim decides nothing about what is
+ * deleted (I14).
  *
- * A file with several names is freed with the last of them: it counts once all of them were met, in whichever entries they are.
+ * A file with several names is freed with the last of them: it counts once all of them were met, in whichever
+ * entries they are. Copies that share blocks (reflinks) count each. Whoever makes such copies gains no more than
+ * by an image that is as large as it says.
  */
 import type { Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';

@@ -18,7 +18,7 @@ export type FlockMode = 'shared' | 'exclusive';
 
 /** flock(1) exits with this, and nothing else does, when the lock is held by another. EX_TEMPFAIL of sysexits.h. */
 const CONFLICT_EXIT_CODE = 75;
-/** A Prolog has no PATH (platform.md 1). */
+/** slurmd gives a Prolog no PATH (slurm.conf(5)). */
 const COMMAND_ENVIRONMENT = { PATH: '/usr/sbin:/usr/bin:/sbin:/bin', LC_ALL: 'C' };
 /** The descriptor's number in flock(1): the first after the standard streams. */
 const INHERITED_DESCRIPTOR = 3;

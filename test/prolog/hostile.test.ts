@@ -1,6 +1,6 @@
 /**
  * A user who arranges the own directory against the Prolog: nothing outside of it is opened, followed or changed, the Prolog
- * ends, and it never exits non-zero (I7, I9, I11).
+ * ends, and it never exits non-zero (I10, I16, I17).
  */
 // test: timeout 600 s
 import {

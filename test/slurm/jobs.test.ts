@@ -309,7 +309,7 @@ test('options we do not serve, and images that cannot be used, do not touch the 
     assert.is(exitCode, 0, stderr);
   }
   await assertClean(cluster);
-  // --container-save is served (DESIGN.md, decision 18).
+  // --container-save is served (DESIGN.md, decision 9).
   assert.equal(await prologResults(cluster, path), ['bypassed', 'created']);
   assert.equal(await prologResults(cluster, '/no/such/file'), ['bypassed']);
 });

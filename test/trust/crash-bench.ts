@@ -1,5 +1,5 @@
 /**
- * Kills our programs at every system call that changes the disk or a lock, and looks at what is left (I1, I2, I3, I6, I11, I13, I17).
+ * Kills our programs at every system call that changes the disk or a lock, and looks at what is left (I1, I2, I3, I6, I17, I18, I19).
  *
  * A scenario is a program and the node that it meets. Each run of it begins with the same node, ends at one point, and is followed by
  * what happens on a node after that: the next job, a collector, the Epilogs, another collector.

@@ -1,6 +1,6 @@
 /**
  * What a user's processes can do to programs that run as root beside them: nothing of theirs is waited for without a limit, nothing
- * they say is believed about the node, and nobody else's process is ended (I6, I7, I9, I11).
+ * they say is believed about the node, and nobody else's process is ended (I6, I10, I16, I17).
  */
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';

@@ -1,6 +1,6 @@
 /**
  * What a program has just looked at is replaced before its next system call: strace(1) stops it there. At every call on something in
- * the user directory, in Prolog, acquire, wrapper, collector and Epilog (I4, I7, I9).
+ * the user directory, in Prolog, acquire, wrapper, collector and Epilog (I4, I10, I16).
  *
  * One kind of replacement in turn at two calls of each program; CONTAINER_CACHE_TEST_ALL=1 tries all kinds at all calls.
  */

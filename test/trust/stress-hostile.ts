@@ -97,7 +97,7 @@ export class HostileUser {
     judge.expect(
       readLease(node.runtimePath, id) === undefined,
       where,
-      'I17: after the Epilog the lease is there',
+      'I19: after the Epilog the lease is there',
     );
   }
 
@@ -133,7 +133,7 @@ export class HostileUser {
     if (isTheirs) {
       judge.checkLines(result, where);
       const what = `${of} with ${failing?.join(' ') ?? 'tricks'}: exit code ${exitCode} ${signal}: ${stderr}`;
-      judge.expect(exitCode === 0 && signal === null, where, `I9: ${what}`);
+      judge.expect(exitCode === 0 && signal === null, where, `I16: ${what}`);
       judge.expect(line['result'] !== undefined && line['code'] !== 'BUG', where, what);
     }
     rmSync(trace, { force: true });

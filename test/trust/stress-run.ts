@@ -14,9 +14,9 @@
  *   I2, I3, I4  what a job or a step holds is at its path, and the inode there is the one that its holder has open
  *   I5  no entry is unpacked twice at once, and none that is there
  *   I6  after the Epilog nothing holds for the job any more, and no holder of another job has ended
- *   I9  no exit code is other than 0, with on_failure=fail
- *   I16 a container starts, whatever is amiss
- *   I17 after the Epilog none of the job's stubs, holders, partial trees, records, files and processes is left, also if it was cancelled
+ *   I8  a container starts, whatever fails
+ *   I16 no exit code is other than 0, with on_failure=fail
+ *   I19 after the Epilog none of the job's stubs, holders, partial trees, records, files and processes is left, also if it was cancelled
  *
  * and (the words of a violation in brackets):
  *
@@ -28,8 +28,8 @@
  *             trouble with a user's directory is told of the hostile user alone. Others' jobs are asked for the same as without
  *   [vain]    on the idle node: where other files fill the disk so that nothing would help, nothing is evicted; else the cache gives way
  *
- * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial tree, lock file, trash (I13), and no entry
- * either if it has to evict all (I10: whatever the entries say of themselves).
+ * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial tree, lock file, trash (I18), and no entry
+ * either if it has to evict all (I14: whatever the entries say of themselves).
  *
  * A lease or holder that the test itself killed protects nothing any more; from then on only I1 is asked of its entry.
  */
@@ -632,7 +632,7 @@ class Stress {
     this.#expect(
       exitCode === 0 && signal === null,
       where,
-      `I9: Prolog: exit code ${exitCode} ${signal}: ${stderr}`,
+      `I16: Prolog: exit code ${exitCode} ${signal}: ${stderr}`,
     );
     if (this.#isShortage(line, wasAlone, where)) return undefined;
     const kind = line['result'];
@@ -808,7 +808,7 @@ class Stress {
     this.#expect(
       created.exitCode === 0,
       where,
-      `I16: create: exit code ${created.exitCode}: ${created.output}`,
+      `I8: create: exit code ${created.exitCode}: ${created.output}`,
     );
     const stub = join(this.#node.userPath(user), directoryName(name));
     const [entryName, holder] = readMark(stub);
@@ -848,7 +848,7 @@ class Stress {
       this.#expect(
         started.exitCode === 0,
         where,
-        `I16: start: exit code ${started.exitCode}: ${started.output}`,
+        `I8: start: exit code ${started.exitCode}: ${started.output}`,
       );
     if (!step.isRemoved) return;
     if (held !== undefined) this.#held.delete(held);
@@ -856,7 +856,7 @@ class Stress {
     const removed = await remove.result;
     if (this.#isCancelled(plan)) return;
     this.#expect(removed.exitCode === 0, where, `remove: exit code ${removed.exitCode}: ${removed.output}`);
-    this.#expect(!existsSync(stub), where, `I17: remove leaves ${stub}`);
+    this.#expect(!existsSync(stub), where, `I19: remove leaves ${stub}`);
     if (held !== undefined) await until('the holder has ended', () => !isAlive(held.holder));
   }
 
@@ -964,7 +964,7 @@ class Stress {
     const epilogs = [this.#node.epilog(job), ...(how === 'twice at once' ? [this.#node.epilog(job)] : [])];
     for (const result of await Promise.all(epilogs)) {
       const { exitCode, signal, stderr } = result;
-      this.#expect(exitCode === 0, where, `I9: Epilog: exit code ${exitCode} ${signal}: ${stderr}`);
+      this.#expect(exitCode === 0, where, `I16: Epilog: exit code ${exitCode} ${signal}: ${stderr}`);
       this.#checkLines(result, where);
     }
     if (forger !== undefined) {
@@ -991,33 +991,33 @@ class Stress {
     });
   }
 
-  /** I6, I17: what the Epilog alone must have seen to. */
+  /** I6, I19: what the Epilog alone must have seen to. */
   async #checkNothingLeft(job: { id: number; user: TestUser }, where: string): Promise<void> {
     const left = holders(job.id).filter(({ pid }) => [0, job.user.uid].includes(processUid(pid) ?? -1));
     this.#expect(left.length === 0, where, `I6: after the Epilog there is still ${JSON.stringify(left)}`);
     this.#expect(
       readLease(this.#node.runtimePath, job.id) === undefined,
       where,
-      'I17: after the Epilog the lease is there',
+      'I19: after the Epilog the lease is there',
     );
     this.#expect(
       this.#node.jobFile(job.id, 'images') === undefined,
       where,
-      'I17: after the Epilog the job files are there',
+      'I19: after the Epilog the job files are there',
     );
     const names = this.#node
       .others(job.user)
       .filter((name) => parseStubDirectoryName(name)?.jobId === job.id || name.includes(`.${job.id}-`));
-    this.#expect(names.length === 0, where, `I17: after the Epilog there is ${names.join()}`);
+    this.#expect(names.length === 0, where, `I19: after the Epilog there is ${names.join()}`);
     let running = processesOf(job);
     for (let looks = 1; running.length > 0 && looks < mostLooks; looks++) {
       await sleep(100);
       running = processesOf(job);
     }
-    this.#expect(running.length === 0, where, `I17: after the Epilog there still runs ${running.join('; ')}`);
+    this.#expect(running.length === 0, where, `I19: after the Epilog there still runs ${running.join('; ')}`);
   }
 
-  /** I13, I17, I10: on an idle node a collector leaves nothing that nobody uses. */
+  /** I14, I18, I19: on an idle node a collector leaves nothing that nobody uses. */
   async #checkIdle(jobs: number): Promise<void> {
     const where = `idle after ${jobs - 1} jobs`;
     for (const job of this.#withoutEpilog.splice(0)) {
@@ -1043,7 +1043,7 @@ class Stress {
       this.#end(user);
       const home = this.#node.userPath(user);
       const foreign = existsSync(home) ? command('find', home, '!', '-uid', String(user.uid)) : '';
-      this.#expect(foreign === '', where, `I7: is not their user's: ${foreign}`);
+      this.#expect(foreign === '', where, `I10: is not their user's: ${foreign}`);
       const entries = this.#node.entries(user);
       for (const entry of entries)
         this.#expect(
@@ -1052,7 +1052,7 @@ class Stress {
           `I1: ${entry} is like no image`,
         );
       if (this.#options.disk === 'starving')
-        this.#expect(entries.length === 0, where, `I10: stay for no reason: ${entries.join()}`);
+        this.#expect(entries.length === 0, where, `I14: stay for no reason: ${entries.join()}`);
       const locks = new Set(entries.map((entry) => createLockName(nameOf(entry))));
       const others = this.#node
         .others(user)
@@ -1062,7 +1062,7 @@ class Stress {
             name !== imagesName &&
             !this.#named.has(join(this.#node.userPath(user), name)),
         );
-      this.#expect(others.length === 0, where, `I13: is left: ${others.join()}`);
+      this.#expect(others.length === 0, where, `I18: is left: ${others.join()}`);
     }
     for (const name of ['leases', 'jobs']) {
       const path = join(this.#node.runtimePath, name);
