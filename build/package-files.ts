@@ -79,11 +79,17 @@ export const packagedFiles: readonly PackagedFile[] = [
   })),
   documentation('packaging/copyright', `${documents}/copyright`),
   { ...documentation('third-party-licenses'), made: true },
-  ...['README.md', 'OPERATIONS.md', 'DESIGN.md', 'SECURITY.md', 'CHANGELOG.md', 'slurm.conf.snippet'].map(
-    (name) => documentation(name),
-  ),
+  ...[
+    'README.md',
+    'OPERATIONS.md',
+    'DESIGN.md',
+    'SECURITY.md',
+    'CHANGELOG.md',
+    'LICENSE',
+    'slurm.conf.snippet',
+  ].map((name) => documentation(name)),
   ...readdirSync(join(projectRoot, 'docs'))
-    .filter((name) => name.endsWith('.md'))
+    .filter((name) => /\.(?:md|svg)$/.test(name))
     .map((name) => documentation(`docs/${name}`)),
   ...readdirSync(join(projectRoot, 'monitoring')).map((name) =>
     documentation(`monitoring/${name}`, `${documents}/monitoring/${name}`),

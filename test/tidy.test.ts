@@ -42,8 +42,8 @@ function resolvedAddresses(lock: { packages?: Record<string, { resolved?: string
   );
 }
 
-/** Named by those who read them: man(1), systemd, package managers, npm, CI. */
-const NAMED_BY_OTHERS = /^(?:man|packaging|systemd)\/|^\.ci\/run$|^package\.json$/;
+/** Named by those who read them: man(1), systemd, package managers, npm, CI, and people, who read texts. */
+const NAMED_BY_OTHERS = /^(?:man|packaging|systemd)\/|^\.ci\/run$|^package\.json$|\.md$/;
 
 /** Stems that several files have. A test is called by what it tests, and a header stands beside its source. */
 function sharedStems(paths: readonly string[]): string[] {
@@ -125,6 +125,14 @@ tidy('the lock file names no registry', () => {
       .length,
     1,
   );
+});
+
+tidy('the license is the same everywhere', () => {
+  const { license } = JSON.parse(textOf('package.json')) as { license?: string };
+  assert.is(license, 'Apache-2.0');
+  assert.match(textOf('LICENSE'), /^\s+Apache License\n\s+Version 2\.0, January 2004\n/);
+  assert.match(textOf('packaging/copyright'), /^License: Apache-2\.0$/m);
+  assert.match(textOf('build/package.ts'), /'License: Apache-2\.0'/);
 });
 
 tidy('packages are pinned to one exact version', () => {
