@@ -5,18 +5,22 @@ import { join, relative } from 'node:path';
 
 export const projectRoot = join(import.meta.dirname, '..');
 
-/** Made by tools, not by hand. */
-const FOREIGN_DIRECTORIES = new Set(['node_modules', 'dist', '.git']);
+const ignored = readFileSync(join(projectRoot, '.gitignore'), 'utf8');
+/** Directories of the project that tools make: git's own, and those that .gitignore names. */
+const FOREIGN_DIRECTORIES = new Set([
+  '.git',
+  ...Array.from(ignored.matchAll(/^\/(.+)\/$/gm), ([, name]) => name),
+]);
 
-/** Every file and symlink below `directory` (default: the project), relative to the project, in name order. */
-export function sourceFiles(directory = projectRoot): string[] {
+/** Every file and symlink of the project, relative to it, in name order. */
+export function sourceFiles(): string[] {
   const files: string[] = [];
-  const pending = [directory];
+  const pending = [projectRoot];
   for (let current = pending.pop(); current !== undefined; current = pending.pop()) {
     for (const item of readdirSync(current, { withFileTypes: true })) {
       const path = join(current, item.name);
       if (item.isDirectory()) {
-        if (!FOREIGN_DIRECTORIES.has(item.name)) pending.push(path);
+        if (!FOREIGN_DIRECTORIES.has(relative(projectRoot, path))) pending.push(path);
       } else if (item.isFile() || item.isSymbolicLink()) {
         files.push(relative(projectRoot, path));
       }
