@@ -39,7 +39,7 @@ import { unlessErrno } from '../../lib/system/errno.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { roomAgentTitle } from '../../lib/store/room-agent.ts';
 import { makeImage, type Tree } from './squashfs-image.ts';
-import { command, machineRoot, type TestUser } from './private-machine.ts';
+import { command, machineRoot, mount, type TestUser } from './private-machine.ts';
 
 /** A job as slurmd tells it. */
 export interface JobRequest {
@@ -118,6 +118,12 @@ export async function until<T>(what: string, condition: () => T | undefined | fa
   }
 }
 
+/** dist/, where users reach it: the checkout may be in root's home, which is closed to them. */
+const openDistDirectory = join(machineRoot, 'dist');
+
+/** The path of a program of dist/ by which users, too, can execute it. A node must have been started before. */
+export const programPath = (name: string): string => join(openDistDirectory, name);
+
 /** After 1970, when the first image of a node says that it was made. */
 const firstImageSeconds = 1_000_000_000;
 
@@ -146,6 +152,10 @@ export class TestNode implements AsyncDisposable {
 
   static async start(options: NodeOptions = {}): Promise<TestNode> {
     await build();
+    if (!existsSync(openDistDirectory)) {
+      mkdirSync(openDistDirectory);
+      mount('--bind', distDirectory, openDistDirectory);
+    }
     return new TestNode(options);
   }
 
@@ -217,7 +227,7 @@ export class TestNode implements AsyncDisposable {
     environment: Readonly<Record<string, string | undefined>>,
     wrapper: readonly string[] = [],
   ): RunningProgram {
-    const [file = '', ...rest] = [...wrapper, join(distDirectory, program), ...parameters];
+    const [file = '', ...rest] = [...wrapper, programPath(program), ...parameters];
     const child = spawn(file, rest, {
       cwd: '/',
       detached: true,

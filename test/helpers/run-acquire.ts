@@ -1,9 +1,7 @@
 /** `container-cache acquire`, run as the enroot wrapper runs it: as the job's user, with the environment of a step. */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
-import { join } from 'node:path';
-import { distDirectory } from '../../build/build.ts';
-import { parseLog, type LogLine, type TestNode } from './node.ts';
+import { parseLog, programPath, type LogLine, type TestNode } from './node.ts';
 import { alice, readersGid, type TestUser } from './private-machine.ts';
 
 interface Answer {
@@ -38,7 +36,7 @@ export function startAcquire(
       ...(options.rootWrapper ?? []),
       '/usr/bin/setpriv',
       ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, groups, '--inh-caps=-all', '--bounding-set=-all'],
-      ...['--', ...(options.wrapper ?? []), join(distDirectory, 'container-cache'), 'acquire', ...parameters],
+      ...['--', ...(options.wrapper ?? []), programPath('container-cache'), 'acquire', ...parameters],
     ],
     {
       cwd: options.workPath ?? '/',

@@ -5,7 +5,6 @@
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { distDirectory } from '../../build/build.ts';
 import { errnoNames } from '../../lib/core/errno-names.ts';
 import { readLease } from '../../lib/store/lease.ts';
 import { processUid } from '../../lib/system/processes.ts';
@@ -17,6 +16,7 @@ import {
   type JobRequest,
   type ProgramResult,
   type TestNode,
+  programPath,
 } from '../helpers/node.ts';
 import { alice, command } from '../helpers/private-machine.ts';
 import { unlessStrace } from '../helpers/suite.ts';
@@ -157,7 +157,7 @@ export class HostileUser {
     const commands: [string, ...string[]][] = [
       [wrapperPath, 'create', '--name', name, image],
       [wrapperPath, 'start', name],
-      [join(distDirectory, 'container-cache'), 'acquire', image],
+      [programPath('container-cache'), 'acquire', image],
       [wrapperPath, 'remove', '-f', name],
     ];
     for (const one of commands.slice(liesSeed % 2, 2 + (liesSeed % 3))) {

@@ -47,7 +47,6 @@ import {
 } from 'node:fs';
 import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { distDirectory } from '../../build/build.ts';
 import { formatEntryMetadata } from '../../lib/core/entry-metadata.ts';
 import {
   createLockName,
@@ -75,6 +74,7 @@ import {
   until,
   type ProgramResult,
   nameOf,
+  programPath,
 } from '../helpers/node.ts';
 import { Random } from '../helpers/property.ts';
 import {
@@ -924,7 +924,7 @@ class Stress {
   async #runAcquire(plan: JobPlan, step: StepPlan, where: string): Promise<void> {
     const user = this.#users[plan.user]!;
     const image = this.#images[step.image]!;
-    const acquire = this.#asUser(plan, 0, [join(distDirectory, 'container-cache'), 'acquire', image.path]);
+    const acquire = this.#asUser(plan, 0, [programPath('container-cache'), 'acquire', image.path]);
     const killing = step.kill === undefined ? undefined : killLater(acquire.pid, step.kill);
     const { exitCode, signal, output } = await acquire.result;
     await killing;
