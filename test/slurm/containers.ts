@@ -16,7 +16,7 @@ import { directoryName, parseEntryDirectoryName } from '../../lib/core/layout.ts
 import type { ImageConfiguration } from '../helpers/docker-registry.ts';
 import { makeImage, type Tree } from '../helpers/squashfs-image.ts';
 import { startCluster, type Cluster, type ClusterOptions, type ClusterPaths } from './cluster.ts';
-import { installStandInEnroot, programsTree } from './enroot/stand-in.ts';
+import { installStandInEnroot, mountPointsTree, programsTree } from './enroot/stand-in.ts';
 
 /** Who runs the jobs in containers. */
 export const USER = 'usera';
@@ -254,6 +254,7 @@ const IMAGE_PROGRAMS: readonly string[] = [
 export function probeTree(version: string): Tree {
   return {
     ...programsTree(IMAGE_PROGRAMS),
+    ...mountPointsTree,
     probe: { content: fs.readFileSync(path.join(import.meta.dirname, 'probe.sh')), mode: 0o755 },
     'etc/image': `${version}\n`,
     'etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nimageuser:x:7:7::/:/bin/sh\n',

@@ -100,6 +100,14 @@ export function standInUnavailable(programs = ENROOT_PROGRAMS): string | undefin
   return probe.status === 0 ? undefined : `users may not make namespaces here: ${probe.stderr.trim()}`;
 }
 
+/**
+ * The directories on which enroot mounts. Where an image lacks one, enroot makes it with mode 000, and `find -empty` of findutils
+ * 4.10 fails on it, and with that `enroot export`, the real one, too.
+ */
+export const mountPointsTree: Readonly<Record<string, TreeItem>> = Object.fromEntries(
+  ['proc', 'sys', 'dev', 'tmp', 'var/run', 'var/lock'].map((name) => [name, { directory: true }]),
+);
+
 /** Programs of this machine with their libraries, as `bin/NAME`: what a container needs to run them. */
 export function programsTree(names: readonly string[]): Record<string, TreeItem> {
   const items: Record<string, TreeItem> = {};
