@@ -18,7 +18,7 @@ import type { LogFields } from '../system/syslog.ts';
 
 type WriteLog = (level: LogLevel, word: string, fields: LogFields) => void;
 
-/** Of one user in one pass (DESIGN.md). Nobody has as many images. */
+/** Of one user in one pass (DESIGN.md, decision 39). Nobody has as many images. */
 export const userBudget = {
   /** Names of a user directory that are read; links cost their owner neither inodes nor quota. */
   names: 20_000,
