@@ -163,7 +163,7 @@ function gatherFacts(directory: string, image: SampleImage, loadBefore: number):
     unsquashfs: version('unsquashfs', ['-version'], /unsquashfs version [\d.]+/),
     loadBefore,
     image: `${describeImage(image)}; page cache warm`,
-    log: `syslog, by logger(1) to ${version('rsyslogd', ['-v'], /rsyslogd +[\d.]+/)} on a private /dev/log`,
+    log: `syslog, to ${version('rsyslogd', ['-v'], /rsyslogd +[\d.]+/)} on a private /dev/log`,
   };
 }
 

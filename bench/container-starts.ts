@@ -4,7 +4,7 @@
  *
  * Times are taken inside: a start from before srun until its end, a reading by the container itself.
  */
-import { statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describeError } from '../lib/core/faults.ts';
 import { directoryName } from '../lib/core/layout.ts';
@@ -19,6 +19,7 @@ import {
   type ContainerClusterOptions,
 } from '../test/slurm/containers.ts';
 import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
+import { busyLoops, startBusyLoops } from './busy-loops.ts';
 import type { Defer } from './clean-up.ts';
 import type { Finding, Measured } from './report.ts';
 import { describeImage, type imageMaker } from './sample-image.ts';
@@ -46,6 +47,7 @@ export const containerMeasurements = [
   },
   { id: 'g', title: 'reading an image through', measure: measureReading },
   { id: 'h', title: 'many starts at once from one entry', measure: measureCrowd },
+  { id: 'i', title: 'what PrologFlags=Alloc costs and gives', measure: measureAllocation },
 ] as const;
 
 const imageFileCount = 20_000;
@@ -59,6 +61,8 @@ const slurmConf = { MessageTimeout: '100' };
 interface Pair {
   readonly cached: ContainerCluster;
   readonly stock: ContainerCluster;
+  /** With the cache, but without PrologFlags=Alloc. */
+  readonly startUnallocated: () => Promise<ContainerCluster>;
   readonly imagePath: string;
 }
 
@@ -82,7 +86,12 @@ export async function measureContainerStarts(plan: ContainerPlan, defer: Defer):
   });
   plan.say('starting two Slurms that run containers, with the cache and without');
   const start = async (options: Omit<ContainerClusterOptions, 'programs'>): Promise<ContainerCluster> => {
-    const starting = startContainerCluster({ programs, ...options, cpus: crowdSize, slurmConf });
+    const starting = startContainerCluster({
+      programs,
+      ...options,
+      cpus: crowdSize,
+      slurmConf: { ...slurmConf, ...options.slurmConf },
+    });
     // At once: a signal may come while it starts.
     defer(async () => {
       await (await starting.catch(() => undefined))?.cluster.stop();
@@ -91,7 +100,9 @@ export async function measureContainerStarts(plan: ContainerPlan, defer: Defer):
   };
   const cached = await start({ isCached: true });
   const stock = await start({ isCached: false });
-  const pair: Pair = { cached, stock, imagePath: image.path };
+  const startUnallocated = (): Promise<ContainerCluster> =>
+    start({ isCached: true, slurmConf: { PrologFlags: '' } });
+  const pair: Pair = { cached, stock, startUnallocated, imagePath: image.path };
   const findings: Finding[] = [];
   const failures: { id: string; reason: string }[] = [];
   for (const { id, title, measure } of wanted) {
@@ -129,7 +140,7 @@ const timed = (command: string): string =>
 
 const srun = (imagePath: string, command: string): string => `srun --container-image=${imagePath} ${command}`;
 
-const startGoal = 3;
+const startGoal = 2;
 const startRounds = 12;
 const coldRounds = 3;
 
@@ -219,6 +230,7 @@ async function measureReading(pair: Pair): Promise<Finding[]> {
   ];
 }
 
+const crowdGoal = 5;
 const crowdRounds = 2;
 
 async function measureCrowd({ cached, stock, imagePath }: Pair): Promise<Finding[]> {
@@ -239,7 +251,46 @@ async function measureCrowd({ cached, stock, imagePath }: Pair): Promise<Finding
       'h',
       samples.figure('crowd', `${crowdSize} jobs in containers at once, one entry`),
       samples.figure('empty', `${crowdSize} srun true at once, without us`),
-      { note: 'all of them succeeded; that no start waits for the lock of another is a test' },
+      {
+        goal: crowdGoal,
+        note: 'all of them succeeded; that no start waits for the lock of another is a test',
+      },
     ),
   ];
+}
+
+const allocationRounds = 7;
+const coldAllocationRounds = 2;
+
+/** `srun` in a container with PrologFlags=Alloc and without, from an entry and to an unpack, on an idle node and on a busy one. */
+async function measureAllocation({ cached, startUnallocated, imagePath }: Pair): Promise<Finding[]> {
+  const clusters = { with: cached, without: await startUnallocated() };
+  const kinds = ['with', 'without'] as const;
+  const version = cached.cluster.slurmVersion.join('.');
+  const start = (kind: (typeof kinds)[number]): Promise<number> =>
+    timeInside(clusters[kind], timed(srun(imagePath, 'true')));
+  const startCold = (kind: (typeof kinds)[number]): Promise<number> => {
+    const { userPath } = clusters[kind];
+    for (const entry of entryNamesIn(userPath))
+      rmSync(join(userPath, directoryName(entry)), { recursive: true });
+    return start(kind);
+  };
+  const measure = async (how: string): Promise<Finding[]> => {
+    const samples = new Samples<`${(typeof kinds)[number]} ${'warm' | 'cold'}`>();
+    for (const kind of kinds) await start(kind);
+    for (const kind of interleave(kinds, allocationRounds)) samples.add(`${kind} warm`, await start(kind));
+    for (const kind of interleave(kinds, coldAllocationRounds))
+      samples.add(`${kind} cold`, await startCold(kind));
+    return (['warm', 'cold'] as const).map((what) =>
+      compare(
+        'i',
+        samples.figure(`with ${what}`, `${what} srun in a container, ${how}, Alloc`),
+        samples.figure(`without ${what}`, 'the same without Alloc'),
+        { note: `Slurm ${version}` },
+      ),
+    );
+  };
+  const idle = await measure('idle node');
+  using _ = startBusyLoops(busyLoops);
+  return [...idle, ...(await measure(`${busyLoops} busy loops`))];
 }

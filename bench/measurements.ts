@@ -28,6 +28,7 @@ import { readMounts } from '../lib/system/mounts.ts';
 import { listProcesses } from '../lib/system/processes.ts';
 import type { Finding } from './report.ts';
 import { slurmdEnvironment } from './slurmd-calls.ts';
+import { busyLoops, startBusyLoops } from './busy-loops.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from './statistics.ts';
 import {
@@ -61,20 +62,6 @@ const warmGoal = 1.4;
 const busyGoal = 1.6;
 const warmRounds = 40;
 
-/** On two processors: nodes with jobs are busy. */
-const busyLoops = 4;
-
-function withBusyLoops<T>(count: number, action: () => T): T {
-  const loops = Array.from({ length: count }, () =>
-    spawn('sh', ['-c', 'while :; do :; done'], { stdio: 'ignore' }),
-  );
-  try {
-    return action();
-  } finally {
-    for (const loop of loops) loop.kill('SIGKILL');
-  }
-}
-
 function measureWarm(bench: Workbench): Finding[] {
   const { plan } = bench;
   const node = bench.configure('warm', 'data');
@@ -100,10 +87,12 @@ function measureWarm(bench: Workbench): Finding[] {
   };
   measure(warmUpRounds);
   const samples = measure(warmRounds);
-  const busy = withBusyLoops(busyLoops, () => {
+  const measureBusy = (): ReturnType<typeof measure> => {
+    using _ = startBusyLoops(busyLoops);
     measure(warmUpRounds);
     return measure(warmRounds);
-  });
+  };
+  const busy = measureBusy();
   const bare = samples.figure('bare', 'bare runtime');
   const busyBare = busy.figure('bare', `bare runtime, ${busyLoops} busy loops`);
   return [

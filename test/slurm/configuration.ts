@@ -53,7 +53,7 @@ interface SlurmConfFacts {
   readonly slurmdPort: number;
   /** Processors the node claims, whatever the machine has: the number of jobs at once. */
   readonly cpus: number;
-  /** Parameters that replace or follow the ones below, e.g. `{ Prolog: '/x/prolog' }`. */
+  /** Parameters that replace or follow the ones below, e.g. `{ Prolog: '/x/prolog' }`; an empty one leaves the line out. */
   readonly parameters: Readonly<Record<string, string>>;
 }
 
@@ -104,7 +104,7 @@ export function slurmConf(facts: SlurmConfFacts): string {
     ...facts.parameters,
   };
   return [
-    ...Object.entries(parameters).map(([key, value]) => `${key}=${value}`),
+    ...Object.entries(parameters).flatMap(([key, value]) => (value === '' ? [] : [`${key}=${value}`])),
     `NodeName=${NODE_NAME} NodeAddr=127.0.0.1 CPUs=${facts.cpus} State=UNKNOWN`,
     `PartitionName=main Nodes=${NODE_NAME} Default=YES MaxTime=INFINITE State=UP`,
     '',
