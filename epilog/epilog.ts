@@ -1,10 +1,11 @@
 /**
  * The steps after a job, as root on its node:
  *
- *   mark its entries used → release the lease → sweep the job's leftovers → maybe start the collector → one log line
+ *   mark its entries used → release the lease → sweep the job's leftovers → perhaps start the collector
+ *   → one log line
  *
- * Each step is for itself: what one cannot do, the others do all the same. Running it twice, or for a job that never had a
- * Prolog, finds nothing to do.
+ * Each step runs even if another fails. A second run, or one for a job that never had a Prolog, finds nothing to
+ * do.
  */
 import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';

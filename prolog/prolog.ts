@@ -1,7 +1,8 @@
 /**
  * The steps before a job, as root on its node:
  *
- *   read the job → look at the image, meanwhile user directory → entry: reuse it, or make room and unpack → lease → job files → one log line
+ *   read the job → look at the image, meanwhile open the user directory
+ *   → entry: reuse it, or make room and unpack → lease → job files → one log line
  *
  * Whatever goes wrong, the job runs as it would have without us, and the line says why.
  */

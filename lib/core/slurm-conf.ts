@@ -85,7 +85,10 @@ function pairsOf(line: string): [string, string][] {
   return pairs;
 }
 
-/** The same from the output of `scontrol show config`: `Prolog[0]   = /etc/slurm/prolog`, `(null)` for what is not set. */
+/**
+ * The same from the output of `scontrol show config`: `Prolog[0]   = /etc/slurm/prolog`, `(null)` for what is
+ * not set.
+ */
 export function parseScontrolConfig(text: string): SlurmConf {
   const values = text.split('\n').flatMap((line): [string, string][] => {
     const [, key, value] = /^(\w+)(?:\[\d+\])?\s*=\s*(.*)$/.exec(line.trimEnd()) ?? [];

@@ -1,11 +1,11 @@
 /**
- * The digest behind a registry reference, and the memory of the last one: a small file in the user directory, for the day when the
- * registry does not answer.
+ * The digest behind a registry reference, and the memory of the last one: a small file in the user directory,
+ * for the day when the registry does not answer.
  *
- *   names a digest                    that is it; nobody is asked
- *   if-not-present, and it is there   the digest seen last; nobody is asked
+ *   the reference names a digest      that one; nobody asks
+ *   if-not-present, and it is there   the digest seen last; nobody asks
  *   the registry answers              the tag's digest
- *   it does not answer a Prolog       nothing: a Prolog lacks the job's environment (credentials, proxies), so the step asks
+ *   it does not answer a Prolog       nothing: the step asks, with the job's credentials and proxies
  *   it does not answer the user       the digest seen last, if its entry is there
  *   it refuses the user               nothing: enroot runs as without us, and shows its error
  *

@@ -1,17 +1,20 @@
 /**
  * The room agent: how a step, whose processes are its user's, has root make room.
  *
- *   <runtime>/room            a FIFO of root's that everybody may write to: a line is the number of a process that asks
+ *   <runtime>/room            root's FIFO, which everybody may write to: a line is the number of a process
  *   <runtime>/room.lock       flocked by the agent
- *   <runtime>/answers/<pid>   what came of it, root's
+ *   <runtime>/answers/<pid>   root's answer to that process
  *
- *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a session of its own, that sleeps in read(2).
- *   2. A step starts a process that says in its environment what it wants (room-request.ts), and writes its number into the FIFO.
- *   3. The agent starts `container-cache room serve NUMBER…`, at most once a second, whoever writes whatever how often.
- *   4. That looks whose process it is, reads the request as this user, measures the image as this user, collects, and answers. It serves
- *      a user whom no other serves: it has the flock of the user's directory. Who gets no answer asks again.
+ *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a separate session, that
+ *      sleeps in read(2). It takes 3 MiB.
+ *   2. A step starts a process that says in its environment what it wants (room-request.ts). It writes the number
+ *      of that process into the FIFO.
+ *   3. The agent starts `container-cache room serve NUMBER…`, at most once a second, however much is written.
+ *   4. That program finds the process's user, reads the request and measures the image as this user, collects,
+ *      and answers. It holds the flock of the user's directory, so that only one serves a user at a time. Who
+ *      gets no answer asks again.
  *
- * Who asks is told by the kernel, and what they need by the image: a request costs others what a job with that image would.
+ * The kernel says who asks, and the image what they need: a request costs others what a job with that image would.
  *
  * This module is loaded only by a Prolog that finds no agent.
  */

@@ -1,9 +1,9 @@
 /**
- * Ends that nobody planned, of the programs that Slurm runs for each job: whatever it is, the exit code is 0, since any other drains the
- * node, and a user may have brought it about. main.ts imports this module before all others.
+ * Ends that nobody planned, of the programs that Slurm runs for each job. The exit code is always 0: any other
+ * drains the node, and a user may have caused it. main.ts imports this module before all others.
  *
- *   an exception or a rejection that nobody caught, stdout or stderr that is closed     one log line, exit 0
- *   V8 out of memory, a crash in native code                                            exit 0, as soon as guardAgainstCrash() has run
+ *   an uncaught exception or rejection; stdout or stderr is closed   one log line, exit 0
+ *   V8 out of memory, a crash in native code                         exit 0, once guardAgainstCrash() has run
  *
  * What remains: SIGKILL (the OOM killer, slurmd's own time limit), and a runtime that does not start.
  */

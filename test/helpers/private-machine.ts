@@ -5,10 +5,10 @@
  * So two test files on one machine would meet. `enterPrivateMachine()` runs the file again as a child of process 1 of new
  * PID and mount namespaces:
  *
- *   /mnt              a tmpfs, root of all that the tests make: its fill is the tests' doing, whatever the machine's disk
+ *   /mnt              a tmpfs for all that the tests make: they alone fill it, whatever the machine's disk
  *   /etc/passwd, …    the machine's, and two users more; no line in /etc/fstab
- *   /usr/local/sbin   first in the fixed PATH of our programs, and empty but for `logger`: here a test puts a program in
- *                     another's place
+ *   /usr/local/sbin   first in the fixed PATH of our programs, and empty but for `logger`: here a test puts a
+ *                     program in the place of another
  *
  * When the file's process ends, however it ends, the kernel ends all that it started and unmounts all that it mounted.
  */

@@ -3,9 +3,9 @@
 # directory in place of a registry. Beside this script lie
 #
 #   version      what `version` prints
-#   registry/    NAME.digest and NAME.sqsh for each reference, NAME being the reference with `_` for what is not
-#                alphanumeric; NAME is REPOSITORY@DIGEST, too, where the image stays when its tag moves. No such
-#                directory: nobody listens there
+#   registry/    NAME.digest and NAME.sqsh for each reference, NAME being the reference with `_` for what is
+#                not alphanumeric; NAME is REPOSITORY@DIGEST, too, where the image stays when its tag moves.
+#                No such directory: nobody listens there
 #   next/        what takes the place of registry/NAME.* as soon as a digest was told
 #   password     what the user's credentials must say
 #   proxy        the only way to the registry; where it is not https_proxy, nobody listens

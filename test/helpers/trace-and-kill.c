@@ -1,7 +1,8 @@
 /*
  * Runs a program and kills at one of its points: right before a system call that changes the disk or a lock.
  *
- *   crash-tracer --watch DIRECTORY --report FILE [--kill LABEL:NUMBER --mode process|group|program] -- PROGRAM [ARGUMENT…]
+ *   crash-tracer --watch DIRECTORY --report FILE [--kill LABEL:NUMBER --mode process|group|program]
+ *     -- PROGRAM [ARGUMENT…]
  *
  * strace(1) counts the system calls of each process for itself and can kill nothing but the one that makes the call; here a
  * point is the NUMBER-th of all that carry a LABEL, and the call is not made by whoever is killed (seccomp(2), SECCOMP_RET_TRACE:

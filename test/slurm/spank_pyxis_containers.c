@@ -7,9 +7,10 @@
  *
  *   post_opt (root)       the user's directory below runtime_path, for squashfs files on their way
  *   user_init (user)      the container's name; `list -f` if --container-name was given
- *   task_init (user)      the first task of the step: [import] create, or load; then start. The container's shell stops
- *                         itself. Every task joins its namespaces and takes its environment; the last one lets it go on.
- *                         With importer=: `IMPORTER get`, then create and `release`; or, with use_squashfuse, start, of its file.
+ *   task_init (user)      the first task of the step: [import] create, or load; then start. The container's
+ *                         shell stops itself. Every task joins its namespaces and takes its environment; the
+ *                         last one continues it. With importer=: `IMPORTER get`, then create and `release`;
+ *                         or, with use_squashfuse, start of its file
  *   task_exit (user)      the last task of the step: [export], [`IMPORTER release`], remove
  *   job_epilog (root)     container_scope=job: `list`, and `remove` of what is left of the job
  *

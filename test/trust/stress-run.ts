@@ -10,26 +10,31 @@
  *
  * Asserted after every step of any lane, for every job that is between its Prolog and its Epilog (numbers of DESIGN.md):
  *
- *   I1  an entry that has its name is complete: its listing and content are the image's
- *   I2, I3, I4  what a job or a step holds is at its path, and the inode there is the one that its holder has open
- *   I5  no entry is unpacked twice at once, and none that is there
- *   I6  after the Epilog nothing holds for the job any more, and no holder of another job has ended
- *   I8  a container starts, whatever fails
- *   I16 no exit code is other than 0, with on_failure=fail
- *   I19 after the Epilog none of the job's stubs, holders, partial trees, records, files and processes is left, also if it was cancelled
+ *   I1   an entry that has its name is complete: its listing and content are the image's
+ *   I2   what a job or a step holds is at its path, and the inode there is the one that its holder has open;
+ *        I3 and I4 as well
+ *   I5   no entry is unpacked twice at once, and none that is there
+ *   I6   after the Epilog nothing holds for the job, and no holder of another job has ended
+ *   I8   a container starts, whatever fails
+ *   I16  no exit code is other than 0, with on_failure=fail
+ *   I19  after the Epilog none of the job's stubs, holders, partial directories, records, files and processes
+ *        is left, also if the job was cancelled
  *
  * and (the words of a violation in brackets):
  *
  *   [cancel]  a cancelled job's Prolog ends, and does not go on unpacking
  *   [named]   a named container stays as its user left it, until the user removes it
- *   [quota]   while a user has no job, none of the user's entries goes; and a job that is alone gets its entry, whatever the quota
+ *   [quota]   while a user has no job, none of the user's entries is evicted; and a job that is alone gets
+ *             its entry, whatever the quota
  *   [room]    where there is room for it, no job lacks it
- *   [hostile] nothing of root and of other users is changed by the hostile user (hostile-tricks.ts), who is in none of their lines;
- *             trouble with a user's directory is told of the hostile user alone. Others' jobs are asked for the same as without
- *   [vain]    on the idle node: where other files fill the disk so that nothing would help, nothing is evicted; else the cache gives way
+ *   [hostile] the hostile user (hostile-tricks.ts) changes nothing of root and of other users, and is in none
+ *             of their lines; only lines about the hostile user tell of trouble with a directory. Of others'
+ *             jobs the same is asserted as without
+ *   [vain]    on the idle node: where other files fill the disk so that nothing would help, nothing is
+ *             evicted; otherwise the cache gives way
  *
- * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial tree, lock file, trash (I18), and no entry
- * either if it has to evict all (I14: whatever the entries say of themselves).
+ * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial directory, lock file,
+ * trash (I18), and no entry either if it has to evict all (I14: whatever the metadata says).
  *
  * A lease or holder that the test itself killed protects nothing any more; from then on only I1 is asked of its entry.
  */

@@ -1,7 +1,8 @@
 /**
  * The stress test by hand, for as many jobs as one likes: stress-run.ts says what is asserted.
  *
- *   build/run exec test/trust/stress.ts --jobs 10000 --seed 1 [--lanes 4] [--users 6] [--images 8] [--first 1] [--disk NAME]
+ *   build/run exec test/trust/stress.ts --jobs 10000 --seed 1
+ *     [--lanes 4] [--users 6] [--images 8] [--first 1] [--disk NAME]
  *
  * Without --disk, a quarter of the jobs runs on each. Exit code 1 if there was a violation. SIGTERM ends it early, with a report.
  */

@@ -4,12 +4,13 @@
  * hook written for the real one meets the same:
  *
  *   enroot-nsenter [--user] [--mount] [--remap-root] COMMAND...
- *       goes on as COMMAND in new namespaces, under the caller's uid (or 0), with every capability there is inside;
+ *       becomes COMMAND in new namespaces, under the caller's uid (or 0), with every capability inside;
  *       changes of owner then seem to succeed and do nothing. Descriptors from 3 up are closed.
  *   enroot-mount [--root DIRECTORY] [--pass NUMBER] FSTAB|-
- *       mounts the lines of a file like fstab(5) below DIRECTORY, those whose sixth field is NUMBER (default 0).
+ *       mounts lines of a file like fstab(5) below DIRECTORY: those whose sixth field is NUMBER (default 0).
  *   enroot-switchroot [--login] [--rcfile FILE] --envfile FILE ROOTFS [ARGUMENT...]
- *       makes ROOTFS the root, gives every privilege away and goes on as the shell, with /etc/rc or FILE as its script.
+ *       makes ROOTFS the root, gives up every privilege and becomes the shell, with /etc/rc or FILE as its
+ *       script.
  *
  * Left out: joining namespaces; of a login: MAIL, TZ, locale, umask and limits by login.defs(5), lastlog and utmp.
  */
