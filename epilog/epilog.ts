@@ -31,6 +31,7 @@ import {
   type ParsedSettings,
   type Settings,
 } from '../lib/core/settings.ts';
+import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import { recordEvents, takeStepStarts } from '../lib/store/event-files.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
@@ -39,7 +40,7 @@ import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
 import { checkRuntimeDirectory, startCountedWarming } from '../lib/store/runtime-directory.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
-import { findUserDirectory, openBase } from '../lib/store/user-directory.ts';
+import { findUserDirectory } from '../lib/store/user-directory.ts';
 import { UserTurn } from '../lib/store/users.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';

@@ -30,6 +30,7 @@ import {
 } from '../lib/core/settings.ts';
 import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
+import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import { entryKey } from '../lib/store/content.ts';
 import { acquireEntry, findEntry, type Acquired } from '../lib/store/entry.ts';
@@ -42,7 +43,7 @@ import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts-file.t
 import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { startCountedWarming } from '../lib/store/runtime-directory.ts';
-import { openBase, openUserDirectory } from '../lib/store/user-directory.ts';
+import { openUserDirectory } from '../lib/store/user-directory.ts';
 import { readSmallFileBeneath } from '../lib/system/beneath.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';

@@ -287,6 +287,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'admin/room-serve.ts': "the runtime directory, and in the base the user directory itself: root's name",
   'enroot/acquire.ts': 'runs as the user, without a right of root',
   'epilog/epilog.ts': "a file that the Prolog fetched, in pyxis' runtime directory; with the user's ids",
+  'lib/store/base-directory.ts': 'the base, its trash and /etc/fstab',
   'lib/store/base-fault.ts': 'the base',
   'lib/store/collector.ts': "the collector's lock in the base, and the runtime directory",
   'lib/store/data-path.ts':
@@ -311,7 +312,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/runtime-directory.ts': 'the runtime directory',
   'lib/store/sweep.ts': 'the base and the runtime directory',
   'lib/store/unpack.ts': '/proc',
-  'lib/store/user-directory.ts': "the base, and in it the user directory itself: root's names",
+  'lib/store/user-directory.ts': "the user directory itself: root's name",
   'lib/system/aside.ts': 'what its callers reach',
   'lib/system/background.ts': 'the runtime directory',
   'lib/system/beneath.ts': 'the door: one name in an open directory',

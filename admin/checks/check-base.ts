@@ -10,10 +10,11 @@ import {
 } from '../../lib/core/filesystem-kinds.ts';
 import { blocksUsedPercent, inodesUsedPercent, maxCacheBytes, usedPercent } from '../../lib/core/gc-plan.ts';
 import { mountOf, type Mount } from '../../lib/core/mountinfo.ts';
+import { formatMode } from '../../lib/core/path-cure.ts';
 import { formatBytes } from '../../lib/core/readable.ts';
 import type { Settings } from '../../lib/core/settings.ts';
+import { openBase } from '../../lib/store/base-directory.ts';
 import { findEnroot } from '../../lib/store/enroot-program.ts';
-import { openBase } from '../../lib/store/user-directory.ts';
 import type { Directory } from '../../lib/system/directory.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
@@ -51,9 +52,8 @@ export const checkBase: Check = async (context) => {
     return [report.bad(describeError(error), faultRemedy(basePath))];
   }
   try {
-    const mode = (base.stats.mode & 0o7777).toString(8).padStart(4, '0');
     return [
-      report.ok(`${basePath}: ${filesystem}, owned by root, mode ${mode}`),
+      report.ok(`${basePath}: ${filesystem}, owned by root, mode ${formatMode(base.stats.mode)}`),
       ...(disk === undefined ? [] : [disk]),
       flockFinding(basePath),
       roomFinding(basePath, context.settings),

@@ -10,11 +10,11 @@ import {
   parseStubDirectoryName,
   trashName,
 } from '../../lib/core/layout.ts';
+import { openBase } from '../../lib/store/base-directory.ts';
 import { listJobFiles } from '../../lib/store/job-files.ts';
 import { isHolderAlive, listLeases } from '../../lib/store/lease.ts';
 import type { FoundEntry } from '../../lib/store/listed-entries.ts';
 import { findStub } from '../../lib/store/stub.ts';
-import { openBase } from '../../lib/store/user-directory.ts';
 import { forEachUser, type UserTurn } from '../../lib/store/users.ts';
 import { withUserIds, type UserIds } from '../../lib/system/as-user.ts';
 import { openFileBeneath } from '../../lib/system/beneath.ts';

@@ -1,12 +1,16 @@
 /**
- * What to do about a file or directory on the way to something of root's that somebody else can change: the least that helps. Others may
- * work in a directory that is everybody's, such as /scratch: with the sticky bit they still can, and nobody can rename what is not theirs.
+ * Files and directories on the way to something of root's: whether somebody else can change them, and what to do about it, the least that
+ * helps. Others may work in a directory that is everybody's, such as /scratch: with the sticky bit they still can, and nobody can rename
+ * what is not theirs.
  */
 
-interface OnTheWay {
-  readonly path: string;
+interface Owned {
   readonly uid: number;
   readonly mode: number;
+}
+
+interface OnTheWay extends Owned {
+  readonly path: string;
   readonly isDirectory: boolean;
   /** What the path leads to, not a directory above it. */
   readonly isEnd: boolean;
@@ -14,6 +18,16 @@ interface OnTheWay {
 
 const groupOrOtherMayWrite = 0o022;
 const sticky = 0o1000;
+
+/** @param maySticky others may write, if only who owns a name can rename it */
+export const isRootsAlone = ({ uid, mode }: Owned, maySticky = false): boolean =>
+  uid === 0 && ((mode & groupOrOtherMayWrite) === 0 || (maySticky && (mode & sticky) !== 0));
+
+/** @returns `0755` */
+export const formatMode = (mode: number): string => (mode & 0o7777).toString(8).padStart(4, '0');
+
+/** @returns `owned by uid 1000, mode 0777` */
+export const formatOwner = ({ uid, mode }: Owned): string => `owned by uid ${uid}, mode ${formatMode(mode)}`;
 
 /** @returns commands and, where they take something from somebody, what else could be done */
 export function cureOf({ path, uid, mode, isDirectory, isEnd }: OnTheWay): string {

@@ -33,13 +33,13 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { MountScan } from '../system/mounts.ts';
+import { openTrash } from './base-directory.ts';
 import { measureLimit, type LimitRequest } from './cache-size.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { emptyTrash, evict, Gains, type EvictionRequest } from './eviction.ts';
 import { listEntries, type FoundEntry } from './listed-entries.ts';
 import { Reclaim } from './reclaim.ts';
 import { sweep } from './sweep.ts';
-import { openTrash } from './user-directory.ts';
 
 export interface CollectRequest extends LimitRequest, EvictionRequest {
   readonly runtimePath: string;

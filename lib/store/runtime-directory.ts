@@ -19,7 +19,10 @@ const passableMode = 0o711;
 export function checkRuntimeDirectory(runtimePath: string): void {
   // Where it is not there yet, whoever can change the last directory that is could make it first; in a sticky one, they are refused then.
   for (let path = runtimePath; ; path = dirname(path)) {
-    const fault = unlessErrno(isGone, () => whoElseCanChange(path, path !== runtimePath) ?? 'nobody');
+    const fault = unlessErrno(
+      isGone,
+      () => whoElseCanChange(path, path === runtimePath ? 'itself' : 'above') ?? 'nobody',
+    );
     if (fault === 'nobody') return;
     if (fault !== undefined)
       throw new NodeFault(

@@ -24,7 +24,7 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { CommandFailed } from '../system/run-command.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { runUnlessStopped } from '../system/unless-stopped.ts';
-import { openTrash } from './user-directory.ts';
+import { openTrash } from './base-directory.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
 interface TrashContext {
