@@ -1,7 +1,9 @@
 /**
- * The base: a directory of root on a disk of the node, which nobody else can write. So a name in it can only be what root put there.
+ * The base: a directory of root on a disk of the node, which nobody else can write. So a name in it can only
+ * be what root put there.
  *
- * What is wrong is refused and named, never mended: a repaired permission may hide who changed it.
+ * A wrong owner or mode of the base, or of a directory above it, is refused and named, never repaired: a
+ * repair may hide who changed it. Only the trash, which root alone can reach, gets its mode back.
  */
 import { closeSync, fchmodSync, mkdirSync, readFileSync } from 'node:fs';
 import { dirname } from 'node:path';
@@ -28,8 +30,8 @@ type BaseSettings = Pick<Settings, 'basePath' | 'runtimePath'>;
  * Opens the base; makes it if only its last component is missing, on a disk of its own.
  *
  * @param known what is known of the node, if the caller has it
- * @throws NodeFault BAD_CONFIG for an unsafe runtime directory; BASE_UNSAFE if anyone but root could change what the path leads to, or its disk is not mounted; BASE_UNFIT if
- *   it is no disk of this node
+ * @throws NodeFault BAD_CONFIG for an unsafe runtime directory; BASE_UNSAFE if anyone but root could change
+ *   what the path leads to, or its disk is not mounted; BASE_UNFIT if it is no disk of this node
  */
 export function openBase(
   { basePath, runtimePath }: BaseSettings,
@@ -48,7 +50,8 @@ export function openBase(
     if (errnoOf(error) !== 'ENOENT') throw baseFault(basePath, error);
   }
   try {
-    // Where a disk without a line in /etc/fstab is not mounted, this would be the way to fill its mount point.
+    // Where a disk without a line in /etc/fstab is not mounted, this would be the way to fill its mount
+    // point.
     if (mountOf(basePath, mounts)?.mountPoint === '/')
       throw new Error(
         'it is not there and would be on the root filesystem: mount its disk; or, if it is to be there, make it: ' +
@@ -111,8 +114,8 @@ function checkFilesystem(basePath: string, mounts: readonly Mount[]): void {
 }
 
 /**
- * An unmounted disk leaves an empty directory on the root filesystem, which a cache would fill. A disk is known by its line in
- * /etc/fstab, or by what the first Prolog since the boot has seen.
+ * An unmounted disk leaves an empty directory on the root filesystem, which a cache would fill. A disk is
+ * known by its line in /etc/fstab, or by what the first Prolog since the boot has seen.
  */
 function checkMounted(basePath: string, mounts: readonly Mount[], known: NodeFacts | undefined): void {
   const fstab = unlessErrno([...isGone, 'EACCES'], () => readFileSync('/etc/fstab', 'utf8')) ?? '';

@@ -1,7 +1,10 @@
 /**
- * The user directories of the base, made and checked through descriptors. One belongs to its user; nothing below it is trusted.
+ * The user directories of the base, made and checked through descriptors. Each belongs to its user; nothing
+ * below it is trusted.
  *
- * What is wrong is refused and named, never mended: a repaired permission may hide who changed it.
+ * Another user's directory, a symlink and a mount are refused and named. Mode and group are repaired, because
+ * the user may change them at any time. So is the owner of an empty directory of root: a Prolog that was
+ * killed between mkdir(2) and chown(2) left it.
  */
 import { closeSync, fchmodSync, fchownSync, fstatSync, mkdirSync } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
@@ -18,8 +21,8 @@ const privateMode = 0o700;
 /**
  * Opens `<base>/<uid>`, mode 0700, made for the user if it is not there.
  *
- * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made; JobFault ENTRY_DAMAGED for
- *   what a user can bring about: a mount in it, a mode that does not stay
+ * @throws NodeFault USER_DIRECTORY for a symlink, another's directory, or what cannot be made; JobFault
+ *   ENTRY_DAMAGED for what a user can bring about: a mount in it, a mode that does not stay
  */
 export function openUserDirectory(base: Directory, user: UserIds): Directory {
   const name = String(user.uid);
@@ -62,7 +65,8 @@ export function findUserDirectory(base: Directory, uid: number): Directory | und
 function own(directory: Directory, user: UserIds): Directory {
   const { fd, stats } = directory;
   if (stats.uid !== user.uid) {
-    // Only root can have made it: we, killed between mkdir and chown, or an admin, whose files stay the admin's.
+    // Only root can have made it: we, killed between mkdir and chown, or an admin, whose files stay the
+    // admin's.
     if (stats.uid !== 0 || namesBeneath(directory).next().done !== true) {
       throw new Error(`owned by uid ${stats.uid}, want ${user.uid}`);
     }
