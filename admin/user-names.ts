@@ -1,5 +1,5 @@
 /** Names of users, for people. */
-import { answerOf } from '../lib/system/run-command.ts';
+import { runSync } from '../lib/system/run-command.ts';
 
 /** A directory service that is slow costs a look its names, not its end. */
 const lookupLimitMs = 5000;
@@ -14,8 +14,8 @@ interface Account {
 function lookUp(keys: readonly string[]): Account[] {
   if (keys.length === 0) return [];
   // It exits with 2 if it does not know one of them, and prints the others.
-  const text = answerOf({ file: 'getent', args: ['passwd', '--', ...keys], timeoutMs: lookupLimitMs });
-  return text.split('\n').flatMap((line) => {
+  const { stdout } = runSync({ file: 'getent', args: ['passwd', '--', ...keys], timeoutMs: lookupLimitMs });
+  return stdout.split('\n').flatMap((line) => {
     const [name = '', , uid = '', gid = ''] = line.split(':');
     return name !== '' && /^\d+$/.test(uid) && /^\d+$/.test(gid)
       ? [{ name, uid: Number(uid), gid: Number(gid) }]

@@ -2,7 +2,6 @@
  * A step makes room in its user's quota by itself, where no room agent does (room-agent.ts): as the user, with entries of this user alone,
  * by the same protocol as the collector's.
  */
-import { spawnSync } from 'node:child_process';
 import { closeSync, lstatSync, renameSync } from 'node:fs';
 import { parseImage, type PathImage, type SpaceNeed } from '../core/image.ts';
 import { lockPath, parseEntryDirectoryName, partialName } from '../core/layout.ts';
@@ -13,7 +12,7 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { leadsTo, openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { findMountedEntries } from '../system/mounts.ts';
-import { childEnvironment } from '../system/run-command.ts';
+import { runSync } from '../system/run-command.ts';
 import { uniqueHex } from '../system/unique.ts';
 import { measureImage } from './create.ts';
 import { probeSquashfs } from './image-source.ts';
@@ -107,11 +106,6 @@ export function discardOwn(userDirectoryPath: string, name: string, jobId: numbe
     });
     path = aside;
   }
-  spawnSync('rm', ['--recursive', '--force', '--one-file-system', '--', path], {
-    cwd: '/',
-    env: childEnvironment,
-    stdio: 'ignore',
-    timeout: discardLimitMs,
-    killSignal: 'SIGKILL',
-  });
+  const args = ['--recursive', '--force', '--one-file-system', '--', path];
+  runSync({ file: 'rm', args, timeoutMs: discardLimitMs });
 }

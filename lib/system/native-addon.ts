@@ -20,7 +20,7 @@ import { openUnnamedFile } from './unnamed-file.ts';
 export interface FsExtAddon {
   /** flock(2) without a callback: returns when done, throws an error with `code` and `errno`. */
   flock(descriptor: number, operation: number): unknown;
-  constants: Readonly<Record<'LOCK_SH' | 'LOCK_EX' | 'LOCK_NB' | 'LOCK_UN', number>>;
+  constants: Readonly<Record<'LOCK_SH' | 'LOCK_EX' | 'LOCK_NB', number>>;
 }
 
 /** Our own addon. Each gives what the system call did, or a negative error number. */

@@ -10,6 +10,7 @@ import { closeSync, writeSync } from 'node:fs';
 import { elapsedMs } from './clock.ts';
 import { formatDuration } from '../core/readable.ts';
 import { startConfined } from './confined.ts';
+import { errnoOf } from './errno.ts';
 import { readEnd, readStart } from './files.ts';
 import { openScratchFile } from './unnamed-file.ts';
 
@@ -132,74 +133,109 @@ function start(command: Command, stdio: StdioOptions, fileBytes = 0): ChildProce
   }
 }
 
+/** Where what a command says goes, and what is kept of it. */
+interface Output {
+  /** Of the three standard streams. */
+  readonly stdio: readonly (number | 'ignore' | 'pipe')[];
+  /** Connects the pipes, where there are any. */
+  readonly connect?: (child: ChildProcess) => void;
+  readonly stdout: () => Buffer;
+  readonly stderrTail: () => Buffer;
+  readonly close?: () => void;
+}
+
+/** @throws CommandFailed unless it exits with 0 in time */
+async function runWith(output: Output, command: Command, fileBytes?: number): Promise<CommandResult> {
+  const startedAtMs = elapsedMs();
+  const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
+  let child: ChildProcess;
+  try {
+    child = start(command, [...output.stdio, ...(command.descriptors ?? [])], fileBytes);
+  } catch (error) {
+    output.close?.();
+    throw error;
+  }
+  const closePipes = (): void => {
+    for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
+  };
+  let isOver = false;
+  const end = (exitCode: number | null, signal: string | null, timedOut = false, cause?: unknown): void => {
+    if (isOver) return;
+    isOver = true;
+    clearTimeout(timer);
+    clearTimeout(drain);
+    const durationMs = Math.round(elapsedMs() - startedAtMs);
+    const stdout = output.stdout();
+    const stderrTail = output.stderrTail().toString('utf8').trim();
+    output.close?.();
+    const how = {
+      exitCode: exitCode ?? undefined,
+      signal: signal ?? undefined,
+      timedOut,
+      stderrTail,
+      durationMs,
+    };
+    if (exitCode === 0) resolve({ stdout, durationMs });
+    else reject(new CommandFailed(command, how, { cause }));
+  };
+  const timer = setTimeout(() => {
+    // Not until it has ended: in an uninterruptible wait it may never end. A signal that is refused is an 'error' event,
+    // which must not come first.
+    closePipes();
+    child.unref();
+    end(null, 'SIGKILL', true);
+    child.kill('SIGKILL');
+  }, command.timeoutMs);
+  // Something that it started may have its output open for ever: then what it wrote itself has to do.
+  let drain: NodeJS.Timeout | undefined;
+  child.on('exit', () => {
+    clearTimeout(timer);
+    if (!isOver) drain = setTimeout(closePipes, drainLimitMs);
+  });
+  child.on('close', end);
+  child.on('error', (error) => {
+    end(null, null, false, error);
+  });
+  output.connect?.(child);
+  try {
+    if (child.pid !== undefined) command.onStart?.(child.pid);
+  } catch (error) {
+    // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
+    reject(error);
+    child.kill('SIGKILL');
+  }
+  return promise;
+}
+
 /**
  * Runs a command to its end.
  *
  * @throws CommandFailed unless it exits with 0 in time
  */
-export async function run(command: Command): Promise<CommandResult> {
-  const startedAtMs = elapsedMs();
-  const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
-  const input = command.input === undefined ? 'ignore' : 'pipe';
-  const child = start(command, [input, 'pipe', 'pipe', ...(command.descriptors ?? [])]);
+export function run(command: Command): Promise<CommandResult> {
   const stdout: Buffer[] = [];
   let stdoutBytes = 0;
   let stderrTail = Buffer.alloc(0);
-  let timedOut = false;
-
-  const fail = (exitCode: number | undefined, signal: string | undefined, cause?: unknown): void => {
-    const durationMs = Math.round(elapsedMs() - startedAtMs);
-    const end = { exitCode, signal, timedOut, durationMs, stderrTail: stderrTail.toString('utf8').trim() };
-    reject(new CommandFailed(command, end, { cause }));
+  const output: Output = {
+    stdio: [command.input === undefined ? 'ignore' : 'pipe', 'pipe', 'pipe'],
+    connect: (child) => {
+      child.stdout?.on('data', (chunk: Buffer) => {
+        if (command.onStdout !== undefined) command.onStdout(chunk);
+        else if (stdoutBytes < capturedBytes) stdout.push(chunk.subarray(0, capturedBytes - stdoutBytes));
+        stdoutBytes += chunk.byteLength;
+      });
+      child.stderr?.on('data', (chunk: Buffer) => {
+        command.onStderr?.(chunk);
+        stderrTail = Buffer.concat([stderrTail, chunk]).subarray(-stderrTailBytes);
+      });
+      // EPIPE, if the child ends without reading: its exit code tells the rest.
+      child.stdin?.on('error', () => undefined);
+      child.stdin?.end(command.input);
+    },
+    stdout: () => Buffer.concat(stdout),
+    stderrTail: () => stderrTail,
   };
-  const timer = setTimeout(() => {
-    timedOut = true;
-    child.kill('SIGKILL');
-    // Not until it has ended: in an uninterruptible wait it may never end.
-    for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
-    child.unref();
-    fail(undefined, 'SIGKILL');
-  }, command.timeoutMs);
-
-  child.stdout?.on('data', (chunk: Buffer) => {
-    if (command.onStdout !== undefined) command.onStdout(chunk);
-    else if (stdoutBytes < capturedBytes) stdout.push(chunk.subarray(0, capturedBytes - stdoutBytes));
-    stdoutBytes += chunk.byteLength;
-  });
-  child.stderr?.on('data', (chunk: Buffer) => {
-    command.onStderr?.(chunk);
-    stderrTail = Buffer.concat([stderrTail, chunk]).subarray(-stderrTailBytes);
-  });
-  child.on('error', (error) => {
-    clearTimeout(timer);
-    fail(undefined, undefined, error);
-  });
-  child.on('close', (exitCode, signal) => {
-    clearTimeout(timer);
-    clearTimeout(drain);
-    if (exitCode === 0) resolve({ stdout: Buffer.concat(stdout), durationMs: elapsedMs() - startedAtMs });
-    else fail(exitCode ?? undefined, signal ?? undefined);
-  });
-  // Something that it started may have its output open for ever: then what it wrote itself has to do.
-  let drain: NodeJS.Timeout | undefined;
-  child.on('exit', () => {
-    clearTimeout(timer);
-    drain = setTimeout(() => {
-      for (const pipe of [child.stdin, child.stdout, child.stderr]) pipe?.destroy();
-    }, drainLimitMs);
-  });
-  // EPIPE, if the child ends without reading: its exit code tells the rest.
-  child.stdin?.on('error', () => undefined);
-  child.stdin?.end(command.input);
-  try {
-    if (child.pid !== undefined) command.onStart?.(child.pid);
-  } catch (error) {
-    // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
-    clearTimeout(timer);
-    child.kill('SIGKILL');
-    reject(error);
-  }
-  return promise;
+  return runWith(output, command);
 }
 
 /**
@@ -210,82 +246,62 @@ export async function run(command: Command): Promise<CommandResult> {
  */
 export async function runBriefly(command: Command): Promise<CommandResult> {
   const files = [openScratchFile(), openScratchFile(), openScratchFile()] as const;
-  const [input, output, complaints] = files;
+  const [input, stdout, stderr] = files;
   const close = (): void => {
     for (const fd of files) if (fd !== undefined) closeSync(fd);
   };
-  if (input === undefined || output === undefined || complaints === undefined) {
+  if (input === undefined || stdout === undefined || stderr === undefined) {
     close();
     return run(command);
   }
-  const startedAtMs = elapsedMs();
-  const { promise, resolve, reject } = Promise.withResolvers<CommandResult>();
-  let child: ChildProcess;
   try {
     // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
     writeSync(input, command.input ?? '', 0);
-    child = start(command, [input, output, complaints, ...(command.descriptors ?? [])], longestFileBytes);
   } catch (error) {
     close();
     throw error;
   }
-  let isOver = false;
-  const end = (
-    exitCode: number | undefined,
-    signal: string | undefined,
-    timedOut: boolean,
-    cause?: unknown,
-  ): void => {
-    if (isOver) return;
-    isOver = true;
-    clearTimeout(timer);
-    const durationMs = Math.round(elapsedMs() - startedAtMs);
-    const stdout = readStart(output, capturedBytes);
-    const stderrTail = readEnd(complaints, stderrTailBytes).toString('utf8').trim();
-    close();
-    if (exitCode === 0) resolve({ stdout, durationMs });
-    else
-      reject(new CommandFailed(command, { exitCode, signal, timedOut, stderrTail, durationMs }, { cause }));
+  const output: Output = {
+    stdio: [input, stdout, stderr],
+    stdout: () => readStart(stdout, capturedBytes),
+    stderrTail: () => readEnd(stderr, stderrTailBytes),
+    close,
   };
-  const timer = setTimeout(() => {
-    // Not until it has ended: in an uninterruptible wait it may never end. A signal that is refused is an 'error' event,
-    // which must not come first.
-    child.unref();
-    end(undefined, 'SIGKILL', true);
-    child.kill('SIGKILL');
-  }, command.timeoutMs);
-  child.on('error', (error) => {
-    end(undefined, undefined, false, error);
-  });
-  child.on('exit', (exitCode, signal) => {
-    end(exitCode ?? undefined, signal ?? undefined, false);
-  });
-  try {
-    if (child.pid !== undefined) command.onStart?.(child.pid);
-  } catch (error) {
-    reject(error);
-    child.kill('SIGKILL');
-  }
-  return promise;
+  return runWith(output, command, longestFileBytes);
 }
 
 /** The answers of whoever can be made to say a lot. */
 const longestAnswerBytes = 4 * 1024 * 1024;
 
 /**
- * Asks a program and waits, without the event loop.
+ * Runs a command to its end, without the event loop.
  *
  * @returns what it printed within its time, whatever came of it; nothing if it could not be started
  */
-export function answerOf({ file, args, timeoutMs }: Pick<Command, 'file' | 'args' | 'timeoutMs'>): string {
-  const { stdout } = spawnSync(file, args, {
+export function runSync(command: Pick<Command, 'file' | 'args' | 'timeoutMs' | 'descriptors'>): {
+  readonly stdout: string;
+  readonly failure: CommandFailed | undefined;
+} {
+  const startedAtMs = elapsedMs();
+  const { status, signal, error, stdout, stderr } = spawnSync(command.file, command.args, {
     cwd: '/',
     env: childEnvironment,
-    stdio: ['ignore', 'pipe', 'ignore'],
-    timeout: timeoutMs,
+    stdio: ['ignore', 'pipe', 'pipe', ...(command.descriptors ?? [])],
+    timeout: command.timeoutMs,
     killSignal: 'SIGKILL',
     maxBuffer: longestAnswerBytes,
   });
   // Null where it could not be started.
-  return (stdout as Buffer | null)?.toString('utf8') ?? '';
+  const textOf = (bytes: Buffer | null): string => bytes?.toString('utf8') ?? '';
+  const end = {
+    exitCode: status ?? undefined,
+    signal: signal ?? undefined,
+    timedOut: errnoOf(error) === 'ETIMEDOUT',
+    stderrTail: textOf(stderr).slice(-stderrTailBytes).trim(),
+    durationMs: Math.round(elapsedMs() - startedAtMs),
+  };
+  return {
+    stdout: textOf(stdout),
+    failure: status === 0 ? undefined : new CommandFailed(command, end, { cause: error }),
+  };
 }

@@ -1,7 +1,7 @@
 /** The environment of users' processes, which root must not read itself (processes.ts). */
 import { asUser, type UserIds } from './as-user.ts';
 import { listProcesses, processIds, processUid } from './processes.ts';
-import { answerOf } from './run-command.ts';
+import { runSync } from './run-command.ts';
 
 /** Of a user, those that are looked at. */
 const mostProcesses = 20_000;
@@ -55,11 +55,6 @@ export function findVariables(
 
 /** @returns what it printed within five seconds, whatever came of it */
 export function runAsUser(user: UserIds, program: string, parameters: readonly string[]): string {
-  return answerOf(
-    asUser(
-      user,
-      { file: program, args: parameters, timeoutMs: childLimitMs },
-      { canGain: false, groups: 'none' },
-    ),
-  );
+  const command = { file: program, args: parameters, timeoutMs: childLimitMs };
+  return runSync(asUser(user, command, { canGain: false, groups: 'none' })).stdout;
 }

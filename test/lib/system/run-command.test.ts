@@ -11,6 +11,7 @@ import {
   CommandFailed,
   run,
   runBriefly,
+  runSync,
   type Command,
 } from '../../../lib/system/run-command.ts';
 import {
@@ -328,3 +329,41 @@ streams('sees it while the command runs', async () => {
 });
 
 streams.run();
+
+const sync = suite('runSync()');
+
+sync('gives what was printed, whatever came of it, and why it failed', () => {
+  assert.equal(runSync(shell('echo one')), { stdout: 'one\n', failure: undefined });
+  const failed = runSync(shell('echo two; echo error: three >&2; exit 3'));
+  assert.equal(
+    [failed.stdout, failed.failure?.exitCode, failed.failure?.stderrTail],
+    ['two\n', 3, 'error: three'],
+  );
+  const killed = runSync(shell('echo four; kill -TERM $$'));
+  assert.equal(
+    [killed.stdout, killed.failure?.signal, killed.failure?.timedOut],
+    ['four\n', 'SIGTERM', false],
+  );
+});
+
+sync('kills what does not end in time', () => {
+  const { stdout, failure } = runSync(shell('echo began; exec sleep infinity', { timeoutMs: shortMs }));
+  assert.equal([stdout, failure?.timedOut], ['began\n', true]);
+  assert.match(failure!.message, /^sh did not end within .* and was killed$/);
+});
+
+sync('what cannot be started prints nothing', () => {
+  const { stdout, failure } = runSync({ file: 'no-such-program', args: [], timeoutMs: longMs });
+  assert.equal([stdout, failure?.exitCode, errnoOf(failure?.cause)], ['', undefined, 'ENOENT']);
+});
+
+sync('descriptors arrive as 3, 4, …', () => {
+  const fd = openSync('/dev/null', 'r');
+  try {
+    assert.is(runSync(shell('readlink /proc/self/fd/3', { descriptors: [fd] })).stdout, '/dev/null\n');
+  } finally {
+    closeSync(fd);
+  }
+});
+
+sync.run();
