@@ -4,14 +4,10 @@ import process from 'node:process';
 import { JobFault } from '../lib/core/faults.ts';
 import { parseImage } from '../lib/core/image.ts';
 import { noImporter } from '../lib/core/node-facts.ts';
-import { createLimitMs } from '../lib/core/settings.ts';
-import { entryKey } from '../lib/store/content.ts';
-import { findRegistrySource } from '../lib/store/digests.ts';
-import { acquireEntry, type Acquired } from '../lib/store/entry.ts';
+import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
-import { touchEntry } from '../lib/store/held-entry.ts';
-import { probeSquashfs } from '../lib/store/image-source.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
+import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
 import { openCreator, type Provision } from '../lib/store/provision.ts';
 import { openUserDirectory } from '../lib/store/user-directory.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
@@ -64,22 +60,12 @@ async function acquire(
         'UNSUPPORTED_OPTION',
         `pyxis gets images of registries from "${importer}": warm the file that it keeps`,
       );
-    const source =
-      wanted.kind === 'path'
-        ? await probeSquashfs(user, wanted)
-        : await findRegistrySource(user, wanted, settings, { kind: 'user' });
-    const sizes = source.kind === 'path' ? source.sizes : undefined;
-    if (sizes !== undefined) request.onSize?.(sizes.claimedBytes);
-    const acquired = await acquireEntry({
-      user,
-      jobId: noJobId,
-      userPath: userDirectory.path,
-      image,
-      key: entryKey(user, userDirectory.path, source),
-      limitMs: createLimitMs(settings, sizes),
-      creator: () => openCreator({ ...request, userDirectory, source }),
-    });
-    touchEntry(user, acquired.entry.path);
+    const source = await findSource(user, wanted, settings, { kind: 'user' });
+    if (source.kind === 'path') request.onSize?.(source.sizes.claimedBytes);
+    const acquired = await obtainEntry(
+      { user, jobId: noJobId, image, source, userPath: userDirectory.path, settings },
+      { kind: 'unpack', openCreator: () => openCreator({ ...request, userDirectory, source }) },
+    );
     return { acquired, warning: source.kind === 'registry' ? source.warning : undefined };
   } finally {
     closeSync(userDirectory.fd);

@@ -16,18 +16,16 @@ import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
 import { jobImagesName, jobPath, userPath } from '../lib/core/layout.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
-import { createLimitMs, logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
+import { logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
 import { openBase } from '../lib/store/base-directory.ts';
-import { entryKey } from '../lib/store/content.ts';
 import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/store/create.ts';
-import { findRegistrySource } from '../lib/store/digests.ts';
 import { openEnroot } from '../lib/store/enroot-program.ts';
-import { acquireEntry, findEntry, type Acquired, type EntryCreator } from '../lib/store/entry.ts';
+import type { Acquired, EntryCreator } from '../lib/store/entry.ts';
 import { noteStepStart, startEvent } from '../lib/store/event-files.ts';
-import { touchEntry } from '../lib/store/held-entry.ts';
-import { probeSquashfs, type ImageSource, type SquashfsSource } from '../lib/store/image-source.ts';
+import type { ImageSource, SquashfsSource } from '../lib/store/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
+import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
 import { discardOwn, evictOwnEntries } from '../lib/store/own-entries.ts';
 import { askForRoom } from '../lib/store/room-ask.ts';
 import { findUserDirectory } from '../lib/store/user-directory.ts';
@@ -122,22 +120,21 @@ async function acquire(request: Request): Promise<Held> {
       `Cannot use user directory "${userPath(base.path, user.uid)}": the Prolog has not made it, or something is mounted in it`,
     );
   }
-  const source = await findSource(request);
-  const key = entryKey(user, userDirectory.path, source);
-  const wanted = { user, userPath: userDirectory.path, key };
+  const wanted = parseImage(request.image, process.cwd());
+  const source = await findSource(user, wanted, settings, { kind: 'user', environment: request.environment });
   const isTemporary = source.kind === 'path' && (await isOneTimeFile(request, userDirectory.path, source));
-  const acquired =
+  const acquired = await obtainEntry(
+    { user, jobId, image: request.image, source, userPath: userDirectory.path, settings },
     request.existingOnly || isTemporary || settings.createMode === 'background'
-      ? await findExisting(request, wanted, isTemporary)
-      : await acquireEntry({
-          ...wanted,
-          jobId,
-          image: request.image,
-          limitMs: createLimitMs(settings, source.kind === 'path' ? source.sizes : undefined),
-          creator: () => openCreator(request, base, userDirectory, source),
-        });
+      ? {
+          kind: 'find',
+          // Where an image is started as it is, nobody waits for it to be read.
+          readsImage: !request.existingOnly,
+          refuse: () => Promise.reject(whyMissing(request, isTemporary)),
+        }
+      : { kind: 'unpack', openCreator: () => openCreator(request, base, userDirectory, source) },
+  );
   try {
-    touchEntry(user, acquired.entry.path);
     const isLeased = isLeasedByProlog(settings.runtimePath, jobId, acquired.entry.name);
     return {
       acquired,
@@ -149,19 +146,9 @@ async function acquire(request: Request): Promise<Held> {
   }
 }
 
-/** Without waiting for who is making it. */
-async function findExisting(
-  { image, existingOnly, settings }: Request,
-  wanted: Parameters<typeof findEntry>[0],
-  isTemporary: boolean,
-): Promise<Acquired> {
-  // To read an image takes less than to unpack it; but where an image is started as it is, nobody waits for either.
-  const limitMs = createLimitMs(settings, undefined);
-  const name = wanted.key.name ?? (existingOnly ? undefined : await wanted.key.identify(limitMs));
-  const found = await findEntry({ ...wanted, key: { ...wanted.key, name } });
-  if (found !== undefined && found !== 'creating') return found;
-  if (isTemporary) throw new JobFault('NOT_CACHED', `"${image}" is a temporary file of another program`);
-  throw existingOnly
+function whyMissing({ image, existingOnly }: Request, isTemporary: boolean): JobFault {
+  if (isTemporary) return new JobFault('NOT_CACHED', `"${image}" is a temporary file of another program`);
+  return existingOnly
     ? new JobFault('NOT_CACHED', `There is no entry of "${image}"`)
     : new JobFault('UNPACKING', `"${image}" is unpacked when the job is over (create_mode=background)`);
 }
@@ -183,13 +170,6 @@ async function isOneTimeFile(
 function stepStartedMs(): number | undefined {
   const pyxis = processParent(process.ppid);
   return pyxis === undefined ? undefined : processStartedMs(pyxis);
-}
-
-async function findSource({ user, image, settings, environment }: Request): Promise<ImageSource> {
-  const wanted = parseImage(image, process.cwd());
-  return wanted.kind === 'path'
-    ? probeSquashfs(user, wanted)
-    : findRegistrySource(user, wanted, settings, { kind: 'user', environment });
 }
 
 async function openCreator(

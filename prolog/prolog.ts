@@ -21,7 +21,6 @@ import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { unsharedName } from '../lib/core/layout.ts';
 import {
-  createLimitMs,
   exitCodeOf,
   logSettingsOf,
   requireSettings,
@@ -32,14 +31,13 @@ import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
-import { entryKey } from '../lib/store/content.ts';
-import { acquireEntry, findEntry, type Acquired } from '../lib/store/entry.ts';
+import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
 import { hasRoomAgent } from '../lib/store/room-presence.ts';
-import { touchEntry } from '../lib/store/held-entry.ts';
-import { probeSquashfs, type ImageSource } from '../lib/store/image-source.ts';
+import type { ImageSource } from '../lib/store/image-source.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts-file.ts';
+import { findSource, obtainEntry, type EntryMaker } from '../lib/store/obtain-entry.ts';
 import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { startCountedWarming } from '../lib/store/runtime-directory.ts';
@@ -230,7 +228,7 @@ function startLooking(
   settings: Settings,
   told: Promise<undefined>,
 ): Wanted {
-  const looking = findSource(job, container, settings, told);
+  const looking = lookFor(job, container, settings, told);
   // Where something else fails first, nobody asks for it.
   looking.catch(() => undefined);
   return { container, looking };
@@ -259,7 +257,13 @@ async function serve(
   const { job, settings } = context;
   let acquired: Acquired;
   try {
-    acquired = await acquire(context, source, container);
+    acquired = await obtainEntry(
+      {
+        ...{ user: job, jobId: job.jobId, image: container.image, source, settings },
+        userPath: context.userDirectory.path,
+      },
+      makerFor(context, source),
+    );
   } catch (error) {
     if (isLeftToStep(error)) return leaveToStep(context, container, source, error);
     tellBypass(job, listedAs, settings, error);
@@ -321,7 +325,7 @@ function isLeftToStep(error: unknown): boolean {
 }
 
 /** @throws JobFault with a bypass code for what the cache does not serve */
-async function findSource(
+async function lookFor(
   job: Job,
   container: ContainerOptions,
   settings: Settings,
@@ -333,64 +337,47 @@ async function findSource(
       '--container-name makes a container of its own: the job unpacks for itself',
     );
   const image = parseImage(container.image, job.workPath);
-  if (image.kind === 'path') return probeSquashfs(job, image);
-  await told;
-  const facts = recallNodeFacts(settings.runtimePath);
-  if (hasImporter(facts)) {
-    const { importerOf } = await import('../lib/store/importer.ts');
-    const importer = importerOf(facts);
-    if (importer !== undefined) return { kind: 'importer', importer, image };
+  if (image.kind === 'registry') {
+    await told;
+    const facts = recallNodeFacts(settings.runtimePath);
+    if (hasImporter(facts)) {
+      const { importerOf } = await import('../lib/store/importer.ts');
+      const importer = importerOf(facts);
+      if (importer !== undefined) return { kind: 'importer', importer, image };
+    }
   }
-  const { findRegistrySource } = await import('../lib/store/digests.ts');
-  return findRegistrySource(job, image, settings, { kind: 'prolog' });
+  return findSource(job, image, settings, { kind: 'prolog' });
 }
 
-async function acquire(
-  context: Context,
-  source: ImageSource,
-  container: ContainerOptions,
-): Promise<Acquired> {
-  const { job, settings, userDirectory } = context;
-  const request = {
-    user: job,
-    userPath: userDirectory.path,
-    key: entryKey(job, userDirectory.path, source),
-  };
-  const acquired =
-    settings.createMode === 'background'
-      ? await findOrStart(context, source, request)
-      : await acquireEntry({
-          ...request,
-          jobId: job.jobId,
-          image: container.image,
-          limitMs: createLimitMs(settings, source.kind === 'path' ? source.sizes : undefined),
-          // Nothing of this is loaded for a job whose entry is there.
-          creator: async () => {
-            if (source.kind === 'registry') await source.confirm?.();
-            const { openCreator } = await import('../lib/store/provision.ts');
-            return openCreator({
-              ...context,
-              user: job,
-              source,
-              onProgress: progressLogger(job, context.log),
-            });
-          },
-        });
+/** Who waits for an unpack, and what becomes of an image that nobody waits for. */
+function makerFor(context: Context, source: ImageSource): EntryMaker {
+  const { job, settings, log } = context;
   // On a disk that takes nothing any more, what is there could be read, but no container could be made beside it.
-  const fault = touchEntry(job, acquired.entry.path) ? undefined : findBaseFault(context.base);
-  if (fault === undefined) return acquired;
-  closeSync(acquired.entry.fd);
-  throw fault;
+  const findFault = (): Error | undefined => findBaseFault(context.base);
+  if (settings.createMode === 'background')
+    return {
+      kind: 'find',
+      readsImage: false,
+      refuse: (found) => startWarming(context, source, found),
+      findFault,
+    };
+  return {
+    kind: 'unpack',
+    openCreator: async () => {
+      // Nothing of this is loaded for a job whose entry is there.
+      const { openCreator } = await import('../lib/store/provision.ts');
+      return openCreator({ ...context, user: job, source, onProgress: progressLogger(job, log) });
+    },
+    findFault,
+  };
 }
 
-/** The job does not wait: what is not there is made for the next one. */
-async function findOrStart(
+/** The job does not wait: what is not there is made for the next one. @throws JobFault UNPACKING */
+async function startWarming(
   { job, settings, configPath }: Context,
   source: ImageSource,
-  request: Parameters<typeof findEntry>[0],
-): Promise<Acquired> {
-  const found = await findEntry(request);
-  if (found !== undefined && found !== 'creating') return found;
+  found: 'creating' | undefined,
+): Promise<never> {
   const image = source.kind === 'path' ? source.path : source.image.uri;
   if (found === undefined && source.kind === 'registry') await source.confirm?.();
   const isUnderWay =

@@ -7,7 +7,7 @@
  */
 import { JobFault } from './faults.ts';
 
-type ImageRequest = PathImage | RegistryImage;
+export type ImageRequest = PathImage | RegistryImage;
 
 export interface PathImage {
   readonly kind: 'path';

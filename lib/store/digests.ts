@@ -35,7 +35,8 @@ import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } fro
  * Who asks. A `prolog` has none of the job's environment: no answer to it is final. A `user` is a step, with that environment, or an
  * admin who warms an image.
  */
-type Asker = { readonly kind: 'prolog' } | { readonly kind: 'user'; readonly environment?: Environment };
+export type Asker =
+  { readonly kind: 'prolog' } | { readonly kind: 'user'; readonly environment?: Environment };
 
 /** A job waits for it, and a registry that is well answers within one. The step asks if it was too short. */
 const prologLimits: QuestionLimits = { connect: 3, request: 4, whole: 5 };
