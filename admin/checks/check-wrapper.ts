@@ -5,6 +5,7 @@ import { describeError, NodeFault } from '../../lib/core/faults.ts';
 import { reporter, type Finding } from './findings.ts';
 import { isKnownEnroot } from '../../lib/core/node-facts.ts';
 import { findEnroot } from '../../lib/store/enroot-program.ts';
+import { askEnrootVersion } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { processStartedMs, processVariable } from '../../lib/system/processes.ts';
@@ -14,7 +15,6 @@ import {
   installDirectory,
   ownershipRemedy,
   readText,
-  runAsAnybody,
   type Check,
   type CheckContext,
 } from './context.ts';
@@ -160,7 +160,8 @@ async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
     return [reportEnroot.bad(`${path} does not answer`, 'look after its file server')];
   if (await isWrapper(path))
     return [reportEnroot.bad(`${path} is the wrapper, not the real enroot`, setPath)];
-  const version = await askVersion(path);
+  // Directories that are there: nothing is made.
+  const version = await askEnrootVersion(path, '/tmp');
   if (version === undefined)
     return [
       reportEnroot.bad(
@@ -177,21 +178,4 @@ async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
     ];
   const tested = /^4\.1(?:\.|$)/.test(version) ? '' : ' (4.1 is tested)';
   return [reportEnroot.ok(`${path} is version ${version}${tested}`)];
-}
-
-/** enroot makes its directories at each start: here they are one that is there, so that nothing is made. */
-async function askVersion(path: string): Promise<string | undefined> {
-  const variables = [
-    'HOME',
-    'ENROOT_DATA_PATH',
-    'ENROOT_CACHE_PATH',
-    'ENROOT_RUNTIME_PATH',
-    'ENROOT_TEMP_PATH',
-  ];
-  const output = await runAsAnybody(
-    path,
-    ['version'],
-    Object.fromEntries(variables.map((name) => [name, '/tmp'])),
-  );
-  return /^\d+(?:\.\d+)*/.exec(output?.trim() ?? '')?.[0];
 }

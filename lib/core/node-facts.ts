@@ -2,6 +2,7 @@
  * What the enroot wrapper must know of its node, `<runtime>/node`: found out by the Prolog once, read by a shell at each
  * container start. `key=value` lines; no value holds a newline.
  */
+import { isAtLeast } from './version.ts';
 
 /** What containers get on this node: `auto` is decided. */
 export type EffectiveIsolation = 'overlay' | 'shared' | 'off';
@@ -126,8 +127,6 @@ export function areValid({ validUntilMs }: NodeFacts, nowMs: number): boolean {
  * @param version as `enroot version` prints it, e.g. `4.1.2`
  */
 export function isKnownEnroot(version: string): boolean {
-  const [major = Number.NaN, minor = Number.NaN] = version
-    .split('.')
-    .map((part) => Number.parseInt(part, 10));
-  return major === 4 || (major === 3 && minor >= 4);
+  const numbers = version.split('.').map(Number);
+  return isAtLeast(numbers, [3, 4]) && !isAtLeast(numbers, [5]);
 }

@@ -21,7 +21,7 @@ import {
 } from '../core/node-facts.ts';
 import { mountOf } from '../core/mountinfo.ts';
 import type { Settings } from '../core/settings.ts';
-import { asUser, nobody } from '../system/as-user.ts';
+import { asUser, isRoot, nobody } from '../system/as-user.ts';
 import { asidePath, writeFileAtomically } from '../system/aside.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
@@ -175,36 +175,37 @@ function failed(isolation: EffectiveIsolation, reason: string): Decision {
   return { isolation, reason: `${reason}; ${again}`, validUntilMs: Date.now() + failureLimitMs };
 }
 
-/** enroot makes its directories at each start, so it is given some. */
+/** enroot makes its directories at each start, so it is given one. */
 async function askVersion(settings: Settings, enrootPath: string): Promise<string | undefined> {
   const directory = asidePath(`${settings.runtimePath}/version`);
   prepareRuntimeDirectory(settings.runtimePath, directory, 0o700);
   try {
     chownSync(directory, nobody.uid, nobody.gid);
-    const names = [
-      'HOME',
-      'ENROOT_DATA_PATH',
-      'ENROOT_RUNTIME_PATH',
-      'ENROOT_CACHE_PATH',
-      'ENROOT_TEMP_PATH',
-    ];
-    const { stdout } = await run(
-      asUser(
-        nobody,
-        {
-          file: enrootPath,
-          args: ['version'],
-          environment: Object.fromEntries(names.map((name) => [name, directory])),
-          timeoutMs: versionTimeoutMs,
-        },
-        { canGain: true },
-      ),
-    );
+    return await askEnrootVersion(enrootPath, directory);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Asks enroot for its version, as nobody if we are root.
+ *
+ * @param directory in place of all that enroot makes at its start; it is there
+ * @returns such as `4.1.2`; undefined if it does not tell
+ */
+export async function askEnrootVersion(enrootPath: string, directory: string): Promise<string | undefined> {
+  const names = ['HOME', ...['DATA', 'RUNTIME', 'CACHE', 'TEMP'].map((name) => `ENROOT_${name}_PATH`)];
+  const command = {
+    file: enrootPath,
+    args: ['version'],
+    environment: Object.fromEntries(names.map((name) => [name, directory])),
+    timeoutMs: versionTimeoutMs,
+  };
+  try {
+    const { stdout } = await run(isRoot() ? asUser(nobody, command, { canGain: true }) : command);
     return /^\d+(?:\.\d+)*/.exec(stdout.toString('latin1').trim())?.[0];
   } catch (error) {
     if (error instanceof CommandFailed) return undefined;
     throw error;
-  } finally {
-    rmSync(directory, { recursive: true, force: true });
   }
 }

@@ -18,9 +18,9 @@ import { CommandFailed } from '../system/run-command.ts';
 import { runUnlessStopped } from '../system/unless-stopped.ts';
 
 /** find(1) counts in these, whatever the filesystem's are. */
-const blockBytes = 512;
-/** Names of millions of files could fill our memory; those above this count as nothing. */
-const mostLinkedFiles = 1_000_000;
+export const blockBytes = 512;
+/** Names of millions of files could fill our memory: of so many is noted which are of one file. */
+export const mostLinkedFiles = 1_000_000;
 /**
  * Millions of files on a slow disk: so long find(1) may run for one user, in all that this process does. What is not seen by then
  * counts as nothing.
@@ -67,10 +67,23 @@ export async function measureShare(user: UserIds, path: string): Promise<SpaceNe
   return { bytes: Math.round(blocks * blockBytes), inodes: Math.round(inodes) };
 }
 
+/** Blocks of what has the name, and number of its names; of a file, not of a directory, also its inode. */
 type OnName = (blocks: number, names: number, inode: string | undefined) => void;
 
+/** Has find(1) print each name of a tree for readNames(). */
+export const printNames = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
+
+/** @returns what takes the output of find(1) */
+export function readNames(onName: OnName): (chunk: Buffer) => void {
+  return splitLines((line) => {
+    // The user may trace find(1) and make it print anything: what is no line of its own counts as nothing.
+    const [, size, names, inode] = /^(\d{1,12})(?: (\d{1,9}) (\d{1,20}))?$/.exec(line) ?? [];
+    if (size !== undefined) onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
+  }, 'latin1').add;
+}
+
 /**
- * Calls back for each name: blocks of the file, number of its names; of a file, not of a directory, also its inode.
+ * Calls back for each name.
  *
  * @param path whose directory only root can rename
  */
@@ -81,21 +94,15 @@ async function walk(user: UserIds, path: string, onName: OnName): Promise<void> 
     for (const { blocks, nlink, ino } of few.files) onName(blocks, nlink, String(ino));
     return;
   }
-  const count = (line: string): void => {
-    // The user may trace find(1) and make it print anything: what is no line of its own counts as nothing.
-    const [, size, names, inode] = /^(\d{1,12})(?: (\d{1,9}) (\d{1,20}))?$/.exec(line) ?? [];
-    if (size !== undefined) onName(Number(size), Math.max(1, Number(names ?? 1)), inode);
-  };
   const spentMs = spentMsOf.get(user.uid) ?? 0;
   if (spentMs >= longestOfUserMs) return;
-  const print = ['(', '-type', 'd', '-printf', '%b\\n', '-o', '-printf', '%b %n %i\\n', ')'];
   const command = asUser(
     user,
     {
       file: 'find',
-      args: [path, '-mount', ...print],
+      args: [path, '-mount', ...printNames],
       timeoutMs: longestOfUserMs - spentMs,
-      onStdout: splitLines(count, 'latin1').add,
+      onStdout: readNames(onName),
     },
     { canGain: false, groups: 'none' },
   );

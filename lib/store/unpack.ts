@@ -14,6 +14,7 @@ import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run, type Command } from '../system/run-command.ts';
 import { shortageIn, type Shortage } from '../system/shortage.ts';
 import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
+import { blockBytes, mostLinkedFiles, printNames, readNames } from './reclaim.ts';
 
 interface UnpackRequest {
   readonly user: UserIds;
@@ -128,9 +129,6 @@ class ComplaintFilter {
   }
 }
 
-/** Names of millions of files could fill our memory; above this each name counts. What it says is an estimate in either case. */
-const mostLinkedFiles = 1_000_000;
-
 /**
  * Gives the owner what enroot gives, and measures the tree, in one walk.
  *
@@ -157,42 +155,21 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
     ')',
   ];
   const openFile = [...closedFile, '-execdir', 'chmod', 'u+rX', '{}', '+'];
-  const measure = [
-    '(',
-    '!',
-    '-type',
-    'd',
-    '-links',
-    '+1',
-    '-printf',
-    '%b %i\\n',
-    '-o',
-    '-printf',
-    '%b\\n',
-    ')',
-  ];
-  const args = [path, ...closedDirectory, ',', ...openFile, ',', ...measure];
+  const args = [path, ...closedDirectory, ',', ...openFile, ',', ...printNames];
   let blocks = 0;
   let inodes = 0;
   const linked = new Set<string>();
-  const count = (line: string): void => {
-    const [size, inode] = line.split(' ');
-    if (inode !== undefined && linked.has(inode)) return;
-    if (inode !== undefined && linked.size < mostLinkedFiles) linked.add(inode);
-    blocks += Number(size);
+  const onStdout = readNames((size, names, inode) => {
+    if (inode !== undefined && names > 1) {
+      if (linked.has(inode)) return;
+      // Beyond them each name counts.
+      if (linked.size < mostLinkedFiles) linked.add(inode);
+    }
+    blocks += size;
     inodes++;
-  };
+  });
   await run(
-    asUser(
-      user,
-      {
-        file: 'find',
-        args,
-        timeoutMs,
-        onStdout: splitLines(count, 'latin1').add,
-      },
-      { canGain: false, groups: 'none' },
-    ),
+    asUser(user, { file: 'find', args, timeoutMs, onStdout }, { canGain: false, groups: 'none' }),
   ).catch(async (cause: unknown) => {
     const message = `Cannot set the permissions of "${path}"`;
     if (!(cause instanceof CommandFailed)) throw new JobFault('UNPACK_FAILED', message, { cause });
@@ -202,6 +179,5 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
       throw new NodeFault('TOOL_MISSING', message, { cause });
     throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
   });
-  const blockBytes = 512;
   return { bytes: blocks * blockBytes, inodes };
 }
