@@ -34,6 +34,10 @@ async function runProgram(): Promise<void> {
       const { runHashImage } = await import('./lib/store/hash-image.ts');
       return leave(runHashImage(parameters));
     }
+    case 'merge-layers': {
+      const { runMergeLayers } = await import('./lib/store/merge-layers.ts');
+      return leave(runMergeLayers(parameters));
+    }
     case 'idle':
       return leave(0);
     case 'admin': {

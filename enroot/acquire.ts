@@ -203,8 +203,14 @@ async function openCreator(
     readUsage: () => readUsage(base.path),
     // Root's to do: the next Prolog or Epilog does.
     startCollector: () => undefined,
-    makeRoom: async (_need: SpaceNeed, imagePath: string, limitMs: number): Promise<RoomResult> => {
-      const answer = await askForRoom(runtimePath, { kind: 'entry', image: imagePath }, limitMs);
+    // Root measures image files, no trees.
+    keepsLayers: settings.maxSize === undefined,
+    makeRoom: async (
+      _need: SpaceNeed,
+      imagePath: string | undefined,
+      limitMs: number,
+    ): Promise<RoomResult> => {
+      const answer = await askForRoom(runtimePath, { kind: 'entry', image: imagePath ?? wanted }, limitMs);
       const isUnknown = answer === undefined && settings.maxSize !== undefined;
       return answer === 'over-limit' || isUnknown ? 'over-limit' : 'done';
     },

@@ -300,6 +300,7 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/importer.ts': "the importer, and pyxis' runtime directory: root's",
   'lib/store/job-files.ts': 'the runtime directory',
   'lib/store/lease.ts': 'the runtime directory, sleep(1), and files of our own process',
+  'lib/store/merge-layers.ts': 'runs as the user, without a right of root',
   'lib/store/node-facts-file.ts': 'the runtime directory',
   'lib/store/own-entries.ts': 'runs as the user, without a right of root',
   'lib/store/pins.ts': 'the state directory',

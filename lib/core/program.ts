@@ -6,7 +6,7 @@
  *   3. Otherwise the name it was called by decides.
  */
 
-export type Program = 'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'admin' | 'idle';
+export type Program = 'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'merge-layers' | 'admin' | 'idle';
 
 interface Start {
   /** The file name of argv[0], also that of a link. */
@@ -15,6 +15,9 @@ interface Start {
   /** SLURM_SCRIPT_CONTEXT. */
   readonly context: string | undefined;
 }
+
+/** What only Slurm and we ourselves start. */
+const ownCommands = ['prolog', 'epilog', 'hash-image', 'merge-layers'] as const;
 
 /** What admin/cli.ts offers; a test compares the two. */
 export const adminCommands = [
@@ -32,8 +35,8 @@ const adminOptions = ['--help', '--version', '--get-yargs-completions'];
 export function chooseProgram(start: Start): { program: Program; parameters: readonly string[] } {
   const { parameters } = start;
   const [command, ...rest] = parameters;
-  if (command === 'prolog' || command === 'epilog' || command === 'hash-image')
-    return { program: command, parameters: rest };
+  const own = ownCommands.find((known) => known === command);
+  if (own !== undefined) return { program: own, parameters: rest };
   if (command === 'acquire' && !rest.includes('--help')) return { program: command, parameters: rest };
   if (command === 'acquire' || [...adminCommands, ...adminOptions].some((known) => known === command))
     return { program: 'admin', parameters };

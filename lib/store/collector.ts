@@ -45,6 +45,8 @@ export interface CollectRequest extends LimitRequest, EvictionRequest {
   readonly runtimePath: string;
   /** Collect even below the high watermark, down to the low one. */
   readonly force?: boolean;
+  /** What is needed is on the disk already, and counts for the cache's own limit alone. */
+  readonly isWritten?: boolean;
   /** How long to wait for another collector. 0: leave the work to it. */
   readonly lockTimeoutMs: number;
 }
@@ -152,7 +154,8 @@ async function withCollectorLock<T>(
 }
 
 async function collectLocked(request: CollectRequest, trash: Directory): Promise<CollectResult> {
-  const { base, policy, need, force } = request;
+  const { base, policy, force, isWritten } = request;
+  const need = isWritten === true ? undefined : request.need;
   const before = readUsage(base.path);
   const mounted = new MountScan(base.path);
   sweep(request, trash, mounted);

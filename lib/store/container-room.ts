@@ -34,7 +34,7 @@ export async function makeRoomForContainer(request: RoomFor): Promise<'room' | '
   return need === 'none' ? 'room' : makeRoom(request, need);
 }
 
-/** For the import of an image from a registry, in a partial directory of ours, and for the entry that is made of it. */
+/** For the import of an image from a registry in a partial directory, whose layers become the entry (enroot-layers.ts). */
 export async function makeRoomForImport(request: RoomFor): Promise<'room' | 'no-room'> {
   const { user, image, settings, base } = request;
   if (readUsage(base.path).availableBytes > plentyBytes) return 'room';
@@ -45,7 +45,7 @@ export async function makeRoomForImport(request: RoomFor): Promise<'room' | 'no-
   const paths = await askEnrootPaths(enrootPath, asked);
   const { cache } = paths === undefined ? {} : await findDevices(user, paths);
   const device = base.stats.dev;
-  return makeRoom(request, importNeed(layerBytes, { data: device, temporary: device, cache }, device));
+  return makeRoom(request, importNeed(layerBytes, { data: undefined, temporary: device, cache }, device));
 }
 
 async function makeRoom(

@@ -3,7 +3,7 @@
  *
  * Only a job whose image is not on the node comes here, so this module is loaded only then.
  */
-import { basename } from 'node:path';
+import { basename, dirname } from 'node:path';
 import { elapsedMs } from '../system/clock.ts';
 import { faultCode, JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, maxCacheBytes, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
@@ -13,18 +13,22 @@ import { asUser, type UserIds } from '../system/as-user.ts';
 import {
   inDirectoryOf,
   makeDirectoryBeneath,
+  moveBeneath,
   removeFileBeneath,
+  statBeneath,
   withDirectoryBeneath,
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run-command.ts';
+import { findCommandForUsers } from '../system/self.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
+import { layerFunctions, mergeLayers } from './enroot-layers.ts';
 import type { Enroot } from './enroot-program.ts';
 import type { Filled } from './entry.ts';
 import { hashContent } from './image-hash.ts';
-import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+import { probeSquashfs, type ImageSource, type RegistrySource, type SquashfsSource } from './image-source.ts';
 import { measureShare } from './reclaim.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
 
@@ -38,8 +42,14 @@ export interface CreateContext {
   readonly readUsage: () => Usage;
   /** Starts a collector and lets it run. */
   readonly startCollector: () => void;
-  /** Runs a collector to its end, to make room, and to keep the cache within `container_cache_max_size`. */
-  readonly makeRoom: (need: SpaceNeed, imagePath: string, limitMs: number) => Promise<RoomResult>;
+  /**
+   * Runs a collector to its end, to make room, and to keep the cache within `container_cache_max_size`.
+   *
+   * @param imagePath undefined: what needs room is on the disk already
+   */
+  readonly makeRoom: (need: SpaceNeed, imagePath: string | undefined, limitMs: number) => Promise<RoomResult>;
+  /** Whether images of registries may be made of their layers: only who can call makeRoom() for what is on the disk. */
+  readonly keepsLayers: boolean;
   /** The same for the import of a registry's image, as far as can be known what that takes. */
   readonly makeImportRoom: (uri: string, limitMs: number) => Promise<void>;
   /** What all entries take; asked for only where there is a `container_cache_max_size`. */
@@ -80,9 +90,13 @@ export async function fillRootfs(
   if (isCollectionDue(context.readUsage(), context.policy)) context.startCollector();
 
   let reading: Promise<FileContent> | undefined;
-  let squashfs: SquashfsSource | undefined = source.kind === 'path' ? source : undefined;
+  let squashfs: SquashfsSource | undefined;
   try {
-    squashfs ??= await importImage(context, source, partialPath, remainingMs());
+    if (source.kind === 'registry') {
+      const imported = await importImage(context, source, rootfsPath, remainingMs);
+      if (imported.kind === 'tree') return { space: imported.space, name: entryName(user.uid, source.hash) };
+      squashfs = imported;
+    } else squashfs = source;
     await ensureRoom(context, squashfs, remainingMs());
     context.onProgress({ phase: 'unpack', percent: 0 });
     reading = name === undefined ? hashFile(user, squashfs.path, remainingMs()) : undefined;
@@ -118,20 +132,20 @@ export async function fillRootfs(
   }
   if (source.kind === 'registry')
     inPartial(context, partialPath, (partial) => {
-      removeFileBeneath(partial, importedName);
+      removeFileBeneath(partial, basename(squashfs.path));
     });
   return { space, name: name ?? nameOf(context, squashfs, content) };
 }
 
 /** Runs `action` with the user's ids and with the partial directory open. */
-function inPartial(
+function inPartial<T>(
   { user, userPath }: CreateContext,
   partialPath: string,
-  action: (partial: Directory) => void,
-): void {
-  inDirectoryOf(user, userPath, (userDirectory) => {
-    withDirectoryBeneath(userDirectory, basename(partialPath), action);
-  });
+  action: (partial: Directory) => T extends Promise<unknown> ? never : T,
+): T {
+  return inDirectoryOf(user, userPath, (userDirectory) =>
+    withDirectoryBeneath(userDirectory, basename(partialPath), action),
+  );
 }
 
 function nameOf(
@@ -144,28 +158,73 @@ function nameOf(
   return entryName(user.uid, hashContent(content.content));
 }
 
-/** In the partial directory. */
-const importedName = 'image.squashfs';
+/** In the partial directory: what enroot makes, the tree of its layers, and the file that it makes if that tree cannot be. */
+const importedName = 'imported';
+const treeName = 'merged';
+const squashfsName = 'image.squashfs';
 
+/** The rootfs is there. */
+interface Tree {
+  readonly kind: 'tree';
+  readonly space: SpaceNeed;
+}
+
+/** @throws JobFault, NodeFault, RegistryFault */
 async function importImage(
   context: CreateContext,
-  source: ImageSource,
-  partialPath: string,
-  limitMs: number,
-): Promise<SquashfsSource> {
-  if (source.kind === 'path') return source;
-  const { image, importUri } = source;
-  if (context.enroot === undefined)
-    throw new NodeFault('TOOL_MISSING', `Cannot import "${importUri}": no enroot`);
-  const squashfsPath = `${partialPath}/${importedName}`;
+  { image, importUri }: RegistrySource,
+  rootfsPath: string,
+  remainingMs: () => number,
+): Promise<Tree | SquashfsSource> {
+  const { enroot, user } = context;
+  if (enroot === undefined) throw new NodeFault('TOOL_MISSING', `Cannot import "${importUri}": no enroot`);
+  const partialPath = dirname(rootfsPath);
   const temporaryPath = `${partialPath}/tmp`;
   context.onProgress({ phase: 'import', percent: undefined });
-  await context.makeImportRoom(importUri, limitMs);
+  await context.makeImportRoom(importUri, remainingMs());
   inPartial(context, partialPath, (partial) => {
     makeDirectoryBeneath(partial, basename(temporaryPath), 0o700);
   });
-  await context.enroot.importImage(image, importUri, squashfsPath, temporaryPath, limitMs);
-  return probeSquashfs(context.user, { kind: 'path', path: squashfsPath });
+  const importTo = async (name: string, functions: readonly string[]): Promise<SquashfsSource | 'layers'> => {
+    const path = `${partialPath}/${name}`;
+    await enroot.importImage(image, importUri, path, temporaryPath, remainingMs(), functions);
+    const areLayers = inPartial(context, partialPath, (partial) => statBeneath(partial, name).isDirectory());
+    return areLayers ? 'layers' : probeSquashfs(user, { kind: 'path', path });
+  };
+  const command = context.keepsLayers ? findCommandForUsers() : undefined;
+  if (command !== undefined) {
+    try {
+      const imported = await importTo(importedName, layerFunctions);
+      return imported === 'layers'
+        ? await mergeImage(context, command, importUri, rootfsPath, remainingMs)
+        : imported;
+    } catch (error) {
+      // Layers that only enroot can merge, or nobody: then its own words say why.
+      if (faultCode(error) !== 'UNPACK_FAILED') throw error;
+    }
+  }
+  return importTo(squashfsName, []) as Promise<SquashfsSource>;
+}
+
+async function mergeImage(
+  context: CreateContext,
+  command: string,
+  uri: string,
+  rootfsPath: string,
+  remainingMs: () => number,
+): Promise<Tree> {
+  const { user } = context;
+  const partialPath = dirname(rootfsPath);
+  const treePath = `${partialPath}/${treeName}`;
+  context.onProgress({ phase: 'unpack', percent: 0 });
+  await mergeLayers(user, command, `${partialPath}/${importedName}`, treePath, remainingMs());
+  const space = await settlePermissions(user, treePath, remainingMs());
+  await stayWithinLimit(context, uri, space, remainingMs());
+  // A collector counts what has this name.
+  inPartial(context, partialPath, (partial) => {
+    moveBeneath(partial, treeName, partial, basename(rootfsPath));
+  });
+  return { kind: 'tree', space };
 }
 
 /** Found out before anything was written, after whatever a collection could do. */
@@ -185,12 +244,7 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
     cacheLimit === undefined || (await context.measureCache()) + need.bytes <= cacheLimit;
   if (fits(context.readUsage(), estimate) && (await isWithinLimit(estimate))) return;
   const need = await measureImage(context.user, squashfs.path, squashfs.superblock, limitMs);
-  if (cacheLimit !== undefined && need.bytes > cacheLimit) {
-    throw new JobFault(
-      'TOO_LARGE',
-      `Cannot unpack "${squashfs.path}": it takes ${need.bytes} bytes, and container_cache_max_size is ${cacheLimit}`,
-    );
-  }
+  if (cacheLimit !== undefined && need.bytes > cacheLimit) throw tooLarge(squashfs.path, need, cacheLimit);
   const before = context.readUsage();
   const { totalBytes, totalInodes } = before;
   if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
@@ -205,13 +259,8 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   if (
     (isLimitReached || !fits(before, need)) &&
     (await context.makeRoom(need, squashfs.path, limitMs)) === 'over-limit'
-  ) {
-    throw new RoomFault(
-      'NO_SPACE',
-      `Cannot unpack "${squashfs.path}": with its ${need.bytes} bytes the cache would take more than container_cache_max_size, and ` +
-        'what it has is in use or young',
-    );
-  }
+  )
+    throw overLimit(squashfs.path, need);
   const usage = context.readUsage();
   if (fits(usage, need)) return;
   throw new RoomFault(
@@ -220,6 +269,33 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
       `${need.bytes} bytes and ${need.inodes} inodes needed`,
   );
 }
+
+/** Of `container_cache_max_size`, for what is on the disk already. @throws JobFault NO_SPACE, TOO_LARGE */
+async function stayWithinLimit(
+  context: CreateContext,
+  image: string,
+  need: SpaceNeed,
+  limitMs: number,
+): Promise<void> {
+  const cacheLimit = maxCacheBytes(context.readUsage(), context.policy);
+  if (cacheLimit === undefined) return;
+  if (need.bytes > cacheLimit) throw tooLarge(image, need, cacheLimit);
+  if ((await context.measureCache()) + need.bytes <= cacheLimit) return;
+  if ((await context.makeRoom(need, undefined, limitMs)) === 'over-limit') throw overLimit(image, need);
+}
+
+const tooLarge = (image: string, { bytes }: SpaceNeed, cacheLimit: number): JobFault =>
+  new JobFault(
+    'TOO_LARGE',
+    `Cannot unpack "${image}": it takes ${bytes} bytes, and container_cache_max_size is ${cacheLimit}`,
+  );
+
+const overLimit = (image: string, { bytes }: SpaceNeed): JobFault =>
+  new RoomFault(
+    'NO_SPACE',
+    `Cannot unpack "${image}": with its ${bytes} bytes the cache would take more than container_cache_max_size, and ` +
+      'what it has is in use or young',
+  );
 
 const blockBytes = 4096;
 

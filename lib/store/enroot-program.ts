@@ -14,6 +14,7 @@ import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/
 import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
 import { ShortageWatch, unwrittenLine } from '../system/shortage.ts';
+import { couldNotKeepLayers } from './enroot-layers.ts';
 import { shortageFault } from './unpack.ts';
 
 export interface Enroot {
@@ -22,17 +23,19 @@ export interface Enroot {
   /** @returns undefined if this version has no `digest` (before 4.0) @throws RegistryFault */
   readonly digest: (image: RegistryImage, limits: QuestionLimits) => Promise<string | undefined>;
   /**
-   * Writes the image as a squashfs file.
+   * Writes the image as a squashfs file, or with other functions what these make of it (enroot-layers.ts).
    *
    * @param uri of `image`, with the digest that is wanted if it is known
-   * @throws RegistryFault, JobFault CREATE_TIMEOUT, NO_SPACE, QUOTA_EXCEEDED
+   * @param functions of bash in the place of programs of enroot, as env(1) takes them
+   * @throws RegistryFault, JobFault CREATE_TIMEOUT, NO_SPACE, QUOTA_EXCEEDED, UNPACK_FAILED if it was for the functions
    */
   readonly importImage: (
     image: RegistryImage,
     uri: string,
-    squashfsPath: string,
+    outputPath: string,
     temporaryPath: string,
     timeoutMs: number,
+    functions: readonly string[],
   ) => Promise<void>;
 }
 
@@ -97,17 +100,16 @@ export async function openEnroot(
   const runBounded = (
     args: readonly string[],
     timeoutMs: number,
-    variables: Readonly<Record<string, string>> = {},
-    grace = graceSeconds,
-    onStderr?: (chunk: Buffer) => void,
+    { variables = {}, grace = graceSeconds, functions = [], onStderr }: BoundedOptions = {},
   ): Promise<CommandResult> => {
     const seconds = Math.ceil(timeoutMs / 1000);
+    const defining = functions.length === 0 ? [] : ['env', ...functions];
     const command = {
       file: 'timeout',
-      args: [`--kill-after=${grace}s`, `${seconds}s`, file, ...args],
+      args: [`--kill-after=${grace}s`, `${seconds}s`, ...defining, file, ...args],
       environment: { ...environment, ...variables },
       timeoutMs: timeoutMs + 2 * grace * 1000,
-      ...(onStderr === undefined ? {} : { onStderr }),
+      ...(onStderr && { onStderr }),
     };
     return runForUser(user, command, { canGain: true, deathSignal: 'TERM' });
   };
@@ -118,12 +120,10 @@ export async function openEnroot(
       const limitMs = limits.whole * 1000;
       const question = ['digest', image.uri];
       try {
-        const { stdout } = await runBounded(
-          question,
-          limitMs,
-          questionVariables(limits),
-          questionGraceSeconds,
-        );
+        const { stdout } = await runBounded(question, limitMs, {
+          variables: questionVariables(limits),
+          grace: questionGraceSeconds,
+        });
         const digest = parseDigest(stdout.toString('latin1'));
         if (digest !== undefined) return digest;
         throw new RegistryFault({ kind: 'other', cause: 'enroot printed no digest' });
@@ -134,20 +134,18 @@ export async function openEnroot(
         throw registryFault(image, error, limitMs);
       }
     },
-    importImage: async (image, uri, squashfsPath, temporaryPath, timeoutMs) => {
+    importImage: async (image, uri, outputPath, temporaryPath, timeoutMs, functions) => {
       const watch = new ShortageWatch();
       try {
-        await runBounded(
-          ['import', '--output', squashfsPath, uri],
-          timeoutMs,
-          {
+        await runBounded(['import', '--output', outputPath, uri], timeoutMs, {
+          variables: {
             ENROOT_TEMP_PATH: temporaryPath,
             // Layers that nobody would ever delete.
             ...(knownHome === undefined ? { HOME: temporaryPath } : {}),
           },
-          graceSeconds,
-          watch.add,
-        );
+          functions,
+          onStderr: watch.add,
+        });
       } catch (cause) {
         if (!(cause instanceof CommandFailed)) throw cause;
         const shortage = watch.found;
@@ -156,6 +154,8 @@ export async function openEnroot(
         if (isLate(cause)) throw new JobFault('CREATE_TIMEOUT', `Cannot import "${uri}"`, { cause });
         const unwritten = unwrittenLine(cause.stderrTail, readUsage(dirname(temporaryPath)).availableBytes);
         if (unwritten !== undefined) throw shortageFault('NO_SPACE', `Cannot import "${uri}"`, unwritten);
+        if (couldNotKeepLayers(cause))
+          throw new JobFault('UNPACK_FAILED', `Cannot import "${uri}"`, { cause });
         throw registryFault(image, cause);
       }
     },
@@ -165,6 +165,15 @@ export async function openEnroot(
     const { stdout } = await runBounded(['version'], versionTimeoutMs);
     return Number.parseInt(stdout.toString('latin1'), 10) >= firstMajorWithDigest;
   }
+}
+
+interface BoundedOptions {
+  readonly variables?: Readonly<Record<string, string>>;
+  /** Seconds from the first signal to the last. */
+  readonly grace?: number;
+  /** Of bash, as env(1) takes them. */
+  readonly functions?: readonly string[];
+  readonly onStderr?: (chunk: Buffer) => void;
 }
 
 const isLate = (end: CommandFailed): boolean => end.timedOut || timeoutExitCodes.includes(end.exitCode);

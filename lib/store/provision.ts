@@ -53,8 +53,10 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
     startCollector: () => {
       startBackgroundCollector(settings.runtimePath, configPath);
     },
-    makeRoom: async (need, _, limitMs) => {
-      const { isWithinLimit } = await collect({ ...collectRequest(limitMs), need });
+    keepsLayers: true,
+    makeRoom: async (need, imagePath, limitMs) => {
+      const isWritten = imagePath === undefined;
+      const { isWithinLimit } = await collect({ ...collectRequest(limitMs), need, isWritten });
       return isWithinLimit ? 'done' : 'over-limit';
     },
     makeImportRoom: async (image, limitMs) => {

@@ -154,8 +154,10 @@ export async function settlePermissions(user: UserIds, path: string, timeoutMs: 
     '/go=x',
     ')',
   ];
+  // As unsquashfs run by a user leaves them out.
+  const setId = ['-perm', '/6000', '!', '-type', 'l', '-execdir', 'chmod', 'ug-s', '{}', '+'];
   const openFile = [...closedFile, '-execdir', 'chmod', 'u+rX', '{}', '+'];
-  const args = [path, ...closedDirectory, ',', ...openFile, ',', ...printNames];
+  const args = [path, ...closedDirectory, ',', ...openFile, ',', ...setId, ',', ...printNames];
   let blocks = 0;
   let inodes = 0;
   const linked = new Set<string>();

@@ -33,9 +33,11 @@ export class StandInRegistry {
     copyFileSync(join(projectRoot, 'test/helpers/stand-in-enroot.sh'), this.enrootPath);
     mkdirSync(join(this.#directory, 'registry'));
     writeFileSync(join(this.#directory, 'version'), `${version}\n`);
-    writeFileSync(join(this.#directory, 'calls'), '');
-    // Whoever runs enroot writes there.
-    chmodSync(join(this.#directory, 'calls'), 0o666);
+    for (const name of ['calls', 'made']) {
+      writeFileSync(join(this.#directory, name), '');
+      // Whoever runs enroot writes there.
+      chmodSync(join(this.#directory, name), 0o666);
+    }
   }
 
   /**
@@ -84,7 +86,7 @@ export class StandInRegistry {
   }
 
   /** What the registry demands or does from now on, as the head of stand-in-enroot.sh says; undefined: no more. */
-  set(name: 'password' | 'proxy' | 'answer' | 'conf', content: string | undefined): void {
+  set(name: 'password' | 'proxy' | 'answer' | 'conf' | 'programs', content: string | undefined): void {
     const path = join(this.#directory, name);
     if (content === undefined) rmSync(path, { force: true });
     else writeFileSync(path, `${content}\n`);
@@ -107,6 +109,11 @@ export class StandInRegistry {
 
   release(): void {
     rmSync(join(this.#directory, 'hold'));
+  }
+
+  /** What each import handed over: `layers` or a `file`. */
+  made(): string[] {
+    return readFileSync(join(this.#directory, 'made'), 'utf8').split('\n').filter(Boolean);
   }
 
   calls(command?: string): EnrootCall[] {

@@ -1,4 +1,4 @@
-#!/bin/sh
+#!/bin/bash
 # Stands in for enroot where tests ask registries: `digest`, `import` and `version`, as enroot 4.1 answers them, on a
 # directory in place of a registry. Beside this script lie
 #
@@ -13,6 +13,8 @@
 #   conf         enroot.conf: settings that the environment can change
 #   calls        one line for each call: uid, groups, HOME, what was asked
 #   hold         while it is there, an import waits
+#   programs     with this file, functions in the environment do not take the place of the programs that `import` calls
+#   made         one line for each import: `layers` were handed to such functions, or a `file` was made
 set -eu
 here=${0%/*}
 
@@ -120,7 +122,19 @@ case ${1-} in
     : >"$work/layer"
     while [ -e "$here/hold" ]; do sleep 0.01; done
     [ -e "$reference.sqsh" ] || fail "Could not fetch layer"
-    cp "$reference.sqsh" "$output"
+    if [ ! -e "$here/programs" ] && declare -F enroot-mksquashovlfs >/dev/null; then
+      echo layers >>"$here/made"
+      cd "$work"
+      unsquashfs -quiet -no-progress -no-xattrs -dest 1 "$reference.sqsh" >&2 || fail "Could not extract layer"
+      chmod -f -R u+rX . || :
+      find . -type d ! -perm -u=w -exec chmod u+w {} +
+      mkdir 0
+      enroot-aufs2ovlfs 1
+      enroot-mksquashovlfs 0:1 "$output"
+    else
+      echo file >>"$here/made"
+      cp "$reference.sqsh" "$output"
+    fi
     ;;
   *)
     usage

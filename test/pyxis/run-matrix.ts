@@ -14,7 +14,7 @@ import { slurmAvailable } from '../slurm/cluster.ts';
 import {
   INSTALLED_PYXIS_VARIABLE,
   PROBE_CONFIGURATION,
-  probeTree,
+  probeLayers,
   programsUnderTest,
   USER,
 } from '../slurm/containers.ts';
@@ -56,7 +56,7 @@ function print(line: string): void {
 async function run(pluginPath: string, words: readonly string[]): Promise<boolean> {
   process.env[INSTALLED_PYXIS_VARIABLE] = pluginPath;
   await using registry = unlessDockerRegistry === undefined ? await startDockerRegistry() : undefined;
-  await registry?.push('probe', 'v1', [probeTree('a registry')], { configuration: PROBE_CONFIGURATION });
+  await registry?.push('probe', 'v1', probeLayers('a registry'), { configuration: PROBE_CONFIGURATION });
   const registryImage = registry && `${registry.address}#probe:v1`;
   await using pair = await startPair({ programs: programsUnderTest(), registryImage });
   const { cluster, enroot } = pair.stock;

@@ -8,7 +8,7 @@ import {
 } from '../helpers/docker-registry.ts';
 import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable } from './cluster.ts';
-import { PROBE_CONFIGURATION, probeTree, programsUnderTest } from './containers.ts';
+import { PROBE_CONFIGURATION, probeLayers, programsUnderTest } from './containers.ts';
 import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
 import {
   compare,
@@ -39,7 +39,7 @@ const matrix = suite<State>('a job in a container, with the cache and without', 
 matrix.before(async (state) => {
   if (unlessRegistry === undefined) {
     state.registry = await startDockerRegistry();
-    await state.registry.push('probe', 'v1', [probeTree('a registry')], {
+    await state.registry.push('probe', 'v1', probeLayers('a registry'), {
       configuration: PROBE_CONFIGURATION,
     });
   }

@@ -72,6 +72,8 @@ export interface ContainerCluster extends AsyncDisposable {
   readonly userPath: string;
   /** Where enroot.conf has the user's containers. */
   readonly enrootDataPath: string;
+  /** Where enroot.conf has the layers of images of registries. */
+  readonly enrootCachePath: string;
   /** Everybody may write here. */
   readonly outputPath: string;
   /** Replaces the arguments in plugstack.conf, which every later step reads. */
@@ -227,6 +229,7 @@ async function openCluster(
     statePath: layout.statePath,
     userPath: path.join(layout.basePath, uid),
     enrootDataPath: path.join(layout.enrootDataBasePath, uid),
+    enrootCachePath: path.join(layout.enrootCachePath, `user-${uid}`),
     outputPath: layout.outputPath,
     setPyxisArguments: (pyxisArguments) =>
       fsp.writeFile(plugstack, `${[plugin, ...pyxisArguments].join(' ')}\n`),
@@ -280,6 +283,12 @@ export function probeTree(version: string): Tree {
     'data/empty': { directory: true, mode: 0o750 },
   };
 }
+
+/** The same image of two layers, the lowest first. No whiteouts: stock gives their directories the time of the import. */
+export const probeLayers = (version: string): Tree[] => [
+  { ...probeTree(version), 'data/small': 'hidden by the layer above\n' },
+  { 'data/small': 'small\n' },
+];
 
 /** What goes with probeTree() in a registry. */
 export const PROBE_CONFIGURATION: ImageConfiguration = {

@@ -716,6 +716,30 @@ remote(
   },
 );
 
+remote('import hands its layers to functions that have the names of its programs', async () => {
+  await registry.push('handed', 'v1', [LOWER, UPPER]);
+  const file = join(homeOf(alice), 'handed');
+  const functions = {
+    'BASH_FUNC_enroot-aufs2ovlfs%%': '() { find "$1" -type f | sort >>"$HOME/seen"; }',
+    'BASH_FUNC_enroot-mksquashovlfs%%': '() { echo "$1 $2 $3"; ls; } >>"$HOME/seen"',
+  };
+  succeed(['import', '--output', file, registry.uri('handed', 'v1')], { env: functions });
+  const upper = ['etc/.wh.a', 'opaque/.wh..wh..opq', 'opaque/new', 'was-directory', 'was-file/file'];
+  const lower = ['etc/a', 'etc/b', 'opaque/old', 'was-directory/file', 'was-file'];
+  assert.equal(
+    readFileSync(join(homeOf(alice), 'seen'), 'utf8')
+      .trim()
+      .split('\n'),
+    [
+      ...upper.map((name) => `1/${name}`),
+      ...lower.map((name) => `2/${name}`),
+      `0:1:2 ${file} -all-root`,
+      ...['0', '1', '2'],
+    ],
+  );
+  assert.not(existsSync(file));
+});
+
 remote('layers come once, and later from the cache', async () => {
   const uri = registry.uri('cached', 'v1');
   await registry.push('cached', 'v1', [{ only: 'here' }]);

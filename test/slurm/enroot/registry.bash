@@ -27,6 +27,10 @@ registry_import() {
   parse_reference "$uri"
   output=$(real_path "${output:-$(default_name).sqsh}")
   [ ! -e "$output" ] || fail "File already exists: $output"
+  if declare -F enroot-mksquashovlfs >/dev/null; then
+    hand_over_layers "$output"
+    return
+  fi
   make_rootfs with-opaque
   info 'Creating squashfs filesystem...'
   # shellcheck disable=SC2086 # options
@@ -205,7 +209,41 @@ evaluate_credentials() {
 # Makes the image's files in $work/rootfs. What hides all of a directory below counts for `import` only: the real `load`
 # mounts the layers in a user namespace, and there the mark for it is not seen.
 make_rootfs() {
-  local opaque=$1 manifest config layers layer
+  local opaque=$1 config layers layer
+  fetch_image
+  info 'Extracting image layers...'
+  mkdir "$work/rootfs"
+  for layer in "${layers[@]}"; do apply_layer "$ENROOT_CACHE_PATH/$layer" "$work/rootfs" "$opaque"; done
+  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/rootfs"
+}
+
+# The real one calls programs by name, with the layers in directories 1, 2, ..., the topmost first, and what the image's
+# configuration says in 0. Where functions of these names come from the environment, they get what the programs would.
+hand_over_layers() {
+  local output=$1 config layers number=0 order=0
+  fetch_image
+  cd "$work" || return
+  info 'Extracting image layers...'
+  while [ "$number" -lt ${#layers[@]} ]; do
+    number=$((number + 1)) order+=:$number
+    mkdir "$number"
+    tar -C "$number" --warning=no-timestamp --anchored --exclude='dev/*' --exclude='./dev/*' \
+      --delay-directory-restore -pxf "$ENROOT_CACHE_PATH/${layers[-number]}"
+  done
+  fix_permissions .
+  info 'Converting whiteouts...'
+  for number in ${order//:/ }; do
+    if [ "$number" -gt 0 ]; then enroot-aufs2ovlfs "$number"; fi
+  done
+  mkdir 0
+  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/0"
+  info 'Creating squashfs filesystem...'
+  enroot-mksquashovlfs "$order" "$output" -all-root >&2
+}
+
+# Sets work, and config and layers of the caller, from the lowest up.
+fetch_image() {
+  local manifest layer
   work=$(umask 077 && mktemp -d -p "$ENROOT_TEMP_PATH" enroot.XXXXXXXXXX)
   open_image
   info 'Fetching image manifest'
@@ -217,11 +255,6 @@ make_rootfs() {
   fi
   fetch "$config"
   for layer in "${layers[@]}"; do fetch "$layer"; done
-
-  info 'Extracting image layers...'
-  mkdir "$work/rootfs"
-  for layer in "${layers[@]}"; do apply_layer "$ENROOT_CACHE_PATH/$layer" "$work/rootfs" "$opaque"; done
-  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/rootfs"
 }
 
 # Into the cache, unless it is there; under its name there is never half of it.

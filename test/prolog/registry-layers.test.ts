@@ -1,0 +1,113 @@
+/** Images from a registry, made of the layers that enroot unpacks (lib/store/enroot-layers.ts), or of its squashfs file. */
+// test: timeout 300 s
+import { randomBytes } from 'node:crypto';
+import { existsSync } from 'node:fs';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
+import { TestNode, type NodeOptions } from '../helpers/node.ts';
+import {
+  alice,
+  bob,
+  command,
+  enterPrivateMachine,
+  unlessPrivateMachine,
+} from '../helpers/private-machine.ts';
+import type { Tree } from '../helpers/squashfs-image.ts';
+import { assert, suite } from '../helpers/suite.ts';
+
+enterPrivateMachine();
+
+const image = 'reg.example:5000/team/app:latest';
+
+async function startNode(
+  settings: NodeOptions['settings'] = {},
+): Promise<{ node: TestNode; registry: StandInRegistry }> {
+  const registry = new StandInRegistry();
+  const node = await TestNode.start({ settings: { enroot_path: registry.enrootPath, ...settings } });
+  return { node, registry };
+}
+
+const test = suite('registry images: of their layers', { skip: unlessPrivateMachine });
+
+/** Text of files, by path, without what is ours. */
+const filesOf = (node: TestNode): string[] =>
+  command(
+    'find',
+    node.entries(alice)[0]!,
+    '-type',
+    'f',
+    '!',
+    '-name',
+    '.pyxis_cache_lock',
+    '-printf',
+    '%P %m %s\n',
+  )
+    .split('\n')
+    .sort();
+
+const tree: Tree = {
+  'etc/mark': 'a',
+  'bin/su': { content: 'su', mode: 0o4755 },
+  'closed/file': { content: 'x', mode: 0 },
+  closed: { directory: true, mode: 0o500 },
+};
+
+test('no squashfs file is made, and the entry is as if there had been one', async () => {
+  const results = [];
+  for (const programs of [undefined, '']) {
+    const { node, registry } = await startNode();
+    await using _ = node;
+    registry.set('programs', programs);
+    registry.push(image, 'a', tree);
+    const { line } = await node.prolog({ id: 1, user: alice, image });
+    assert.is(line['result'], 'created', line['reason']);
+    assert.equal(node.partials(alice), []);
+    results.push([registry.made(), filesOf(node)]);
+  }
+  const [[made, files], [madeByPrograms, filesByPrograms]] = results as [
+    [unknown, string[]],
+    [unknown, string[]],
+  ];
+  assert.equal([made, madeByPrograms], [['layers'], ['file']]);
+  assert.equal(files, filesByPrograms);
+  assert.ok(files.includes('bin/su 755 2'));
+});
+
+test('what cannot be merged is left to enroot', async () => {
+  const { node, registry } = await startNode();
+  await using _ = node;
+  registry.push(image, 'a', { ...tree, 'etc/.wh..wh.plnk': 'of another time' });
+  const { line } = await node.prolog({ id: 1, user: alice, image });
+  assert.is(line['result'], 'created', line['reason']);
+  assert.equal(registry.made(), ['layers', 'file']);
+  assert.ok(filesOf(node).includes('closed/file 400 1'));
+  await node.settle();
+  assert.equal([node.partials(alice), node.trash()], [[], []]);
+});
+
+test('a larger image than the cache may take is bypassed, and what was unused longest gives way', async () => {
+  const { node, registry } = await startNode({ container_cache_max_size: '20M', gc_min_age: 0 });
+  await using _ = node;
+  const mebibyte = 1024 * 1024;
+  const old = node.plant(bob, { hash: '0000000000000001', usedSecondsAgo: 1000, bytes: 12 * mebibyte });
+  const sized = (reference: string, mark: string, mebibytes: number): void => {
+    registry.push(reference, mark, { file: { content: randomBytes(mebibytes * mebibyte) } });
+  };
+  sized('reg.example:5000/large:v1', 'b', 21);
+  const large = await node.prolog({ id: 1, user: alice, image: 'reg.example:5000/large:v1' });
+  assert.equal([large.line['result'], large.line['code']], ['bypassed', 'TOO_LARGE'], large.line['reason']);
+  assert.ok(existsSync(old));
+  sized('reg.example:5000/first:v1', 'c', 10);
+  const first = await node.prolog({ id: 2, user: alice, image: 'reg.example:5000/first:v1' });
+  assert.is(first.line['result'], 'created', first.line['reason']);
+  assert.not(existsSync(old));
+  // The first one's job goes on.
+  sized('reg.example:5000/second:v1', 'd', 12);
+  const second = await node.prolog({ id: 3, user: alice, image: 'reg.example:5000/second:v1' });
+  assert.equal([second.line['result'], second.line['code']], ['failed', 'NO_SPACE'], second.line['reason']);
+  assert.match(second.line['reason']!, /container_cache_max_size/);
+  assert.is(node.entries(alice).length, 1);
+  assert.equal(registry.made(), ['layers', 'layers', 'layers']);
+  await node.settle();
+});
+
+test.run();
