@@ -20,13 +20,13 @@ import { distDirectory } from '../build/build.ts';
 import { projectRoot } from '../build/source-files.ts';
 import { mountOf } from '../lib/core/mountinfo.ts';
 import { readMounts } from '../lib/system/mounts.ts';
-import { runAndCleanUp, type Defer } from './clean-up.ts';
+import { runAndCleanUp, type Defer } from '../test/helpers/clean-up.ts';
+import { privateNodeUnavailable, startPrivateNode, type PrivateNode } from '../test/helpers/private-node.ts';
+import { describeImage, imageMaker, type SampleImage } from '../test/helpers/sample-image.ts';
+import type { SampleJob } from '../test/helpers/slurmd-calls.ts';
 import { containerMeasurements, measureContainerStarts } from './container-starts.ts';
 import { measurements } from './measurements.ts';
-import { privateNodeUnavailable, startPrivateNode, type PrivateNode } from './private-node.ts';
 import { renderReport, type Facts, type Measured, type Report } from './report.ts';
-import { describeImage, imageMaker, type SampleImage } from './sample-image.ts';
-import type { SampleJob } from './slurmd-calls.ts';
 import type { Plan } from './workbench.ts';
 
 const bigFileCount = 21_000;

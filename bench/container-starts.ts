@@ -8,6 +8,8 @@ import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describeError } from '../lib/core/faults.ts';
 import { directoryName } from '../lib/core/layout.ts';
+import type { Defer } from '../test/helpers/clean-up.ts';
+import { describeImage, type imageMaker } from '../test/helpers/sample-image.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import {
   entryNamesIn,
@@ -20,9 +22,7 @@ import {
 } from '../test/slurm/containers.ts';
 import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
 import { busyLoops, startBusyLoops } from './busy-loops.ts';
-import type { Defer } from './clean-up.ts';
 import type { Finding, Measured } from './report.ts';
-import { describeImage, type imageMaker } from './sample-image.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from './statistics.ts';
 

@@ -26,9 +26,9 @@ import { bootId } from '../lib/system/boot.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { readMounts } from '../lib/system/mounts.ts';
 import { listProcesses } from '../lib/system/processes.ts';
-import type { Finding } from './report.ts';
-import { slurmdEnvironment } from './slurmd-calls.ts';
+import { slurmdEnvironment } from '../test/helpers/slurmd-calls.ts';
 import { busyLoops, startBusyLoops } from './busy-loops.ts';
+import type { Finding } from './report.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from './statistics.ts';
 import {

@@ -14,7 +14,7 @@ import { leasePath, userPath } from '../lib/core/layout.ts';
 import { parseLeaseRecord, type LeaseRecord } from '../lib/core/lease-record.ts';
 import { listProcesses, processCommandLine } from '../lib/system/processes.ts';
 import { childEnvironment } from '../lib/system/run-command.ts';
-import { slurmdEnvironment, type SampleJob } from './slurmd-calls.ts';
+import { slurmdEnvironment, type SampleJob } from '../test/helpers/slurmd-calls.ts';
 
 /** What the benchmark hands to the process inside, as JSON. */
 export interface Plan {

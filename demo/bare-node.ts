@@ -1,5 +1,5 @@
 /**
- * The demo's node without Slurm (bench/private-node.ts): Prolog, TaskProlog and Epilog are called with the environment
+ * The demo's node without Slurm (test/helpers/private-node.ts): Prolog, TaskProlog and Epilog are called with the environment
  * that slurmd gives them, the job in between does nothing.
  *
  * As root the jobs are another user's. Otherwise the node is in a user namespace, where you are root and the only user.
@@ -8,11 +8,11 @@ import * as fs from 'node:fs';
 import * as os from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Defer } from '../bench/clean-up.ts';
-import { startPrivateNode, type PrivateNode } from '../bench/private-node.ts';
-import { slurmdEnvironment, type SampleJob } from '../bench/slurmd-calls.ts';
 import { distDirectory, executable } from '../build/build.ts';
 import { systemPath } from '../lib/system/run-command.ts';
+import type { Defer } from '../test/helpers/clean-up.ts';
+import { startPrivateNode, type PrivateNode } from '../test/helpers/private-node.ts';
+import { slurmdEnvironment, type SampleJob } from '../test/helpers/slurmd-calls.ts';
 import { startCommand, succeeded } from '../test/slurm/command.ts';
 import {
   configurationText,

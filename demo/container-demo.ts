@@ -8,10 +8,10 @@
 import * as fs from 'node:fs';
 import * as os from 'node:os';
 import { join } from 'node:path';
-import type { Defer } from '../bench/clean-up.ts';
-import { renderTable } from '../lib/core/readable.ts';
 import { distDirectory } from '../build/build.ts';
 import { directoryName, isEntryNameOf } from '../lib/core/layout.ts';
+import { renderTable } from '../lib/core/readable.ts';
+import type { Defer } from '../test/helpers/clean-up.ts';
 import { makeImage, treeOfFiles } from '../test/helpers/squashfs-image.ts';
 import { slurmAvailable } from '../test/slurm/cluster.ts';
 import {

@@ -2,8 +2,8 @@
 import * as fsp from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Defer } from '../bench/clean-up.ts';
 import { distDirectory, executable } from '../build/build.ts';
+import type { Defer } from '../test/helpers/clean-up.ts';
 import { startCluster, type Cluster } from '../test/slurm/cluster.ts';
 import {
   configurationText,

@@ -189,6 +189,31 @@ layers('what only the admin command uses is beside it', () => {
   );
 });
 
+/** Programs for developers: what they share with tests, or with each other, is the tests'. */
+const OWN_PROGRAMS = ['bench/', 'demo/'];
+
+function importsOfPrograms(all: readonly Source[]): string[] {
+  return all.flatMap((source) =>
+    importedNames(source).flatMap(({ from }) => {
+      const program = OWN_PROGRAMS.find((top) => from.startsWith(top));
+      return program === undefined || source.path.startsWith(program)
+        ? []
+        : [`${source.path} imports ${from}`];
+    }),
+  );
+}
+
+layers('nothing imports from the bench or the demo', () => {
+  assert.equal(importsOfPrograms(sources), []);
+  assert.equal(
+    importsOfPrograms([
+      { path: 'demo/a.ts', text: "import { b } from '../bench/b.ts';" },
+      { path: 'bench/c.ts', text: "import { b } from './b.ts';" },
+    ]),
+    ['demo/a.ts imports bench/b.ts'],
+  );
+});
+
 layers('every module belongs to a layer, or to what is not shipped', () => {
   const notShipped = ['bench/', 'build/', 'demo/', 'test/'];
   const homeless = sources.filter(

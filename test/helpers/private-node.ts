@@ -11,8 +11,8 @@ import * as fs from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import type { Readable, Writable } from 'node:stream';
-import { systemPath } from '../lib/system/run-command.ts';
-import { signalIfAlive } from '../test/slurm/command.ts';
+import { systemPath } from '../../lib/system/run-command.ts';
+import { signalIfAlive } from '../slurm/command.ts';
 
 const logDirectoryName = 'log';
 const logFileName = 'syslog';

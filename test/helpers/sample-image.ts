@@ -11,9 +11,9 @@ import { once } from 'node:events';
 import * as fs from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import process from 'node:process';
-import { projectRoot } from '../build/source-files.ts';
-import { layOut, type Tree as Programs } from '../test/helpers/squashfs-image.ts';
+import { projectRoot } from '../../build/source-files.ts';
 import type { Defer } from './clean-up.ts';
+import { layOut, type Tree as Programs } from './squashfs-image.ts';
 
 interface SampleImageRequest {
   /** The squashfs file to be made. The tree is made beside it, on the same filesystem, and deleted again. */

@@ -3,7 +3,7 @@
  */
 import { constants } from 'node:os';
 import process from 'node:process';
-import { describeError } from '../lib/core/faults.ts';
+import { describeError } from '../../lib/core/faults.ts';
 
 /** Registers what must be undone at the end; undone is last what was registered first. */
 export type Defer = (undo: () => void | Promise<void>) => void;
