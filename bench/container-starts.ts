@@ -24,7 +24,7 @@ import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.
 import { busyLoops, startBusyLoops } from './busy-loops.ts';
 import type { Finding, Measured } from './report.ts';
 import { compare, Samples } from './samples.ts';
-import { interleave } from './statistics.ts';
+import { interleave } from '../test/helpers/statistics.ts';
 
 interface ContainerPlan {
   /** Which measurements to make. */

@@ -30,7 +30,7 @@ import { slurmdEnvironment } from '../test/helpers/slurmd-calls.ts';
 import { busyLoops, startBusyLoops } from './busy-loops.ts';
 import type { Finding } from './report.ts';
 import { compare, Samples } from './samples.ts';
-import { interleave } from './statistics.ts';
+import { interleave } from '../test/helpers/statistics.ts';
 import {
   isCollectorRunning,
   removeAndSettle,

@@ -1,6 +1,6 @@
 /** What the benchmark found, as data and as the table it prints. */
 import { renderTable } from '../lib/core/readable.ts';
-import type { Summary } from './statistics.ts';
+import type { Summary } from '../test/helpers/statistics.ts';
 
 /** A quantity with its unit. */
 export interface Figure {

@@ -1,6 +1,6 @@
 /** From samples to findings. */
 import type { Figure, Finding } from './report.ts';
-import { summarise } from './statistics.ts';
+import { summarise } from '../test/helpers/statistics.ts';
 
 /** Samples of several kinds, by the kind's name. */
 export class Samples<Kind extends string> {
