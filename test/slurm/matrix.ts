@@ -90,15 +90,14 @@ export function coveringCombinations(): Combination[] {
 export const needsSquashfuse = ({ pyxis }: Pick<Combination, 'pyxis'>): boolean =>
   pyxis.includes('use_squashfuse=1');
 
+/** Users must reach them: the checkout may be in root's home. */
+const importersPath = ({ root }: Cluster): string => path.join(root, 'importers');
+
 /** As in plugstack.conf. */
-function pyxisArguments({ pyxis }: Combination): string[] {
+function pyxisArguments(cluster: Cluster, { pyxis }: Combination): string[] {
   return pyxis === 'stock'
     ? []
-    : pyxis
-        .split(' ')
-        .map((text) =>
-          text.replace(/^importer=/, `importer=${path.join(import.meta.dirname, 'importers')}/`),
-        );
+    : pyxis.split(' ').map((text) => text.replace(/^importer=/, `importer=${importersPath(cluster)}/`));
 }
 
 function at<T>(values: readonly T[], index: number): T {
@@ -149,7 +148,9 @@ export async function startPair(options: PairOptions): Promise<Pair> {
 
 const IMAGE_NAME = 'probe.sqsh';
 
-function prepareFiles({ root, homes }: Cluster): void {
+function prepareFiles(cluster: Cluster): void {
+  const { root, homes } = cluster;
+  fs.cpSync(path.join(import.meta.dirname, 'importers'), importersPath(cluster), { recursive: true });
   fs.mkdirSync(path.join(root, 'shared'));
   fs.writeFileSync(path.join(root, 'shared/file'), 'shared\n');
   fs.writeFileSync(path.join(homes, USER, 'in-home'), 'home\n');
@@ -217,7 +218,7 @@ async function appearanceOf(
   arraySize: number,
 ): Promise<Appearance> {
   const { cluster, outputPath } = containers;
-  await containers.setPyxisArguments(pyxisArguments(combination));
+  await containers.setPyxisArguments(pyxisArguments(cluster, combination));
   const image = pair.imageOf(containers, combination.image);
   const run = (): Promise<End> => launch(containers, combination, image, arraySize);
   const ends = [await run()];
