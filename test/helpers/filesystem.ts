@@ -71,7 +71,8 @@ export async function mountSilentFuse(
   { forOthers }: FuseOptions,
 ): Promise<AsyncDisposable> {
   const ids = `user_id=${user.uid},group_id=${user.gid}${forOthers ? ',allow_other' : ''}`;
-  const script = `exec 3<>/dev/fuse; mount -i -t fuse -o "fd=3,rootmode=40000,${ids}" fuse "$1"; exec sleep infinity`;
+  // By mount(2) alone: with the newer calls, the mount(8) of util-linux 2.41 touches what it has mounted, which refuses root.
+  const script = `exec 3<>/dev/fuse; LIBMOUNT_FORCE_MOUNT2=always mount -i -t fuse -o "fd=3,rootmode=40000,${ids}" fuse "$1"; exec sleep infinity`;
   const server = spawn('sh', ['-euc', script, 'sh', path], { stdio: ['ignore', 'inherit', 'inherit'] });
   await until(`a FUSE is mounted on ${path}`, () => {
     if (server.exitCode !== null) throw new Error(`Cannot mount a FUSE on ${path}`);
