@@ -3,23 +3,17 @@
  * anything: the exit code is the same, another user's entry is collected and shown.
  *
  * strace(1) makes one call fail, in a run of its own for each number and each call that Prolog, Epilog, collector or an admin's command
- * makes below alice's directory. CI tries a few; CONTAINER_CACHE_TEST_ALL=1 all of them.
+ * makes below alice's directory. CI tries a few; errnos-run.ts all of them, by other means.
  */
 // test: timeout 900 s
-import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { errnoNames } from '../../lib/core/errno-names.ts';
-import { partialName } from '../../lib/core/layout.ts';
-import { nameOf, TestNode, type ProgramResult } from '../helpers/node.ts';
-import {
-  alice,
-  bob,
-  command,
-  enterPrivateMachine,
-  unlessPrivateMachine,
-} from '../helpers/private-machine.ts';
+import { nameOf, type ProgramResult } from '../helpers/node.ts';
+import { alice, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { assert, suite, unlessStrace } from '../helpers/suite.ts';
+import { setScene, type Scene } from './errno-scene.ts';
 import { injecting, isInjectedBelow, pointsBelow, straceOf, type Point } from './error-points.ts';
 
 enterPrivateMachine();
@@ -27,38 +21,6 @@ enterPrivateMachine();
 const tryAll = process.env['CONTAINER_CACHE_TEST_ALL'] !== undefined;
 /** In CI, of each program. */
 const sampled = 1;
-
-const settings = {
-  container_cache_gc_high: 99,
-  container_cache_gc_low: 0,
-  gc_min_age: 0,
-  enroot_path: '/none/enroot',
-  on_failure: 'fail',
-};
-
-interface Scene {
-  readonly node: TestNode;
-  readonly image: string;
-  readonly ofBob: string;
-}
-
-/** Alice has an entry of a job that is over, a dead partial directory, a stub, a note of a step and a digest; bob has an entry. */
-async function setScene(): Promise<Scene> {
-  const node = await TestNode.start({ settings });
-  const image = node.image();
-  await node.prolog({ id: 1, user: alice, image });
-  await node.epilog({ id: 1, user: alice });
-  await node.settle();
-  const user = node.userPath(alice);
-  const name = nameOf(node.entries(alice)[0]!);
-  mkdirSync(join(user, partialName(name, 2, 'abcd'), 'rootfs'), { recursive: true });
-  mkdirSync(join(user, '.pyxis_2.0/.container-cache'), { recursive: true });
-  writeFileSync(join(user, '.pyxis_2.0/.container-cache/entry'), '');
-  writeFileSync(join(user, '.steps-2.events'), '');
-  mkdirSync(join(user, '.digests'));
-  command('chown', '--recursive', `${alice.uid}:${alice.gid}`, user);
-  return { node, image, ofBob: node.plant(bob, { hash: '00000000000000bb', usedSecondsAgo: 1000 }) };
-}
 
 type Program = (scene: Scene, wrapper: readonly string[]) => Promise<ProgramResult>;
 
