@@ -31,11 +31,11 @@ async function runProgram(): Promise<void> {
       return leave(await runAcquire(parameters, process.env));
     }
     case 'hash-image': {
-      const { runHashImage } = await import('./lib/store/hash-image.ts');
+      const { runHashImage } = await import('./lib/image/hash-image.ts');
       return leave(runHashImage(parameters));
     }
     case 'merge-layers': {
-      const { runMergeLayers } = await import('./lib/store/merge-layers.ts');
+      const { runMergeLayers } = await import('./lib/image/merge-layers.ts');
       return leave(runMergeLayers(parameters));
     }
     case 'idle':

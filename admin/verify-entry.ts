@@ -4,10 +4,10 @@ import { longestEntryMetadataBytes, parseEntryMetadata } from '../lib/core/entry
 import { describeError } from '../lib/core/faults.ts';
 import { parseImage } from '../lib/core/image.ts';
 import { entryName, entryPath, lockPath, userPath } from '../lib/core/layout.ts';
-import { hashFile, recallContent } from '../lib/store/content.ts';
+import { hashFile, recallContent } from '../lib/image/content.ts';
 import { holdEntry, markDamaged } from '../lib/store/held-entry.ts';
-import { hashContent } from '../lib/store/image-hash.ts';
-import { probeSquashfs } from '../lib/store/image-source.ts';
+import { hashContent } from '../lib/image/image-hash.ts';
+import { probeSquashfs } from '../lib/image/image-source.ts';
 import { asUser, type UserIds } from '../lib/system/as-user.ts';
 import { readStart } from '../lib/system/files.ts';
 import { splitLines } from '../lib/system/lines.ts';

@@ -3,7 +3,7 @@ import process from 'node:process';
 import { describeError, faultCode } from '../lib/core/faults.ts';
 import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import type { CreateProgress } from '../lib/store/create.ts';
+import type { CreateProgress } from '../lib/image/create.ts';
 import { changePins, readPins } from '../lib/store/pins.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
 import { startInBackground } from '../lib/system/background.ts';

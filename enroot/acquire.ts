@@ -18,11 +18,11 @@ import { jobImagesName, jobPath, userPath } from '../lib/core/layout.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
 import { logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
 import { openBase } from '../lib/store/base-directory.ts';
-import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/store/create.ts';
-import { openEnroot } from '../lib/store/enroot-program.ts';
+import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/image/create.ts';
+import { openEnroot } from '../lib/image/enroot-program.ts';
 import type { Acquired, EntryCreator } from '../lib/store/entry.ts';
 import { noteStepStart, startEvent } from '../lib/store/event-files.ts';
-import type { ImageSource, SquashfsSource } from '../lib/store/image-source.ts';
+import type { ImageSource, SquashfsSource } from '../lib/image/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
@@ -159,7 +159,7 @@ async function isOneTimeFile(
   userDirectoryPath: string,
   source: SquashfsSource,
 ): Promise<boolean> {
-  const { importerOf, isOfOneUse, isTemporary } = await import('../lib/store/importer.ts');
+  const { importerOf, isOfOneUse, isTemporary } = await import('../lib/image/importer.ts');
   const facts = recallNodeFacts(settings.runtimePath);
   if (isTemporary(source.realPath, [facts?.pyxisRuntimePath, environment['PYXIS_RUNTIME_PATH']])) return true;
   const importer = importerOf(facts);

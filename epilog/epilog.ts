@@ -37,7 +37,7 @@ import { recordEvents, takeStepStarts } from '../lib/store/event-files.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
-import { checkRuntimeDirectory, startCountedWarming } from '../lib/store/runtime-directory.ts';
+import { checkRuntimeDirectory, startCountedWarming } from '../lib/system/runtime-directory.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory } from '../lib/store/user-directory.ts';

@@ -1,10 +1,10 @@
-/** A job whose image pyxis has from its importer: the Prolog gets it there, too (lib/store/importer.ts). */
+/** A job whose image pyxis has from its importer: the Prolog gets it there, too (lib/image/importer.ts). */
 import { JobFault } from '../lib/core/faults.ts';
 import type { RegistryImage } from '../lib/core/image.ts';
 import type { Environment, Job } from '../lib/core/job.ts';
 import { createLimitMs, type Settings } from '../lib/core/settings.ts';
-import type { SquashfsSource } from '../lib/store/image-source.ts';
-import { getFromImporter, noteWhatStayed, type Importer, type ImportRequest } from '../lib/store/importer.ts';
+import type { SquashfsSource } from '../lib/image/image-source.ts';
+import { getFromImporter, noteWhatStayed, type Importer, type ImportRequest } from '../lib/image/importer.ts';
 import { heldFileStamp, writeJobFiles } from '../lib/store/job-files.ts';
 import type { Directory } from '../lib/system/directory.ts';
 

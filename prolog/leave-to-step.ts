@@ -7,12 +7,12 @@ import type { Job } from '../lib/core/job.ts';
 import { entryName } from '../lib/core/layout.ts';
 import { RegistryFault } from '../lib/core/registry-failure.ts';
 import type { Settings } from '../lib/core/settings.ts';
-import { keyOfName } from '../lib/store/content.ts';
+import { keyOfName } from '../lib/image/content.ts';
 import { findEntry } from '../lib/store/entry.ts';
-import type { ImageSource } from '../lib/store/image-source.ts';
+import type { ImageSource } from '../lib/image/image-source.ts';
 import { askStamp, writeJobFiles } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
-import { noteRegistryFailure } from '../lib/store/registry-memory.ts';
+import { noteRegistryFailure } from '../lib/image/registry-memory.ts';
 import type { Directory } from '../lib/system/directory.ts';
 
 interface Context {

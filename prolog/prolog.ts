@@ -34,13 +34,13 @@ import { findBaseFault } from '../lib/store/base-fault.ts';
 import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
 import { hasRoomAgent } from '../lib/store/room-presence.ts';
-import type { ImageSource } from '../lib/store/image-source.ts';
+import type { ImageSource } from '../lib/image/image-source.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry, type EntryMaker } from '../lib/store/obtain-entry.ts';
 import type { Provision } from '../lib/store/provision.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
-import { startCountedWarming } from '../lib/store/runtime-directory.ts';
+import { startCountedWarming } from '../lib/system/runtime-directory.ts';
 import { openUserDirectory } from '../lib/store/user-directory.ts';
 import { readSmallFileBeneath } from '../lib/system/beneath.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
@@ -341,7 +341,7 @@ async function lookFor(
     await told;
     const facts = recallNodeFacts(settings.runtimePath);
     if (hasImporter(facts)) {
-      const { importerOf } = await import('../lib/store/importer.ts');
+      const { importerOf } = await import('../lib/image/importer.ts');
       const importer = importerOf(facts);
       if (importer !== undefined) return { kind: 'importer', importer, image };
     }

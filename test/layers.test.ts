@@ -2,7 +2,7 @@
  * The shape of the source tree, as DESIGN.md draws it: imports point down only and never in a circle, each export is used, and lib/core is
  * pure.
  *
- *   main → prolog | epilog | enroot | admin → lib/store → lib/system → lib/core
+ *   main → prolog | epilog | enroot | admin → lib/store → lib/image → lib/system → lib/core
  *
  * One door: what lies below a user's directory is reached through lib/system/beneath.ts alone. A module that reaches anything by its
  * path says here what; one that can make paths below a user's directory as well says why it does not use both together.
@@ -20,6 +20,7 @@ import { assert, suite } from './helpers/suite.ts';
 const LAYERS = [
   ['lib/core/'],
   ['lib/system/'],
+  ['lib/image/'],
   ['lib/store/'],
   ['prolog/', 'epilog/', 'enroot/', 'admin/'],
   ['main.ts'],
@@ -228,6 +229,7 @@ layers('every module belongs to a layer, or to what is not shipped', () => {
 for (const [path, text] of [
   ['lib/core/job.ts', "import { tryFlock } from '../system/flock.ts';"],
   ['lib/system/flock.ts', "import type { Lease } from '../store/lease.ts';"],
+  ['lib/image/create.ts', "import type { HeldEntry } from '../store/held-entry.ts';"],
   ['lib/store/lease.ts', "const { runProlog } = await import('../../prolog/prolog.ts');"],
   ['prolog/prolog.ts', "export { runEpilog } from '../epilog/epilog.ts';"],
   ['epilog/epilog.ts', "import yargs from 'yargs';"],
@@ -320,24 +322,24 @@ const REACHED_BY_PATH: Readonly<Record<string, string>> = {
   'lib/store/entry-sizes.ts': 'the runtime directory',
   'lib/store/entry.ts': 'writeFileSync() to a descriptor',
   'lib/store/event-files.ts': 'the state directory',
-  'lib/store/hash-image.ts': 'runs as the user, without a right of root',
+  'lib/image/hash-image.ts': 'runs as the user, without a right of root',
   'lib/store/hidden-base.ts': 'the configuration of Slurm',
-  'lib/store/importer.ts': "the importer, and pyxis' runtime directory: root's",
+  'lib/image/importer.ts': "the importer, and pyxis' runtime directory: root's",
   'lib/store/job-files.ts': 'the runtime directory',
   'lib/store/lease.ts': 'the runtime directory, sleep(1), and files of our own process',
-  'lib/store/merge-layers.ts': 'runs as the user, without a right of root',
+  'lib/image/merge-layers.ts': 'runs as the user, without a right of root',
   'lib/store/node-facts-file.ts': 'the runtime directory',
   'lib/store/own-entries.ts': 'runs as the user, without a right of root',
   'lib/store/pins.ts': 'the state directory',
   'lib/store/pyxis-stamp.ts': 'the configuration of Slurm',
   'lib/store/pyxis.ts': 'the configuration of Slurm',
-  'lib/store/registry-memory.ts': 'the runtime directory',
+  'lib/image/registry-memory.ts': 'the runtime directory',
   'lib/store/room-agent.ts': 'the runtime directory',
   'lib/store/room-ask.ts': 'the runtime directory',
   'lib/store/room-presence.ts': 'the runtime directory',
-  'lib/store/runtime-directory.ts': 'the runtime directory',
+  'lib/system/runtime-directory.ts': 'the runtime directory',
   'lib/store/sweep.ts': 'the base and the runtime directory',
-  'lib/store/unpack.ts': '/proc',
+  'lib/image/unpack.ts': '/proc',
   'lib/store/user-directory.ts': "the user directory itself: root's name",
   'lib/system/aside.ts': 'what its callers reach',
   'lib/system/background.ts': 'the runtime directory',
@@ -369,7 +371,7 @@ const USERS_PATHS_BESIDE: Readonly<Record<string, string>> = {
   'lib/store/collector.ts': 'handed to find(1) that runs as the user',
   'lib/store/entry.ts': 'by the door',
   'lib/store/event-files.ts': 'by the door',
-  'lib/store/importer.ts': 'by the door',
+  'lib/image/importer.ts': 'by the door',
   'lib/store/own-entries.ts': 'runs as the user',
   'lib/store/sweep.ts': 'by the door',
 };

@@ -14,7 +14,7 @@ import { formatMode } from '../../lib/core/path-cure.ts';
 import { formatBytes } from '../../lib/core/readable.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import { openBase } from '../../lib/store/base-directory.ts';
-import { findEnroot } from '../../lib/store/enroot-program.ts';
+import { findEnroot } from '../../lib/image/enroot-program.ts';
 import type { Directory } from '../../lib/system/directory.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';

@@ -4,7 +4,7 @@ import { dirname } from 'node:path';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
 import { reporter, type Finding } from './findings.ts';
 import { isKnownEnroot } from '../../lib/core/node-facts.ts';
-import { findEnroot } from '../../lib/store/enroot-program.ts';
+import { findEnroot } from '../../lib/image/enroot-program.ts';
 import { askEnrootVersion } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
 import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';

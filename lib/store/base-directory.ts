@@ -19,7 +19,7 @@ import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
 import { whoElseCanChange } from '../system/path-safety.ts';
 import { recallNodeFacts } from './node-facts-file.ts';
-import { checkRuntimeDirectory } from './runtime-directory.ts';
+import { checkRuntimeDirectory } from '../system/runtime-directory.ts';
 
 const baseMode = 0o755;
 const trashMode = 0o700;

@@ -7,7 +7,7 @@ import { readUsage } from '../system/disk-usage.ts';
 import { MountScan, readMounts } from '../system/mounts.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { listEntries, type FoundEntry, type ListRequest } from './listed-entries.ts';
-import { measureShare } from './reclaim.ts';
+import { measureShare } from '../system/tree-size.ts';
 import { forEachUser } from './users.ts';
 
 export interface LimitRequest extends ListRequest {

@@ -38,7 +38,7 @@ import { measureLimit, type LimitRequest } from './cache-size.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { emptyTrash, evict, Gains, type EvictionRequest } from './eviction.ts';
 import { listEntries, type FoundEntry } from './listed-entries.ts';
-import { Reclaim } from './reclaim.ts';
+import { Reclaim } from '../system/tree-size.ts';
 import { sweep } from './sweep.ts';
 
 export interface CollectRequest extends LimitRequest, EvictionRequest {

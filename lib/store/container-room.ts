@@ -10,10 +10,10 @@ import type { UserIds } from '../system/as-user.ts';
 import type { Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { collect, type CollectRequest } from './collector.ts';
-import { measureImage } from './create.ts';
-import { findEnroot } from './enroot-program.ts';
-import { askEnrootPaths, askLayerBytes, findDevices, importNeed } from './enroot-room.ts';
-import { probeSquashfs } from './image-source.ts';
+import { measureImage } from '../image/create.ts';
+import { findEnroot } from '../image/enroot-program.ts';
+import { askEnrootPaths, askLayerBytes, findDevices, importNeed } from '../image/enroot-room.ts';
+import { probeSquashfs } from '../image/image-source.ts';
 
 export interface RoomFor {
   readonly user: UserIds;

@@ -14,7 +14,7 @@ import { entrySizesPath, isEntryName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { writeFileAtomically } from '../system/aside.ts';
 import { readSmallFile } from '../system/files.ts';
-import { measureShare } from './reclaim.ts';
+import { measureShare } from '../system/tree-size.ts';
 
 interface SizedEntry extends UserIds {
   readonly name: string;

@@ -23,7 +23,6 @@ import {
   type WatchedDirectory,
 } from '../core/entry-metadata.ts';
 import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
-import type { SpaceNeed } from '../core/image.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
 import {
@@ -44,6 +43,8 @@ import type { Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
+import type { EntryKey } from '../image/content.ts';
+import type { Filled } from '../image/create.ts';
 import { holdEntry, type HeldEntry, type OnDamage } from './held-entry.ts';
 import { pickWatched } from './watched-directories.ts';
 import { uniqueHex } from '../system/unique.ts';
@@ -60,25 +61,6 @@ interface AcquireRequest {
   readonly limitMs: number;
   /** Loads what only a missing entry needs. */
   readonly creator: () => Promise<EntryCreator>;
-}
-
-/** How the entry of an image is found (content.ts). */
-export interface EntryKey {
-  /** Of the entry; undefined as long as nobody has read the image. */
-  readonly name: string | undefined;
-  /** Of the create lock, which is that of all images that might turn out to be the same. */
-  readonly lockName: string;
-  /** Whether identify() would find the name, or would have to read the image for it. */
-  readonly isKnown: () => boolean;
-  /** @returns undefined: no entry can be of this image. @throws JobFault */
-  readonly identify: (limitMs: number) => Promise<string | undefined>;
-}
-
-/** What was unpacked. */
-export interface Filled {
-  readonly space: SpaceNeed;
-  /** Of the entry: what only the whole image tells. */
-  readonly name: string;
 }
 
 /** How an entry is made; differs by who runs us. */

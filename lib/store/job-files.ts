@@ -9,7 +9,7 @@ import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
 import type { AcquireResult } from './entry.ts';
-import { prepareRuntimeDirectory } from './runtime-directory.ts';
+import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 
 interface JobFiles {
   readonly environment: string;

@@ -41,7 +41,7 @@ import type { UserIds } from '../system/as-user.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { isExecutable, readSmallFile } from '../system/files.ts';
 import { findBeneath } from '../system/native-addon.ts';
-import { prepareRuntimeDirectory } from './runtime-directory.ts';
+import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 import {
   listProcesses,
   processesOwnedBy,

@@ -30,9 +30,9 @@ import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
 import { CommandFailed, run } from '../system/run-command.ts';
 import { findCommandForUsers } from '../system/self.ts';
-import { findEnroot } from './enroot-program.ts';
+import { findEnroot } from '../image/enroot-program.ts';
 import { stampOf } from './pyxis-stamp.ts';
-import { prepareRuntimeDirectory } from './runtime-directory.ts';
+import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 
 export const mountsFileName = '00-container-cache.fstab';
 

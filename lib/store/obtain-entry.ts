@@ -9,11 +9,11 @@ import { closeSync } from 'node:fs';
 import type { ImageRequest } from '../core/image.ts';
 import { createLimitMs, type Settings } from '../core/settings.ts';
 import type { UserIds } from '../system/as-user.ts';
-import { entryKey } from './content.ts';
-import type { Asker } from './digests.ts';
+import { entryKey } from '../image/content.ts';
+import type { Asker } from '../image/digests.ts';
 import { acquireEntry, findEntry, type Acquired, type EntryCreator } from './entry.ts';
 import { touchEntry } from './held-entry.ts';
-import { probeSquashfs, type ImageSource } from './image-source.ts';
+import { probeSquashfs, type ImageSource } from '../image/image-source.ts';
 
 /**
  * What is behind an image name, looked at as the user.
@@ -28,7 +28,7 @@ export async function findSource(
 ): Promise<ImageSource> {
   if (image.kind === 'path') return probeSquashfs(user, image);
   // A job with an image file does not load it.
-  const { findRegistrySource } = await import('./digests.ts');
+  const { findRegistrySource } = await import('../image/digests.ts');
   return findRegistrySource(user, image, settings, asker);
 }
 

@@ -14,9 +14,9 @@ import { tryFlock } from '../system/flock.ts';
 import { findMountedEntries } from '../system/mounts.ts';
 import { runSync } from '../system/run-command.ts';
 import { uniqueHex } from '../system/unique.ts';
-import { measureImage } from './create.ts';
-import { probeSquashfs } from './image-source.ts';
-import { Reclaim } from './reclaim.ts';
+import { measureImage } from '../image/create.ts';
+import { probeSquashfs } from '../image/image-source.ts';
+import { Reclaim } from '../system/tree-size.ts';
 
 /** Longer than a step waits for a listing of its image. */
 const lookLimitMs = 60_000;

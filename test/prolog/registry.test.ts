@@ -15,7 +15,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseImage } from '../../lib/core/image.ts';
-import { hashReference, hashRegistry } from '../../lib/store/image-hash.ts';
+import { hashReference, hashRegistry } from '../../lib/image/image-hash.ts';
 import { digestsName, registriesPath, registryMemoryPath } from '../../lib/core/layout.ts';
 import { acquire } from '../helpers/run-acquire.ts';
 import { holders, processes, TestNode, until, type NodeOptions } from '../helpers/node.ts';

@@ -20,7 +20,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { Reclaim } from '../../lib/store/reclaim.ts';
+import { Reclaim } from '../../lib/system/tree-size.ts';
 import { mostVainEvictions, userBudget } from '../../lib/store/users.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
 import { HeldProgram } from '../helpers/held-program.ts';

@@ -1,5 +1,5 @@
 /*
- * A look at a file as a user (lib/store/image-source.ts): its type, size and times, its real path, its first bytes, as find(1),
+ * A look at a file as a user (lib/image/image-source.ts): its type, size and times, its real path, its first bytes, as find(1),
  * realpath(1) and head(1) would print them one after the other.
  *
  * A child looks: only a child can be left behind where a filesystem hangs, and only a process can have the user's ids and groups. It

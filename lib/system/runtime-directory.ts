@@ -3,10 +3,10 @@ import { mkdirSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { NodeFault } from '../core/faults.ts';
 import { warmingsPath } from '../core/layout.ts';
-import type { UserIds } from '../system/as-user.ts';
-import { startWarming } from '../system/background.ts';
-import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
-import { whoElseCanChange } from '../system/path-safety.ts';
+import type { UserIds } from './as-user.ts';
+import { startWarming } from './background.ts';
+import { errnoOf, isGone, unlessErrno } from './errno.ts';
+import { whoElseCanChange } from './path-safety.ts';
 
 /** Everybody may pass, to the files of their own jobs; nobody but root may look around. */
 const passableMode = 0o711;

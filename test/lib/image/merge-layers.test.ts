@@ -18,7 +18,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { build, distDirectory } from '../../../build/build.ts';
-import { runMergeLayers } from '../../../lib/store/merge-layers.ts';
+import { runMergeLayers } from '../../../lib/image/merge-layers.ts';
 import {
   alice,
   command,

@@ -35,9 +35,20 @@ import {
 } from '../system/beneath.ts';
 import { CommandFailed, runBriefly, type Command } from '../system/run-command.ts';
 import { findCommandForUsers } from '../system/self.ts';
-import type { EntryKey } from './entry.ts';
 import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type SquashfsSource } from './image-source.ts';
+
+/** How the entry of an image is found. */
+export interface EntryKey {
+  /** Of the entry; undefined as long as nobody has read the image. */
+  readonly name: string | undefined;
+  /** Of the create lock, which is that of all images that might turn out to be the same. */
+  readonly lockName: string;
+  /** Whether identify() would find the name, or would have to read the image for it. */
+  readonly isKnown: () => boolean;
+  /** @returns undefined: no entry can be of this image. @throws JobFault */
+  readonly identify: (limitMs: number) => Promise<string | undefined>;
+}
 
 const contentPattern = /^[0-9a-f]{64}$/;
 const longestContentBytes = 128;

@@ -19,7 +19,7 @@ import {
 import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
-import { prepareRuntimeDirectory } from './runtime-directory.ts';
+import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 
 const longestMemoryBytes = 64 * 1024;
 const onlyRootMode = 0o700;

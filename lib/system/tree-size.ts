@@ -8,14 +8,14 @@
  */
 import type { Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { elapsedMs } from '../system/clock.ts';
+import { elapsedMs } from './clock.ts';
 import type { SpaceNeed } from '../core/image.ts';
-import { asUser, type UserIds } from '../system/as-user.ts';
-import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from '../system/beneath.ts';
-import type { Directory } from '../system/directory.ts';
-import { splitLines } from '../system/lines.ts';
-import { CommandFailed } from '../system/run-command.ts';
-import { runUnlessStopped } from '../system/unless-stopped.ts';
+import { asUser, type UserIds } from './as-user.ts';
+import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from './beneath.ts';
+import type { Directory } from './directory.ts';
+import { splitLines } from './lines.ts';
+import { CommandFailed } from './run-command.ts';
+import { runUnlessStopped } from './unless-stopped.ts';
 
 /** find(1) counts in these, whatever the filesystem's are. */
 export const blockBytes = 512;

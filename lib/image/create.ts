@@ -26,11 +26,17 @@ import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
 import { layerFunctions, mergeLayers } from './enroot-layers.ts';
 import type { Enroot } from './enroot-program.ts';
-import type { Filled } from './entry.ts';
 import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type RegistrySource, type SquashfsSource } from './image-source.ts';
-import { measureShare } from './reclaim.ts';
+import { measureShare } from '../system/tree-size.ts';
 import { isUnsquashfsMissing, settlePermissions, unpackSquashfs } from './unpack.ts';
+
+/** What was unpacked. */
+export interface Filled {
+  readonly space: SpaceNeed;
+  /** Of the entry: what only the whole image tells. */
+  readonly name: string;
+}
 
 export interface CreateContext {
   readonly user: UserIds;

@@ -14,7 +14,7 @@ import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run, type Command } from '../system/run-command.ts';
 import { shortageIn, type Shortage } from '../system/shortage.ts';
 import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
-import { blockBytes, mostLinkedFiles, printNames, readNames } from './reclaim.ts';
+import { blockBytes, mostLinkedFiles, printNames, readNames } from '../system/tree-size.ts';
 
 interface UnpackRequest {
   readonly user: UserIds;

@@ -6,7 +6,7 @@ import {
   hashFingerprint,
   hashIdentity,
   hashReference,
-} from '../../../lib/store/image-hash.ts';
+} from '../../../lib/image/image-hash.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const digest = `sha256:${'0123456789abcdef'.repeat(4)}`;
