@@ -1,8 +1,8 @@
 /**
- * `container-cache check`: is this node set up right? A line for each finding, with what to do about it.
+ * `container-cache check`: is this node set up right? One line for each finding, with what to do about it.
  *
- * It changes nothing, may run while jobs do, and as a user, who is told what only root can look at. Each check is a
- * module in admin/checks/. Exit code 0 only if all is well: a warning is, what is bad or could not be looked at is not.
+ * It changes nothing and may run beside jobs. A user may run it, too: it then says what only root can check. Each
+ * check is a module in admin/checks/. The exit code is 1 after an error, or if something could not be checked.
  */
 import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';
@@ -31,7 +31,7 @@ interface CheckOptions {
   readonly json: boolean;
 }
 
-/** In the order in which an admin would mend what they find. */
+/** In the order in which an admin would correct what they find. */
 const checks: Readonly<Record<string, Check>> = {
   programs: checkPrograms,
   base: checkBase,
@@ -48,7 +48,7 @@ const checks: Readonly<Record<string, Check>> = {
 
 export const checkAreas: readonly string[] = Object.keys(checks);
 
-/** @returns the exit code: 0 if all is well */
+/** @returns the exit code: 0 without an error and with nothing left unchecked */
 export async function runCheck({ areas, json }: CheckOptions): Promise<number> {
   const findings = await checkNode(process.env, areas.length > 0 ? areas : checkAreas);
   const well = isWell(findings);
@@ -67,10 +67,10 @@ async function checkNode(environment: Environment, areas: readonly string[]): Pr
   const { parsed, findings } = await checkConfig(environment);
   const settings = parsed?.settings;
   if (settings === undefined) {
-    const remedy = 'mend the configuration and run it again';
+    const remedy = 'correct the configuration, then run this command again';
     return [
       ...findings,
-      reporter('others').skip('everything else: where to look is in the configuration', remedy),
+      reporter('others').skip('nothing else was checked: the configuration says where to look', remedy),
     ];
   }
   const slurmd = findSlurmd();
@@ -90,13 +90,16 @@ async function checkNode(environment: Environment, areas: readonly string[]): Pr
   return findings;
 }
 
-/** What goes wrong in one check must not keep the others from telling. */
+/** A check that fails must not hide the findings of the others. */
 async function attempt(area: string, check: Check, context: CheckContext): Promise<Finding[]> {
   try {
     return await check(context);
   } catch (error) {
     return [
-      reporter(area).skip(`this check failed: ${describeError(error)}`, 'run it again; else report it'),
+      reporter(area).skip(
+        `this check failed: ${describeError(error)}`,
+        'run it again; if it fails again, report it',
+      ),
     ];
   }
 }

@@ -1,13 +1,13 @@
 /** The `container-cache` command of an admin: its commands, each in a module of its own. */
 import process from 'node:process';
 import yargs from 'yargs';
-import packageJson from '../package.json' with { type: 'json' };
 import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
 import { checkAreas, runCheck } from './check.ts';
 import { runExplain } from './explain.ts';
 import { runGc } from './gc.ts';
 import { runMetrics } from './metrics.ts';
 import { runPin, runUnpin } from './pin.ts';
+import { releaseText } from './this-release.ts';
 import { runRm } from './rm.ts';
 import { runRoom } from './room.ts';
 import { runStats } from './stats.ts';
@@ -26,7 +26,7 @@ const anyEntries = { type: 'string', array: true, default: [], describe: shownNa
 const json = { type: 'boolean', default: false, describe: 'Print JSON' } as const;
 
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
-  // Once more: a bundle of its own has a module of its own, which would not know, and stop all threads at each change of IDs.
+  // Once more: this bundle has another copy of the module, which would stop all threads at each change of IDs.
   dropGroups();
   let exitCode: number = exitCodes.ok;
   const cli = yargs([...parameters])
@@ -34,44 +34,44 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .usage('$0 <command>\n\nKeeps unpacked container images on a Slurm node.')
     .command(
       'status',
-      'Show how full the node is, and every entry: whose, how large, when used, by which jobs',
+      'Show how full the disk is, and all entries: user, image, size, last use, jobs',
       (command) =>
         command
           .option('user', {
             type: 'string',
             requiresArg: true,
-            describe: 'Only of this user, a name or a uid',
+            describe: "Show only this user's entries (name or uid)",
           })
           .option('image', {
             type: 'string',
             requiresArg: true,
-            describe: 'Only images with this in their name',
+            describe: 'Show only entries whose image name contains this text',
           })
-          .option('sort', { choices: sortKeys, default: 'used' as const, describe: 'By what' })
-          .option('reverse', { type: 'boolean', default: false, describe: 'The other way round' })
+          .option('sort', { choices: sortKeys, default: 'used' as const, describe: 'Sort by this column' })
+          .option('reverse', { type: 'boolean', default: false, describe: 'Reverse the order' })
           .option('watch', {
             type: 'number',
             requiresArg: true,
-            describe: 'Show it anew after so many seconds, until interrupted',
+            describe: 'Show it again every so many seconds, until interrupted',
           })
           .option('json', json)
-          .example('$0 status --user alice --sort size', 'What alice has, the largest first')
+          .example('$0 status --user alice --sort size', "alice's entries, the largest first")
           .example('$0 status --watch 2', 'Watch the node'),
       async ({ user, image, sort, reverse, watch, json: asJson }) => {
         if (watch !== undefined && !(watch >= 0.1 && watch <= 86_400))
-          throw new UsageError('--watch wants a number of seconds from 0.1 to 86400');
+          throw new UsageError('--watch needs a number of seconds from 0.1 to 86400');
         exitCode = await runStatus({ user, image, sort, reverse, watch, json: asJson });
       },
     )
     .command(
       'explain <what>',
-      'Tell of an entry, an image or a job: who holds it, why it stays, when it would go',
+      'Explain an entry, an image or a job: who holds it, why it is kept, when it would be evicted',
       (command) =>
         command
           .positional('what', {
             type: 'string',
             demandOption: true,
-            describe: "An entry's name, an image as the job names it, or a job ID",
+            describe: 'The name of an entry, an image as a job names it, or a job ID',
           })
           .option('json', json)
           .example('$0 explain 4711', 'What job 4711 holds'),
@@ -81,7 +81,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'rm <entry..>',
-      'Delete entries, however young; what is in use stays',
+      'Delete entries, even young ones; entries in use are kept',
       (command) =>
         command
           .positional('entry', {
@@ -90,14 +90,14 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             demandOption: true,
             describe: shownNames,
           })
-          .example('$0 rm pyxis_cache_u1000_00deadbeef001122', 'Have the next job unpack it anew'),
+          .example('$0 rm pyxis_cache_u1000_00deadbeef001122', 'The next job unpacks this image again'),
       async ({ entry }) => {
         exitCode = await runRm({ names: entry });
       },
     )
     .command(
       'pin [entry..]',
-      'Keep entries from every collection; without a name, list what is pinned',
+      'Protect entries from every collection; without a name, list the pins',
       (command) => command.positional('entry', anyEntries).option('json', json),
       async ({ entry, json: asJson }) => {
         exitCode = await runPin({ entries: entry, json: asJson });
@@ -105,7 +105,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'unpin <entry..>',
-      'Let collections have pinned entries again',
+      'Remove pins: collections may evict these entries again',
       (command) =>
         command.positional('entry', {
           type: 'string',
@@ -119,7 +119,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'warm [image..]',
-      'Unpack images for a user ahead of time; without an image, and pin, those that the configuration pins',
+      'Unpack images for a user ahead of time; without an image, unpack and pin those of the pin lines',
       (command) =>
         command
           .positional('image', {
@@ -128,33 +128,41 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             default: [],
             describe: 'As a job names it: a path, or [docker://][USER@][REGISTRY#]IMAGE[:TAG|@DIGEST]',
           })
-          .option('user', { type: 'string', requiresArg: true, describe: 'Whose entries, by name or uid' })
+          .option('user', {
+            type: 'string',
+            requiresArg: true,
+            describe: 'The user who gets the entries (name or uid)',
+          })
           .option('group', {
             type: 'number',
             requiresArg: true,
-            describe: 'The primary group, a number; with it --user may be a uid that passwd does not know',
+            describe:
+              "The user's primary group, a number; then --user may be a uid that passwd does not know",
           })
           .option('user-name', {
             type: 'string',
             requiresArg: true,
-            describe: 'By what name to look for the groups of a user whom passwd does not know',
+            describe: 'The name under which to look up the groups of a user whom passwd does not know',
           })
-          .option('pin', { type: 'boolean', default: false, describe: 'Pin them as well' })
+          .option('pin', { type: 'boolean', default: false, describe: 'Pin the entries, too' })
           .option('background', {
             type: 'boolean',
             default: false,
-            describe: 'Return at once and work on at idle priority; what comes of it is logged',
+            describe: 'Return at once and unpack at low priority; the log has the result',
           })
           .option('json', json)
-          .example('$0 warm /images/pytorch.sqsh --user alice', 'What her next job would wait for')
-          .example('$0 warm', 'From cron: keep the images of the configuration on the node'),
+          .example(
+            '$0 warm /images/pytorch.sqsh --user alice',
+            "alice's next job does not wait for this image",
+          )
+          .example('$0 warm', 'From cron: keep the images of the pin lines on the node'),
       async ({ image, user, group, userName, pin, background, json: asJson }) => {
         exitCode = await runWarm({ images: image, user, group, userName, pin, background, json: asJson });
       },
     )
     .command(
       'verify [entry..]',
-      'Compare entries with their images: names, types, sizes, times; without a name, all of them',
+      'Compare entries with their images: names, types, sizes, times; without a name, all entries',
       (command) =>
         command
           .positional('entry', anyEntries)
@@ -166,14 +174,14 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'stats',
-      'Show hits, misses and bypasses, and what unpacking was saved, over a time',
+      'Show hits, misses, bypasses, and the unpack time that reuse saved',
       (command) =>
         command
           .option('since', {
             type: 'string',
             default: '7d',
             requiresArg: true,
-            describe: 'Such as 30m, 12h, 7d, 2w, or 2026-11-01T08:00 (UTC)',
+            describe: 'How far to look back: 30m, 12h, 7d, 2w, or a UTC date such as 2026-11-01T08:00',
           })
           .option('json', json),
       async ({ since, json: asJson }) => {
@@ -188,7 +196,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('output', {
             type: 'string',
             requiresArg: true,
-            describe: "Replace this file at once, in node_exporter's textfile directory, instead of printing",
+            describe: "Replace this file instead of printing: for node_exporter's textfile collector",
           })
           .example(
             '$0 metrics --output /var/lib/prometheus/node-exporter/container-cache.prom',
@@ -200,7 +208,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'gc',
-      'Delete the entries that were unused for the longest time, from the high watermark down to the low one',
+      'At the high watermark, evict the least recently used entries until usage is below the low one',
       (command) =>
         command
           .option('dry-run', {
@@ -216,10 +224,10 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('background', {
             type: 'boolean',
             default: false,
-            describe: 'Log and print nothing (Prolog and Epilog)',
+            describe: 'Print nothing, only log (for Prolog and Epilog)',
           })
           .option('json', json)
-          .example('$0 gc --dry-run', 'What would go, and why the rest stays'),
+          .example('$0 gc --dry-run', 'What would be evicted, and why the rest is kept'),
       async (options) => {
         exitCode = await runGc({
           dryRun: options.dryRun,
@@ -231,22 +239,22 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'check [area..]',
-      'Look whether this node is set up right; exits 1 unless all is well, and says what to do',
+      'Check how this node is set up, and say what to do; exit code 1 after an error',
       (command) =>
         command
           .positional('area', {
             array: true,
             choices: checkAreas,
             default: [],
-            describe: 'Only these parts of it, and the configuration',
+            describe: 'Check only these parts, and the configuration',
           })
           .option('json', json)
-          .example('$0 check slurm wrapper', 'After a change of slurm.conf or of slurmd'),
+          .example('$0 check slurm wrapper', 'After a change of slurm.conf or slurmd'),
       async (options) => {
         exitCode = await runCheck({ areas: options.area, json: options.json });
       },
     )
-    // Not listed: for programs of ours.
+    // Not listed: only the enroot wrapper and the room agent run it.
     .command(
       'room <action> [parameter..]',
       false,
@@ -261,13 +269,13 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .completion('completion', 'Print the completion script for bash')
     .demandCommand(1, 'Name a command; --help lists them')
     .strict()
-    .version(packageJson.version)
+    .version(releaseText)
     .help()
     .wrap(Math.min(100, process.stdout.columns || 100))
     .exitProcess(false)
     .fail((message, error: Error | undefined) => {
-      // yargs gives a message for wrong usage, and an error for what a command throws. Unless something is thrown here it
-      // goes on and runs the command, whatever was wrong with its options.
+      // yargs gives a message for wrong usage, and an error for what a command throws. If nothing is thrown here, it
+      // runs the command in spite of the wrong options.
       throw error ?? new UsageError(message);
     });
   try {

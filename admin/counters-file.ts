@@ -34,7 +34,7 @@ export async function updateCounters(statePath: string, nowMs = Date.now()): Pro
   try {
     if (!(await flockWithin(lock, 'exclusive', lockLimitMs)))
       throw new Error(
-        `Cannot count: somebody has held "${countersPath(statePath)}.lock" for ${lockLimitMs} ms`,
+        `Cannot count: another process has held "${countersPath(statePath)}.lock" for ${lockLimitMs} ms`,
       );
     const { counters, ends } = recall(statePath, nowMs);
     const newEnds = listDays(statePath).map((day) => {

@@ -1,4 +1,4 @@
-/** `container-cache explain ENTRY|IMAGE|JOB`: who holds an entry, why it stays, when it would go. */
+/** `container-cache explain ENTRY|IMAGE|JOB`: who holds an entry, why it is kept, when it would be evicted. */
 import process from 'node:process';
 import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
 import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';
@@ -55,13 +55,16 @@ function describe(what: string, answer: Answer, inventory: Inventory, settings: 
   );
   const bypassed = (answer.images ?? [])
     .filter(({ entry }) => entry === '-')
-    .map(({ image }) => `${printable(image)}: left to enroot; the Prolog's log line of job ${what} says why`);
+    .map(
+      ({ image }) =>
+        `${printable(image)}: not served by the cache; the Prolog's log line for job ${what} says why`,
+    );
   if (entries.length > 0 || bypassed.length > 0) return [...bypassed, ...entries];
-  if (answer.images !== undefined) return [`Job ${what} is here, and none of its entries is any more.`];
+  if (answer.images !== undefined) return [`Job ${what} is on this node, but its entries no longer exist.`];
   return [
     parseIdName(what) === undefined
-      ? `There is no entry of that name or image here: ${printable(what)}`
-      : `Job ${what} holds nothing here: it is over, has no container, or runs on another node.`,
+      ? `This node has no entry with this name or image: ${printable(what)}`
+      : `Job ${what} holds no entry on this node: it has ended, has no container, or runs elsewhere.`,
   ];
 }
 
@@ -75,16 +78,16 @@ function describeEntry(
   const { createdAtMs, unpackMs } = entry;
   const unpacked =
     createdAtMs === undefined || unpackMs === undefined
-      ? 'not known: its lock file says nothing that we wrote'
+      ? 'unknown: its lock file has no valid metadata'
       : `${formatAgo(createdAtMs, nowMs)}, in ${formatDuration(unpackMs)}: ${formatBytes(entry.bytes)}, ${formatCount(entry.inodes)} files`;
   return [
     entry.name,
     `  user      ${user}`,
-    `  image     ${printable(entry.image ?? 'not known')}`,
+    `  image     ${printable(entry.image ?? 'unknown')}`,
     `  unpacked  ${unpacked}`,
     `  used      ${formatAgo(entry.usedAtMs, nowMs)}`,
     `  held by   ${describeHolders(entry, nowMs)}`,
-    `  goes      ${describeFate(entry, inventory, settings, nowMs)}`,
+    `  evicted   ${describeFate(entry, inventory, settings, nowMs)}`,
   ];
 }
 
@@ -94,7 +97,8 @@ function describeHolders({ keptBecause, leases }: InventoryEntry, nowMs: number)
       `job ${jobId} (since ${formatDuration(nowMs - sinceMs)}, process ${holder.pid})`,
   );
   if (jobs.length > 0) return jobs.join(', ');
-  if (keptBecause === 'leased') return "a process without a lease: a job's step, or its user";
+  if (keptBecause === 'leased')
+    return 'a process without a lease: a step of a job, or another process of the user';
   return keptBecause === 'mounted' ? 'a process that has it mounted' : 'nobody';
 }
 
@@ -106,15 +110,15 @@ function describeFate(
 ): string {
   if (keptBecause === 'leased') return 'not while it is held';
   if (keptBecause === 'mounted') return 'not while it is mounted';
-  if (keptBecause === 'pinned') return 'not while it is pinned: `container-cache unpin` ends that';
+  if (keptBecause === 'pinned') return 'not while it is pinned; `container-cache unpin` removes the pin';
   if (keptBecause === 'young') {
     const restMs = usedAtMs + gcMinAgeSeconds * 1000 - nowMs;
-    return `not for another ${formatDuration(restMs)}: gc_min_age is ${gcMinAgeSeconds} s`;
+    return `not within the next ${formatDuration(restMs)}: gc_min_age is ${gcMinAgeSeconds} s`;
   }
   const line = entries.filter((entry) => entry.place !== undefined).length;
-  const turn = `it is number ${place ?? 0} of ${line} that may go`;
-  if (goesNext) return `now: a collection is due, and ${turn}`;
+  const turn = `it is number ${place ?? 0} of ${line} candidates`;
+  if (goesNext) return `by the collection that is due now; ${turn}`;
   return due
-    ? `not with the collection that is due; ${turn}`
+    ? `not by the collection that is due now; ${turn}`
     : `when the disk reaches ${gcHighPercent} %; ${turn}`;
 }

@@ -73,7 +73,7 @@ export async function runGc(options: GcOptions): Promise<number> {
     const result = await collect(request);
     if (options.json) process.stdout.write(`${JSON.stringify(result)}\n`);
     else if (!options.background && result.result === 'not-due')
-      process.stdout.write('Nothing to do: below the high watermark.\n');
+      process.stdout.write('Nothing to do: usage is below the high watermark.\n');
     return result.result === 'goal-missed' && !options.background ? 1 : 0;
   } finally {
     closeSync(base.fd);
@@ -89,7 +89,7 @@ function countTrash(base: Directory): number {
 
 const describeRoom = ({ bytes, inodes }: SpaceNeed, isInVain: boolean): string =>
   `room   ${formatBytes(bytes)} and ${formatCount(inodes)} inodes must be freed` +
-  (isInVain ? '; all that may be evicted claims less, so only what nobody used for a day goes' : '');
+  (isInVain ? '; all candidates together are smaller, so only entries unused for a day are evicted' : '');
 
 function describeForecast(
   { usage, due, isInVain, plan }: Forecast,
@@ -101,20 +101,20 @@ function describeForecast(
   const isForced = force && usedPercent(usage) < settings.gcHighPercent;
   const verdict = due
     ? isForced
-      ? 'No collection is due; --force collects all the same.'
+      ? 'No collection is due; --force collects anyway.'
       : 'A collection is due.'
     : isForced
       ? 'No collection is due, and --force evicts nothing: usage is below the low watermark.'
       : 'No collection is due.';
   const lines = [
     `blocks ${blocksUsedPercent(usage).toFixed(1)} % used, inodes ${inodesUsedPercent(usage).toFixed(1)} % used; ` +
-      `collects at ${settings.gcHighPercent} %, down to below ${settings.gcLowPercent} %`,
+      `a collection starts at ${settings.gcHighPercent} % and ends below ${settings.gcLowPercent} %`,
     verdict,
     ...(due ? [describeRoom(plan.room, isInVain)] : []),
-    ...(trees > 0 ? [`trash  ${formatCount(trees)} left in ${trashName} are deleted first`] : []),
+    ...(trees > 0 ? [`trash  deleted first: ${formatCount(trees)} in ${trashName}`] : []),
     ...overdue.map(
       ({ jobId, uid }) =>
-        `lease  job=${jobId} uid=${uid} is over for slurmctld: released first, and its entries may go`,
+        `lease  job=${jobId} uid=${uid}: slurmctld says that the job has ended, so this lease is released first`,
     ),
   ];
   const describe = (entry: (typeof plan.evict)[number]): string =>

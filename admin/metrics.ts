@@ -1,21 +1,21 @@
 /** `container-cache metrics`: the counters and the node's state for Prometheus. */
 import process from 'node:process';
 import { writeFileAtomically } from '../lib/system/aside.ts';
-import packageJson from '../package.json' with { type: 'json' };
 import { updateCounters } from './counters-file.ts';
 import { inventoryOf, withBase } from './inventory.ts';
 import { formatMetrics } from './prometheus.ts';
+import { release } from './this-release.ts';
 
 /** node_exporter runs as a user of its own. */
 const readableMode = 0o644;
 
 /** @returns the exit code, 0 */
 export function runMetrics({ output }: { readonly output: string | undefined }): Promise<number> {
-  return withBase('tell numbers', async (settings, base) => {
+  return withBase('show counters', async (settings, base) => {
     const counters = await updateCounters(settings.statePath);
     const { usage, entries, leases } = inventoryOf(settings, base);
     const text = formatMetrics(counters, {
-      version: packageJson.version,
+      version: release.version,
       usage,
       policy: settings,
       entries: {

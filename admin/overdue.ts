@@ -31,7 +31,7 @@ export async function releaseOverdueLeases(runtimePath: string, log: Log['write'
       uid,
       entries: entries.join(','),
       held_seconds: Math.round((Date.now() - sinceMs) / 1000),
-      reason: 'the job is over, and no Epilog has released its lease: look why, such as a drained node',
+      reason: 'the job has ended, but no Epilog released its lease: find out why (was the node drained?)',
     });
   }
 }

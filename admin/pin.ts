@@ -1,4 +1,4 @@
-/** `container-cache pin` and `unpin`: what no collection takes, however old. */
+/** `container-cache pin` and `unpin`: entries that no collection evicts, however old. */
 import process from 'node:process';
 import { entryNamePattern } from '../lib/core/layout.ts';
 import { formatAgo, printable, renderTable } from '../lib/core/readable.ts';
@@ -31,7 +31,7 @@ export function runPin({ entries, json }: PinOptions): Promise<number> {
     });
     for (const name of missing)
       process.stderr.write(
-        `container-cache: ${printable(name)} is no entry here; \`container-cache status\` lists them\n`,
+        `container-cache: there is no entry ${printable(name)}; \`container-cache status\` lists the entries\n`,
       );
     return missing.length > 0 ? 1 : 0;
   });
@@ -57,9 +57,9 @@ export function runUnpin({ entries }: Pick<PinOptions, 'entries'>): Promise<numb
       for (const name of entries) if (!pins.delete(name)) unknown.push(name);
     });
     for (const name of unknown) {
-      const what = entryNamePattern.test(name) ? 'is not pinned' : 'is no name of an entry';
+      const what = entryNamePattern.test(name) ? 'is not pinned' : 'is not the name of an entry';
       process.stderr.write(
-        `container-cache: ${printable(name)} ${what}; \`container-cache pin\` lists pins\n`,
+        `container-cache: ${printable(name)} ${what}; \`container-cache pin\` lists the pins\n`,
       );
     }
     return unknown.length > 0 ? 1 : 0;

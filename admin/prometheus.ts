@@ -79,7 +79,7 @@ function startMetrics({ starts }: Counters): string[] {
     metric(
       'waits_total',
       'counter',
-      'Containers that waited for an unpack of another job.',
+      'Containers that waited for the unpack of another job.',
       results('waited'),
     ),
     metric(
@@ -91,7 +91,7 @@ function startMetrics({ starts }: Counters): string[] {
     metric(
       'failures_total',
       'counter',
-      'Containers that ran without the cache for a fault, by code.',
+      'Containers that ran without the cache because of a fault, by code.',
       codes('code', (isBypass) => !isBypass),
     ),
     metric(
@@ -103,7 +103,7 @@ function startMetrics({ starts }: Counters): string[] {
     metric(
       'unpack_seconds_saved_total',
       'counter',
-      'Seconds that the unpacks took whose entries were reused, once for each reuse.',
+      'Unpack time that reuse saved: for each reuse, the seconds that the unpack of its entry took.',
       bySource((source) => starts[source].savedMs / 1000),
     ),
   ];
@@ -126,7 +126,7 @@ function collectorMetrics({ evictions, collections, lastCollectionAtMs }: Counte
     metric(
       'evictions_total',
       'counter',
-      'Entries that were deleted: for the high watermark, for the room of a new image, or by hand.',
+      'Entries that were evicted, by reason.',
       evictionReasons.map((reason) => [{ reason }, evictions[reason] ?? 0]),
     ),
     metric(
@@ -135,7 +135,7 @@ function collectorMetrics({ evictions, collections, lastCollectionAtMs }: Counte
       'Collections that were due, by result.',
       collectionResults.map((result) => [{ result }, collections[result] ?? 0]),
     ),
-    metric('last_collection_timestamp_seconds', 'gauge', 'When the last of them ended; 0: never.', [
+    metric('last_collection_timestamp_seconds', 'gauge', 'When the last due collection ended; 0: never.', [
       [{}, (lastCollectionAtMs ?? 0) / 1000],
     ]),
   ];
@@ -148,11 +148,11 @@ function nodeMetrics({ version, usage, policy, entries, pinned, leases }: NodeSt
     metric(
       'entry_bytes',
       'gauge',
-      'What they take on disk, as counted when they were unpacked.',
+      'Bytes that the entries take on disk, counted when they were unpacked.',
       one(entries.bytes),
     ),
-    metric('entry_inodes', 'gauge', 'Their files.', one(entries.inodes)),
-    metric('pinned_entries', 'gauge', 'Those that no collection takes.', one(pinned)),
+    metric('entry_inodes', 'gauge', 'Files and directories of the entries.', one(entries.inodes)),
+    metric('pinned_entries', 'gauge', 'Entries that no collection evicts.', one(pinned)),
     metric('leases', 'gauge', 'Jobs that hold entries.', one(leases)),
     metric('used_ratio', 'gauge', "How much of the base's filesystem is used.", [
       [{ resource: 'blocks' }, blocksUsedPercent(usage) / 100],
@@ -162,7 +162,7 @@ function nodeMetrics({ version, usage, policy, entries, pinned, leases }: NodeSt
       [{ watermark: 'high' }, policy.gcHighPercent / 100],
       [{ watermark: 'low' }, policy.gcLowPercent / 100],
     ]),
-    metric('free_bytes', 'gauge', 'What users can still write.', one(usage.availableBytes)),
-    metric('info', 'gauge', 'The version that runs.', [[{ version }, 1]]),
+    metric('free_bytes', 'gauge', 'Bytes that users can still write.', one(usage.availableBytes)),
+    metric('info', 'gauge', 'The installed version.', [[{ version }, 1]]),
   ];
 }

@@ -13,15 +13,15 @@ import { withBase } from './inventory.ts';
 const lockTimeoutMs = 60_000;
 
 const reasons: Readonly<Record<string, string>> = {
-  unknown: 'there is no such entry; `container-cache status` lists them',
-  locked: 'a collection has been at work for a minute; try again',
-  pinned: 'it is pinned; `container-cache unpin` first',
-  mounted: 'some process has it mounted',
-  leased: 'in use by a step of a job',
-  used: 'a job has just used it; try again if it is to go all the same',
+  unknown: 'there is no such entry; `container-cache status` lists the entries',
+  locked: 'another collection has been running for a minute; try again',
+  pinned: 'it is pinned; run `container-cache unpin` first',
+  mounted: 'a process has it mounted',
+  leased: 'a step of a job uses it',
+  used: 'a job has just used it; run rm again to delete it anyway',
   replaced: 'its lock file was replaced meanwhile; try again',
-  gone: 'it went meanwhile',
-  failed: 'see the log',
+  gone: 'somebody else deleted it meanwhile',
+  failed: 'the deletion failed; see the log',
 };
 
 /** @returns the exit code: 1 if one of them is still there, or never was */

@@ -24,14 +24,14 @@ export async function runRoom([action, ...parameters]: readonly string[]): Promi
   if (action === 'ask') {
     const [word, image = ''] = parameters;
     const kind = roomKinds.find((one) => one === word);
-    if (kind === undefined || image === '') throw new UsageError('room ask wants KIND and IMAGE');
+    if (kind === undefined || image === '') throw new UsageError('room ask needs KIND and IMAGE');
     const request = { kind, image: wholeName(image) };
     const answer = await askForRoom(settings.runtimePath, request);
     const isRoom = answer === undefined ? await makeOwnRoom(settings, request) : answer === 'room';
     return isRoom ? 0 : 1;
   }
   if (action !== 'serve' || !isRoot())
-    throw new UsageError('room is for the enroot wrapper and the room agent');
+    throw new UsageError('only the enroot wrapper and the room agent run this command');
   makeKillable(process.pid);
   const log = openLog(settings);
   const base = openBase(settings);

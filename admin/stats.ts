@@ -29,7 +29,7 @@ function parseSince(since: string, nowMs: number): number {
         : Number.NaN;
   if (Number.isNaN(atMs))
     throw new UsageError(
-      `--since ${JSON.stringify(since)}: want 30m, 12h, 7d, 2w, or a date like 2026-11-01 or 2026-11-01T08:00 (UTC)`,
+      `Cannot read --since ${JSON.stringify(since)}: use 30m, 12h, 7d, 2w, or a UTC date such as 2026-11-01 or 2026-11-01T08:00`,
     );
   return atMs;
 }
@@ -38,7 +38,7 @@ function parseSince(since: string, nowMs: number): number {
 export function runStats({ since, json }: StatsOptions): Promise<number> {
   const nowMs = Date.now();
   const sinceMs = parseSince(since, nowMs);
-  return withBase('tell numbers', (settings) => {
+  return withBase('show counters', (settings) => {
     const counters = countSince(settings.statePath, sinceMs);
     process.stdout.write(json ? `${JSON.stringify(toJson(counters, nowMs))}\n` : describe(counters, nowMs));
     return 0;
@@ -55,8 +55,8 @@ const resultTitles: Readonly<Record<StartResult, string>> = {
   reused: 'from the cache',
   waited: "waited for another job's unpack",
   created: 'unpacked into the cache',
-  bypassed: 'not for the cache',
-  failed: 'without it for a fault',
+  bypassed: 'not served by the cache',
+  failed: 'ran without it after a fault',
 };
 
 function toJson({ starts, evictions, collections }: Counters, nowMs: number): unknown {

@@ -55,7 +55,7 @@ const clearScreen = '\u001b[H\u001b[2J\u001b[3J';
 export async function runStatus(options: StatusOptions): Promise<number> {
   const { watch } = options;
   if (watch !== undefined && (options.json || !process.stdout.isTTY))
-    throw new UsageError('--watch needs a terminal, and no --json');
+    throw new UsageError('--watch needs a terminal, and cannot be used with --json');
   const uid = options.user === undefined ? undefined : requireUserId(options.user);
   for (;;) {
     const text = await withBase('show the cache', async (settings, base) => {
@@ -114,7 +114,7 @@ function choose(
 /** Why it stays, or where it stands in the line of those that may go. */
 function describeState({ keptBecause, place, goesNext }: InventoryEntry): string {
   if (keptBecause === 'leased') return 'in use';
-  return keptBecause ?? `${goesNext ? 'goes' : 'idle'} #${place ?? 0}`;
+  return keptBecause ?? `${goesNext ? 'evict' : 'idle'} #${place ?? 0}`;
 }
 
 function toJson(
@@ -160,7 +160,7 @@ function describe(
     ...describeUsage(usage, settings),
     due
       ? 'A collection is due.'
-      : `Collects at ${settings.gcHighPercent} %, down to ${settings.gcLowPercent} %.`,
+      : `A collection starts at ${settings.gcHighPercent} % and ends below ${settings.gcLowPercent} %.`,
     '',
     ...(entries.length === 0 ? [] : [...describeEntries(entries, names), '']),
     `${count(entries.length, 'entry', 'entries')} of ${count(users, 'user', 'users')}, ${formatBytes(bytes)}; ${used} in use`,
@@ -186,7 +186,7 @@ function describeUsage(usage: Usage, { gcHighPercent, gcLowPercent, basePath }: 
       `${formatBytes(totalBytes - freeBytes)} used, ${formatBytes(availableBytes)} free`,
     ),
     totalInodes === 0
-      ? 'inodes are made as they are needed'
+      ? 'inodes have no fixed number here'
       : row(
           'inodes',
           inodesUsedPercent(usage),

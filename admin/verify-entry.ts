@@ -34,21 +34,28 @@ export async function verifyEntry(
   name: string,
   image: string | undefined,
 ): Promise<Verification> {
-  if (image === undefined)
-    return { result: 'unknown', reason: 'its lock file does not say of what image it is' };
+  if (image === undefined) return { result: 'unknown', reason: 'its lock file does not name its image' };
   const path = entryPath(basePath, user.uid, name);
   try {
     const wanted = parseImage(image, undefined);
     if (wanted.kind === 'registry')
-      return { result: 'unknown', reason: 'it is from a registry: `rm` it to have it unpacked anew' };
+      return {
+        result: 'unknown',
+        reason:
+          'its image comes from a registry, so there is no file to compare with; `rm` it, and the next job unpacks it again',
+      };
     const source = await probeSquashfs(user, wanted);
     const content =
       recallContent(user, userPath(basePath, user.uid), source) ??
       (await hashFile(user, source.path, listLimitMs)).content;
     if (entryName(user.uid, hashContent(content)) !== name)
-      return { result: 'unknown', reason: `"${image}" is another file now` };
+      return { result: 'unknown', reason: `"${image}" has changed since` };
     const held = await holdEntry(user, path, name, readMounts(), () => true);
-    if (held === undefined) return { result: 'unknown', reason: 'it is gone, or of an earlier boot' };
+    if (held === undefined)
+      return {
+        result: 'unknown',
+        reason: 'somebody deleted it meanwhile, or it is from before the last boot',
+      };
     try {
       return await compare(user, source.path, path);
     } finally {

@@ -20,7 +20,7 @@ const shownDifferences = 10;
 
 /** @returns the exit code: 0 if all are the same; 1 if one is not, or cannot be compared, or is not there */
 export function runVerify({ entries: wanted, json, background }: VerifyOptions): Promise<number> {
-  return withBase('look at entries', async (settings, base) => {
+  return withBase('verify entries', async (settings, base) => {
     if (background) return countInBackground(settings, base, wanted);
     const { entries } = inventoryOf(settings, base);
     const names = wanted.length > 0 ? wanted : entries.map(({ name }) => name);
@@ -29,14 +29,17 @@ export function runVerify({ entries: wanted, json, background }: VerifyOptions):
       const entry = entries.find((one) => one.name === name);
       const verification: Verification =
         entry === undefined
-          ? { result: 'unknown', reason: 'there is no such entry; `container-cache status` lists them' }
+          ? {
+              result: 'unknown',
+              reason: 'there is no such entry; `container-cache status` lists the entries',
+            }
           : await verifyEntry(base.path, entry, name, entry.image);
       if (verification.result !== 'same') exitCode = 1;
       process.stdout.write(
         json ? `${JSON.stringify({ name, ...verification })}\n` : describe(name, verification),
       );
     }
-    if (names.length === 0 && !json) process.stdout.write('There is no entry.\n');
+    if (names.length === 0 && !json) process.stdout.write('There are no entries.\n');
     return exitCode;
   });
 }
@@ -59,7 +62,7 @@ async function countInBackground(
         reason:
           missing === undefined
             ? undefined
-            : `${missing}: something deletes files there, container-cache check looks for it; the next job has it made anew`,
+            : `${missing}: something deletes files there (container-cache check cleaners looks for it); the next job unpacks the image again`,
       });
     } catch (error) {
       log.write('warning', 'verify', {
@@ -89,7 +92,7 @@ function describe(name: string, verification: Verification): string {
           ? [`    ${sign} and ${formatCount(lines.length - shownDifferences)} more`]
           : []),
       ];
-      const counts = `${formatCount(missing.length)} lines of the image are not in it, ${formatCount(extra.length)} are only in it`;
+      const counts = `${formatCount(missing.length)} lines only in the listing of the image, ${formatCount(extra.length)} only in that of the entry`;
       return `${[`${title}: ${counts}`, ...show('-', missing), ...show('+', extra)].join('\n')}\n`;
     }
   }

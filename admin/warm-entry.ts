@@ -58,7 +58,7 @@ async function acquire(
     if (importer !== undefined && importer !== noImporter)
       throw new JobFault(
         'UNSUPPORTED_OPTION',
-        `pyxis gets images of registries from "${importer}": warm the file that it keeps`,
+        `pyxis fetches registry images with "${importer}": warm the file that this program keeps`,
       );
     const source = await findSource(user, wanted, settings, { kind: 'user' });
     if (source.kind === 'path') request.onSize?.(source.sizes.claimedBytes);

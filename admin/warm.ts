@@ -35,16 +35,18 @@ interface Outcome extends Task {
   readonly error: unknown;
 }
 
-/** @returns the exit code: 1 if one of them cannot be had */
+/** @returns the exit code: 1 if one of them could not be unpacked */
 export async function runWarm(options: WarmOptions): Promise<number> {
   const { images, user, group, userName, pin, background, json } = options;
   if (images.length > 0 && user === undefined)
-    throw new UsageError('warm IMAGE… wants --user: entries are a user’s, unpacked with their rights');
+    throw new UsageError(
+      'warm IMAGE… needs --user: each entry belongs to one user and is unpacked with their rights',
+    );
   if (images.length === 0 && (user !== undefined || pin))
     throw new UsageError(
-      'warm without an IMAGE unpacks the pins of the configuration: --user and --pin are theirs',
+      'warm without an IMAGE uses the pin lines of the configuration: --user and --pin need an IMAGE',
     );
-  if (group !== undefined && !isId(group)) throw new UsageError('--group wants a number');
+  if (group !== undefined && !isId(group)) throw new UsageError('--group needs a number');
   if (background) {
     const flags = [
       ...(user === undefined ? [] : ['--user', user]),
@@ -69,7 +71,7 @@ export async function runWarm(options: WarmOptions): Promise<number> {
     if (isConfigured) await pinConfigured(settings, outcomes);
     else if (pin) await pinNamed(settings, outcomes);
     if (isConfigured && tasks.length === 0 && !json)
-      process.stdout.write('The configuration has no pin: nothing to do.\n');
+      process.stdout.write('The configuration has no pin line: nothing to do.\n');
     return outcomes.some(({ error }) => error !== undefined) ? 1 : 0;
   });
 }
@@ -80,7 +82,8 @@ async function warm(task: Task, settings: Settings, base: Directory, json: boole
   const progress = new Progress(task, !json && process.stdout.isTTY);
   let outcome: Outcome;
   try {
-    if (account === undefined) throw new UsageError(`user ${printable(task.user)} is not known on this node`);
+    if (account === undefined)
+      throw new UsageError(`this node does not know the user ${printable(task.user)}`);
     const warmed = await warmEntry({
       user: account,
       image: task.image,
@@ -102,7 +105,7 @@ async function warm(task: Task, settings: Settings, base: Directory, json: boole
   return outcome;
 }
 
-/** What Slurm says of a user is enough, and says more of the job than passwd does. */
+/** IDs on the command line come from Slurm: they are enough, also for a user whom passwd does not know. */
 function findUser({ user, group, userName }: Task): UserIds | undefined {
   if (group === undefined) return findAccount(user);
   const uid = /^\d{1,10}$/.test(user) ? Number(user) : findAccount(user)?.uid;
@@ -184,7 +187,7 @@ function describe({ user, image, warmed, error }: Outcome): string {
   const what = `${printable(image)} for ${printable(user)}`;
   if (warmed === undefined) return `failed    ${what}: ${printable(describeError(error))}\n`;
   const { result, entry, unpackMs, warning } = warmed;
-  const how = result === 'created' ? `unpacked in ${formatDuration(unpackMs ?? 0)}` : 'was there';
+  const how = result === 'created' ? `unpacked in ${formatDuration(unpackMs ?? 0)}` : 'was already there';
   const doubt = warning === undefined ? '' : ` (${printable(warning)})`;
   return `${result === 'created' ? 'unpacked ' : 'warm     '} ${what}: ${entry}, ${how}${doubt}\n`;
 }

@@ -32,6 +32,7 @@ import { setFlagsFromString } from 'node:v8';
 import { Script } from 'node:vm';
 import { addonFiles } from '../lib/system/native-addon.ts';
 import { flockWithin } from '../lib/system/flock.ts';
+import { readRelease, type Release } from './release.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
 
 export const distDirectory = join(projectRoot, 'dist');
@@ -58,6 +59,7 @@ const INPUT_FILES = [
   'main.ts',
   'build/build.ts',
   'build/loader.cjs',
+  'build/release.ts',
   'build/runtime-checksums',
   'build/source-files.ts',
   'package.json',
@@ -94,9 +96,11 @@ export async function build(): Promise<boolean> {
     if (!(await flockWithin(lock, 'exclusive', LOCK_TIMEOUT_MS))) {
       throw new Error(`Cannot build: ${distDirectory} is locked by another build for ${LOCK_TIMEOUT_MS} ms`);
     }
-    const inputs = digestOfInputs();
+    // What else the tree has changes nothing in dist/, and does not make it anew.
+    const release = readRelease([...INPUT_DIRECTORIES, ...INPUT_FILES]);
+    const inputs = digestOfInputs(release);
     if (isUpToDate(inputs)) return false;
-    await makeDist();
+    await makeDist(release);
     writeFileSync(STAMP, inputs);
     return true;
   } finally {
@@ -104,11 +108,11 @@ export async function build(): Promise<boolean> {
   }
 }
 
-function digestOfInputs(): string {
+function digestOfInputs({ version }: Release): string {
   const files = sourceFiles().filter(
     (file) => INPUT_FILES.includes(file) || INPUT_DIRECTORIES.some((top) => file.startsWith(`${top}/`)),
   );
-  return `${process.version} ${process.arch} ${digestOfFiles([...files, ...Object.values(ADDONS)])}\n`;
+  return `${process.version} ${process.arch} ${version} ${digestOfFiles([...files, ...Object.values(ADDONS)])}\n`;
 }
 
 function isUpToDate(inputs: string): boolean {
@@ -133,14 +137,14 @@ export function checkRuntime(path = process.execPath, name = `${process.version}
 }
 
 /** Everything is made aside and renamed into place: a program of dist/ that runs meanwhile goes on as it is. */
-async function makeDist(): Promise<void> {
+async function makeDist(release: Release): Promise<void> {
   rmSync(STAMP, { force: true });
   // Always the same name: the executable remembers it as its main program's path. The lock makes it ours.
   const aside = join(distDirectory, '.new');
   rmSync(aside, { recursive: true, force: true });
   mkdirSync(aside);
   try {
-    await makeExecutable('main.ts', join(aside, basename(executable)));
+    await makeExecutable('main.ts', join(aside, basename(executable)), release);
     for (const { source, mode } of COPIES) {
       const target = join(aside, basename(source));
       copyFileSync(join(projectRoot, source), target);
@@ -162,18 +166,21 @@ async function makeDist(): Promise<void> {
  * Makes one executable of `entry` and all it imports, with the addons and the admin command as assets.
  *
  * @param output absolute path; its directory receives the bundles, too.
- * @param version what it says of itself; otherwise that of package.json
+ * @param release what `--version` prints
  * @returns the modules that are in it, relative to the project
  */
-export async function makeExecutable(entry: string, output: string, version?: string): Promise<string[]> {
+export async function makeExecutable(
+  entry: string,
+  output: string,
+  release: Pick<Release, 'version' | 'commit'>,
+): Promise<string[]> {
   checkRuntime();
   const main = join(dirname(output), 'main.cjs');
   const admin = join(dirname(output), ADMIN_ASSET);
-  const versioned = version === undefined ? [] : [withVersion(version)];
   const cache = join(dirname(output), 'main.cache');
   const modules = [
     ...(await bundleProgram(entry, main)),
-    ...(await bundle('admin/cli.ts', admin, versioned)),
+    ...(await bundle('admin/cli.ts', admin, [withRelease(release)])),
   ];
   wrapWithCodeCache(main, cache);
   const seaConfig: SeaConfig & { execArgv: string[]; execArgvExtension: 'none' } = {
@@ -249,14 +256,14 @@ async function bundle(entry: string, output: string, plugins: esbuild.Plugin[]):
   return Object.keys(metafile.inputs);
 }
 
-/** Only the admin command tells its version. */
-function withVersion(version: string): esbuild.Plugin {
+/** Only the admin command tells its release (admin/release.ts). */
+function withRelease({ version, commit }: Pick<Release, 'version' | 'commit'>): esbuild.Plugin {
   return {
-    name: 'version',
+    name: 'release',
     setup(build) {
       build.onLoad({ filter: /\/package\.json$/ }, ({ path }) =>
         path === join(projectRoot, 'package.json')
-          ? { contents: JSON.stringify({ version }), loader: 'json' }
+          ? { contents: JSON.stringify({ version, commit }), loader: 'json' }
           : undefined,
       );
     },

@@ -26,12 +26,13 @@ import { basename, dirname, join, resolve } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { distDirectory, makeExecutable } from './build.ts';
 import { manPages, packagedDirectories, packagedFiles, packagedLinks } from './package-files.ts';
+import { readRelease, type Release } from './release.ts';
 import { projectRoot } from './source-files.ts';
 
-interface Release {
-  /** As dpkg and rpm order it: `0.1.0`, or `0.1.0~dev12+g0123abc` before it. */
+/** What is packed, with its time: everything in a package has it. */
+interface Packed {
   readonly version: string;
-  /** Of the commit, seconds. */
+  /** Seconds. */
   readonly atSeconds: number;
 }
 
@@ -62,30 +63,22 @@ function output(
   return stdout.trim();
 }
 
-function readRelease(): Release {
-  const { version } = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8')) as {
-    version: string;
-  };
-  const git = (...args: string[]): string => output('git', args);
-  const atSeconds = Number(git('log', '-1', '--format=%ct'));
-  const isDirty = git('status', '--porcelain', '--untracked-files=no') !== '';
-  const tags = git('tag', '--points-at', 'HEAD').split('\n');
-  if (!isDirty && tags.includes(`v${version}`)) return { version, atSeconds };
-  const commit = `${git('rev-list', '--count', 'HEAD')}+g${git('rev-parse', '--short=7', 'HEAD')}`;
-  return { version: `${version}~dev${commit}${isDirty ? '.dirty' : ''}`, atSeconds };
-}
-
 /** @returns paths of the packages */
 async function makePackages(directory: string, release: Release): Promise<string[]> {
+  const { version, atSeconds } = release;
+  if (atSeconds === undefined)
+    throw new Error(
+      'Cannot make packages: git tells no commit, whose time all files get. Use a git checkout',
+    );
   // Always the same: the executable remembers where it was made.
   const made = join(distDirectory, '.package');
   rmSync(made, { recursive: true, force: true });
   try {
     mkdirSync(made, { recursive: true });
     const executable = join(made, 'container-cache');
-    const modules = await makeExecutable('main.ts', executable, release.version);
+    const modules = await makeExecutable('main.ts', executable, release);
     makeOtherFiles(made, modules);
-    return packFiles(directory, made, release);
+    return packFiles(directory, made, { version, atSeconds });
   } finally {
     rmSync(made, { recursive: true });
   }
@@ -103,7 +96,7 @@ type Kind = keyof typeof makers;
 export function packFiles(
   directory: string,
   made: string,
-  release: Release,
+  release: Packed,
   kinds: readonly Kind[] = ['tar', 'deb', 'rpm'],
 ): string[] {
   mkdirSync(directory, { recursive: true });
@@ -129,7 +122,7 @@ export function packFiles(
  * What the executable is made of, the runtime among it, as npm knows it (SPDX 2.3). Of the same commit the same: the document's name and
  * time are the release's.
  */
-function billOfMaterials({ version, atSeconds }: Release): string {
+function billOfMaterials({ version, atSeconds }: Packed): string {
   const bill = JSON.parse(
     output('npm', ['sbom', '--sbom-format=spdx', '--package-lock-only', '--omit=dev']),
   ) as { documentNamespace: string; creationInfo: { created: string } };
@@ -174,7 +167,7 @@ function licensesOf(modules: readonly string[]): string {
 const rootIn = (work: string): string => join(work, 'root');
 
 /** The node's files below `root`, with their modes and the commit's time. */
-function layOut(root: string, made: string, { atSeconds }: Release): void {
+function layOut(root: string, made: string, { atSeconds }: Packed): void {
   for (const file of packagedFiles) {
     const target = join(root, file.target);
     mkdirSync(dirname(target), { recursive: true, mode: 0o755 });
@@ -188,7 +181,7 @@ function layOut(root: string, made: string, { atSeconds }: Release): void {
   }
 }
 
-function makeTar(directory: string, work: string, { version, atSeconds }: Release): string {
+function makeTar(directory: string, work: string, { version, atSeconds }: Packed): string {
   const path = join(directory, `container-cache-${version}-linux-${process.arch}.tar.gz`);
   const plain = join(directory, '.tar');
   const owner = [
@@ -221,7 +214,7 @@ function scriptFor(name: string, isDue: string): string {
   return scriptNamed(name).replace(/^#!.*\n(?:#.*\n)*/, (head) => `${head}${isDue} || exit 0\n`);
 }
 
-function makeDeb(directory: string, work: string, { version, atSeconds }: Release): string | undefined {
+function makeDeb(directory: string, work: string, { version, atSeconds }: Packed): string | undefined {
   if (!isThere('dpkg-deb')) return undefined;
   const root = rootIn(work);
   const architecture = architectures[process.arch]?.deb ?? process.arch;
@@ -272,7 +265,7 @@ function makeDeb(directory: string, work: string, { version, atSeconds }: Releas
   return path;
 }
 
-function makeRpm(directory: string, work: string, { version, atSeconds }: Release): string | undefined {
+function makeRpm(directory: string, work: string, { version, atSeconds }: Packed): string | undefined {
   if (!isThere('rpmbuild')) return undefined;
   const architecture = architectures[process.arch]?.rpm ?? process.arch;
   const marks = packagedFiles.map(({ target, isConfiguration, isDocumentation }) => {

@@ -34,12 +34,11 @@ export const checkBase: Check = async (context) => {
   // Before the first look: what is on a dead server would not come back.
   const disk = diskFinding(basePath, filesystem);
   if (disk?.status === 'bad') return [disk];
-  if (!(await answers(basePath)))
-    return [report.bad(`${basePath} does not answer`, 'look after its disk: dmesg')];
+  if (!(await answers(basePath))) return [report.bad(`${basePath} does not answer`, 'check its disk: dmesg')];
   if (unlessErrno(isGone, () => lstatSync(basePath)) === undefined) {
     return [
       report.bad(
-        `${basePath} is not there`,
+        `${basePath} does not exist`,
         `install --directory --owner=root --group=root --mode=0755 ${basePath}`,
       ),
     ];
@@ -66,7 +65,7 @@ export const checkBase: Check = async (context) => {
 };
 
 const faultRemedy = (basePath: string): string =>
-  `what is said above; for each directory down to ${basePath}: its disk mounted, root's, sticky (chmod +t) if others may write it, no symlink`;
+  `correct what the line above says; each directory down to ${basePath} must be root's, on a mounted disk, no symlink, and sticky (chmod +t) if others can write to it`;
 
 /** @returns undefined for an ordinary disk */
 function diskFinding(basePath: string, filesystem: string): Finding | undefined {
@@ -75,17 +74,17 @@ function diskFinding(basePath: string, filesystem: string): Finding | undefined 
   switch (filesystemKind(filesystem)) {
     case 'memory':
       return report.warn(
-        `${basePath} is on ${filesystem}: entries take memory, and a reboot ends them`,
+        `${basePath} is on ${filesystem}: entries use memory and are lost at a reboot`,
         diskRemedy,
       );
     case 'stacked':
       return report.warn(
-        `${basePath} is on ${filesystem}, which cannot carry the layer of a container`,
+        `${basePath} is on ${filesystem}, which cannot hold the writable layer of a container`,
         diskRemedy,
       );
     case 'unknown':
       return report.warn(
-        `${basePath} is on ${filesystem}, which we do not know; the rest is tried below`,
+        `${basePath} is on ${filesystem}, which this program does not know; the lines below try it`,
         diskRemedy,
       );
     default:
@@ -102,8 +101,8 @@ function flockFinding(basePath: string): Finding {
     const works = !tryFlock(one, 'exclusive') || !tryFlock(other, 'shared');
     if (works) return report.ok('flock works');
     return report.bad(
-      'flock does not work: a lock that is held is given again',
-      'mount the disk without options that make locks local or void, or use another',
+      'flock does not work: a lock was granted while somebody held it',
+      'mount the disk without options that weaken locks, or use another disk',
     );
   } catch (error) {
     return report.bad(
@@ -119,11 +118,11 @@ function flockFinding(basePath: string): Finding {
 function roomFinding(basePath: string, { gcHighPercent, gcLowPercent }: Settings): Finding {
   const usage = readUsage(basePath);
   const used = `${blocksUsedPercent(usage).toFixed(1)} % of blocks and ${inodesUsedPercent(usage).toFixed(1)} % of inodes used`;
-  const goal = `collects at ${gcHighPercent} %, down to below ${gcLowPercent} %`;
+  const goal = `a collection starts at ${gcHighPercent} % and ends below ${gcLowPercent} %`;
   if (usedPercent(usage) < gcHighPercent) return report.ok(`${used}; ${goal}`);
   return report.warn(
-    `${used}; ${goal}: a collection is due`,
-    'container-cache gc --dry-run shows what would go and why the rest stays',
+    `${used}; ${goal}: it is due now`,
+    'container-cache gc --dry-run shows what would be evicted and why the rest is kept',
   );
 }
 
@@ -138,15 +137,15 @@ function sizeFindings(basePath: string, settings: Settings): Finding[] {
   if (limitBytes < smallestUsefulBytes)
     return [
       report.warn(
-        `${limit}, in which hardly an image has room: jobs run without the cache`,
-        'give it a unit, such as 500G, or percent of the disk, such as 40%',
+        `${limit}, too small for almost any image: jobs run without the cache`,
+        'add a unit, such as 500G, or use percent of the disk, such as 40%',
       ),
     ];
   if (limitBytes > usage.totalBytes)
     return [
       report.warn(
-        `${limit}, more than the disk's ${formatBytes(usage.totalBytes)}: the watermarks alone decide`,
-        'a smaller one, percent of the disk, or take the line out',
+        `${limit}, more than the disk's ${formatBytes(usage.totalBytes)}: it has no effect`,
+        'use a smaller value or percent of the disk, or remove the line',
       ),
     ];
   return [report.ok(`${limit} of the disk's ${formatBytes(usage.totalBytes)}`)];
@@ -160,22 +159,24 @@ async function overlayFindings(
   const { isolation } = settings;
   const noexec = isNoexec(mount);
   if (isolation === 'off' || isolation === 'shared') {
-    const known = report.ok(`overlays are not wanted: isolation=${isolation}`);
+    const known = report.ok(`no overlay is needed: isolation=${isolation}`);
     return isolation === 'shared' && noexec ? [noexecFinding(mount)] : [known];
   }
   if (!isRoot) {
-    return [report.skip('whether a user can mount an overlay there: only root may try it', 'run it as root')];
+    return [
+      report.skip('only root can check whether users can mount an overlay there', 'run this command as root'),
+    ];
   }
   const probe = await probeOverlay(base.path, enrootOf(settings));
-  if (probe.works) return [report.ok('a user can mount an overlay there')];
+  if (probe.works) return [report.ok('users can mount an overlay there')];
   const hindrance = overlayHindrance(overlayFacts(mount?.filesystem ?? 'unknown'));
-  const what = `a user cannot mount an overlay there: ${hindrance?.what ?? probe.reason}`;
-  const remedy = hindrance?.remedy ?? 'try another filesystem (xfs needs ftype=1); or isolation=shared';
-  // With auto the Prolog decides for shared, by the same probe.
+  const what = `users cannot mount an overlay there: ${hindrance?.what ?? probe.reason}`;
+  const remedy = hindrance?.remedy ?? 'use another filesystem (xfs needs ftype=1), or set isolation=shared';
+  // With auto the Prolog makes the same test and takes shared.
   return isolation === 'overlay'
-    ? [report.bad(`${what}; isolation=overlay asks for it`, remedy)]
+    ? [report.bad(`${what}, but isolation=overlay needs it`, remedy)]
     : [
-        report.warn(`${what}; containers share entries, read-only`, remedy),
+        report.warn(`${what}; containers use the entries directly, read-only`, remedy),
         ...(noexec ? [noexecFinding(mount)] : []),
       ];
 }
@@ -198,8 +199,8 @@ function isNoexec(mount: Mount | undefined): boolean {
 function noexecFinding(mount: Mount | undefined): Finding {
   const point = mount?.mountPoint ?? '';
   return report.bad(
-    `${point} is mounted noexec: programs of a shared entry cannot be executed`,
-    `mount --options remount,exec ${point}, and in /etc/fstab`,
+    `${point} is mounted noexec: programs in a shared entry cannot run`,
+    `mount --options remount,exec ${point}; change /etc/fstab, too`,
   );
 }
 

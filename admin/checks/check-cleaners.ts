@@ -17,8 +17,8 @@ export const checkCleaners: Check = async (context) => {
   if (!context.isRoot)
     return [
       report.skip(
-        'whether scripts of this node delete entries: only root may read them all',
-        'run it as root',
+        'only root can check whether scripts on this node delete entries',
+        'run this command as root',
       ),
     ];
   const scripts = await findScripts(context);
@@ -26,7 +26,7 @@ export const checkCleaners: Check = async (context) => {
   if (findings.length > 0) return findings;
   return [
     report.ok(
-      `nothing else deletes entries, as far as ${scripts.size} scripts, crontabs and timers and tmpfiles.d tell`,
+      `found nothing else that deletes entries: read ${scripts.size} scripts, crontabs and timers, and tmpfiles.d`,
     ),
   ];
 };
@@ -119,8 +119,8 @@ function scriptFindings(scripts: ReadonlyMap<string, string>, context: CheckCont
     return findDeletions(text, paths, new Map([...known, ...sourced])).map((deletion) =>
       report.bad(
         `${file}:${deletion.line} would delete entries or leases: ${shorten(deletion.text)}`,
-        `leave ${basePath}, ${runtimePath} and ${statePath} out there (find: -path ${basePath} -prune -o …): entries go by our own ` +
-          'watermarks, and container-cache gc --force deletes them safely',
+        `exclude ${basePath}, ${runtimePath} and ${statePath} there (find: -path ${basePath} -prune -o …): container-cache evicts ` +
+          'entries itself, and container-cache gc --force deletes them safely',
       ),
     );
   });
@@ -159,7 +159,7 @@ function tmpfilesFindings(context: CheckContext): Finding[] {
     if (aging !== undefined)
       return [
         report.bad(
-          `${aging.file}:${aging.line} (${aging.type} ${aging.path}) has systemd-tmpfiles delete what is older than ${aging.age ?? ''} in ${path}`,
+          `${aging.file}:${aging.line} (${aging.type} ${aging.path}) makes systemd-tmpfiles delete files older than ${aging.age ?? ''} in ${path}`,
           exclude,
         ),
       ];
@@ -167,8 +167,8 @@ function tmpfilesFindings(context: CheckContext): Finding[] {
     if (removing === undefined) return [];
     return [
       report.warn(
-        `${removing.file}:${removing.line} (${removing.type} ${removing.path}) has systemd-tmpfiles delete ${path} at each boot`,
-        'take the line out, or move the directory',
+        `${removing.file}:${removing.line} (${removing.type} ${removing.path}) makes systemd-tmpfiles delete ${path} at each boot`,
+        'remove the line, or move the directory',
       ),
     ];
   });

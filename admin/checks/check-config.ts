@@ -18,22 +18,22 @@ export async function checkConfig(
   if (!(await answers(path))) {
     const hung = report.bad(
       `${path} does not answer`,
-      'look after its file server, or put it on a disk of the node',
+      'check its file server, or move the file to a disk of the node',
     );
     return { parsed: undefined, findings: [hung] };
   }
   const parsed = readSettings(environment);
   const isThere = unlessErrno(['ENOENT', 'ENOTDIR', 'EACCES'], () => readFileSync(path)) !== undefined;
   const remedy = isThere
-    ? 'mend it there; the next job reads the file anew'
-    : `write it, with container_cache_data_path=DIRECTORY on a disk of the node`;
+    ? 'correct it; the next job reads the file again'
+    : 'create it with the line container_cache_data_path=DIRECTORY, a directory on a disk of the node';
   const findings: Finding[] = parsed.problems.map((problem) => report.bad(problem, remedy));
   if (isThere) findings.push(...ownerFindings(path));
   if (path !== defaultConfigPath) {
     findings.push(
       report.warn(
         `CONTAINER_CACHE_CONF names ${path}; slurmd's Prolog has no such variable and reads ${defaultConfigPath}`,
-        'unset CONTAINER_CACHE_CONF to check what jobs meet',
+        'unset CONTAINER_CACHE_CONF to check what jobs use',
       ),
     );
   }

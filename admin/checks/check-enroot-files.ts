@@ -31,7 +31,7 @@ const reportData = reporter('enroot');
 export const checkEnrootFiles: Check = async (context) => {
   const { enrootSysconfPath, isolation } = context.settings;
   if (!(await answers(enrootSysconfPath)))
-    return [report.bad(`${enrootSysconfPath} does not answer`, 'look after its file server')];
+    return [report.bad(`${enrootSysconfPath} does not answer`, 'check its file server')];
   const mounts =
     isolation === 'shared' || isolation === 'off'
       ? report.ok(`not needed: isolation=${isolation}`)
@@ -46,13 +46,13 @@ async function mountsFinding(context: CheckContext): Promise<Finding> {
   const names = unlessErrno([...isGone, 'EACCES'], () => readdirSync(directory));
   if (names === undefined)
     return report.bad(
-      `${directory} is not there, or closed to us`,
-      "set enroot_sysconf_path to the directory that has enroot's mounts.d",
+      `${directory} does not exist or cannot be read`,
+      "set enroot_sysconf_path to the directory that contains enroot's mounts.d",
     );
   const text = names.includes(mountsFileName) ? await readText(path) : undefined;
   if (text === undefined)
-    return report.bad(`${path} is not there: containers cannot start from the cache`, install);
-  if (!isOurMountsFile(text)) return report.bad(`${path} holds something else than our line`, install);
+    return report.bad(`${path} does not exist: containers cannot start from the cache`, install);
+  if (!isOurMountsFile(text)) return report.bad(`${path} does not have the line of container-cache`, install);
   const others = whoElseCanChange(path);
   if (others !== undefined)
     return report.bad(
@@ -68,10 +68,10 @@ async function mountsFinding(context: CheckContext): Promise<Finding> {
   const before = mountsBefore(mountsFileName, names);
   if (before.length > 0)
     return report.bad(
-      `${before.join(', ')} in ${directory} comes before our file, and what it mounts is hidden`,
-      'give it a name that sorts after ours, such as 10-NAME.fstab',
+      `${before.join(', ')} in ${directory} sorts before ${mountsFileName}: its mounts are hidden`,
+      'rename it so that it sorts later, such as 10-NAME.fstab',
     );
-  return report.ok(`${path} is the first there`);
+  return report.ok(`${path} is the first file there`);
 }
 
 /**
@@ -82,7 +82,7 @@ async function dataPathFindings({ settings }: CheckContext): Promise<Finding[]> 
   const { basePath, enrootSysconfPath } = settings;
   const conf = `${enrootSysconfPath}/enroot.conf`;
   const uid = isRoot() ? nobody.uid : (process.getuid?.() ?? nobody.uid);
-  const remedy = `in ${conf}, before other lines for it: ${dataPathLine(basePath)}`;
+  const remedy = `in ${conf}, before other lines for ENROOT_DATA_PATH: ${dataPathLine(basePath)}`;
   const found = await evaluate(await readEnrootConf(enrootSysconfPath));
   if (found === undefined)
     return [reportData.bad(`the shell cannot evaluate ${conf} for uid ${uid}`, remedy)];
@@ -91,7 +91,7 @@ async function dataPathFindings({ settings }: CheckContext): Promise<Finding[]> 
   if (inJob !== inEpilog)
     findings.push(
       reportData.warn(
-        `its data path is ${inJob} in a job and ${inEpilog} in pyxis' epilog, which has no HOME: what the one makes the other does not find`,
+        `enroot's data path is ${inJob} in a job and ${inEpilog} in the epilog of pyxis, which has no HOME: the epilog does not find the job's containers`,
         `use neither HOME nor variables of the job in ${conf}; or ${remedy}`,
       ),
     );
@@ -99,14 +99,15 @@ async function dataPathFindings({ settings }: CheckContext): Promise<Finding[]> 
     findings.push(
       reportData.warn(
         isBelow(basePath, inJob)
-          ? `its data path is ${inJob} for uid ${uid}, which only our Prolog makes: while it does not (a typo in the configuration, a disk that is ` +
-              "not mounted, a removal), enroot fails for who is new here, and with container_scope=job pyxis' epilog drains the node"
-          : `its data path is ${inJob} for uid ${uid}, which cannot be made: ${problem}`,
-        isBelow(basePath, inJob) ? remedy : `nothing, if a Prolog of yours makes it; else ${remedy}`,
+          ? `enroot's data path is ${inJob} for uid ${uid}, and only the Prolog of container-cache creates it: when that Prolog fails (a typo in ` +
+              'the configuration, a disk that is not mounted, a removal), enroot fails for new users, and with container_scope=job the ' +
+              'epilog of pyxis drains the node'
+          : `enroot's data path is ${inJob} for uid ${uid}, which cannot be created: ${problem}`,
+        isBelow(basePath, inJob) ? remedy : `nothing, if your own Prolog creates it; else ${remedy}`,
       ),
     );
   if (findings.length === 0)
-    findings.push(reportData.ok(`its data path is ${inJob} for uid ${uid}, who is new to this node`));
+    findings.push(reportData.ok(`enroot's data path is ${inJob} for uid ${uid}, who is new on this node`));
   return findings;
 }
 
@@ -149,8 +150,8 @@ problem=
 nearest=$job
 while [ ! -e "$nearest" ] && [ ! -L "$nearest" ]; do nearest=$(dirname "$nearest"); done
 if [ "\${job#"$home"/}" != "$job" ]; then :
-elif [ ! -d "$nearest" ]; then problem="$nearest is no directory"
-elif [ "$nearest" != "$job" ] && { [ ! -w "$nearest" ] || [ ! -x "$nearest" ]; }; then problem="$nearest cannot be written"
+elif [ ! -d "$nearest" ]; then problem="$nearest is not a directory"
+elif [ "$nearest" != "$job" ] && { [ ! -w "$nearest" ] || [ ! -x "$nearest" ]; }; then problem="$nearest is not writable"
 fi
 printf '%s\\n%s\\n%s\\n' "$job" "$epilog" "$problem"`;
 

@@ -33,16 +33,15 @@ import { reporter, type Finding } from './findings.ts';
 const reportClock = reporter('clock');
 const report = reporter('leftovers');
 
-const collect =
-  'container-cache gc removes it; if it comes again, look for the lines of Prolog and Epilog in the log';
+const collect = 'container-cache gc deletes it; if it comes back, read the log lines of Prolog and Epilog';
 
 export const checkClock: Check = ({ executable }) => {
   const now = new Date();
   const built = statSync(executable ?? process.execPath).mtime;
-  if (now >= built) return Promise.resolve([reportClock.ok(`it is ${now.toISOString()}`)]);
+  if (now >= built) return Promise.resolve([reportClock.ok(`the clock says ${now.toISOString()}`)]);
   return Promise.resolve([
     reportClock.bad(
-      `it is ${now.toISOString()}, and this command was installed ${built.toISOString()}`,
+      `the clock says ${now.toISOString()}, but this command was installed at ${built.toISOString()}`,
       'set the clock: timedatectl set-ntp true',
     ),
   ]);
@@ -51,14 +50,11 @@ export const checkClock: Check = ({ executable }) => {
 export const checkLeftovers: Check = async (context) => {
   if (!context.isRoot)
     return [
-      report.skip(
-        'what jobs left behind: only root may look into the directories of users',
-        'run it as root',
-      ),
+      report.skip('only root can look for leftovers in the directories of users', 'run this command as root'),
     ];
   const base = await openExistingBase(context);
   if (base === undefined)
-    return [report.skip('what jobs left behind: the base cannot be used', 'see base above')];
+    return [report.skip('leftovers were not looked for: the base cannot be used', 'see the line of base')];
   try {
     let findings = await look(context, base);
     if (findings.length > 0) {
@@ -67,7 +63,7 @@ export const checkLeftovers: Check = async (context) => {
       const again = new Set((await look(context, base)).map(({ text }) => text));
       findings = findings.filter(({ text }) => again.has(text));
     }
-    return findings.length > 0 ? findings : [report.ok('none')];
+    return findings.length > 0 ? findings : [report.ok('no leftovers')];
   } finally {
     closeSync(base.fd);
   }
@@ -92,8 +88,8 @@ function unknownFindings({ active }: Jobs): Finding[] {
   if (active !== undefined) return [];
   return [
     report.skip(
-      'leases of jobs that are over: slurmctld does not answer squeue, so none is released either',
-      'as root: squeue --jobs=1; slurmd tells where Slurm is, by its -f or SLURM_CONF',
+      'slurmctld does not answer squeue: it is not known which jobs have ended, and no lease is released',
+      'run squeue --jobs=1 as root; slurmd names slurm.conf by its option -f or by SLURM_CONF',
     ),
   ];
 }
@@ -122,8 +118,8 @@ function futureFindings({ settings }: CheckContext, base: Directory): Finding[] 
   const used = new Date(first.usedAtMs).toISOString();
   return [
     reportClock.warn(
-      `${future.length} entries were used in the future, such as ${first.name} at ${used}: they are collected last`,
-      'look at the clock; or a user set the time: touch the directory',
+      `entries whose last use is in the future: ${future.length}, such as ${first.name} at ${used}; they are evicted last`,
+      'check the clock; if a user set that time, touch the directory',
     ),
   ];
 }
@@ -148,7 +144,7 @@ function partialFindings(base: Directory): Finding[] {
   forEachName(base, isPartial, ({ user, directory }, name) => {
     const entry = parsePartialName(name)?.entry;
     if (entry === undefined || hasCreator(user, directory, entry)) return;
-    findings.push(report.warn(`${directory.path}/${name}: an unpack that nobody is at any more`, collect));
+    findings.push(report.warn(`${directory.path}/${name}: an abandoned unpack`, collect));
   });
   return findings;
 }
@@ -209,7 +205,7 @@ function stubFindings(base: Directory, jobs: Jobs): Finding[] {
     if (withUserIds(user, () => findStub(directory, name) !== undefined))
       stubs.push(`${directory.path}/${name}`);
   });
-  return stubs.map((path) => report.warn(`${path}: the stub of a job that is over`, collect));
+  return stubs.map((path) => report.warn(`${path}: the stub of a job that has ended`, collect));
 }
 
 function jobFindings(jobs: Jobs): Finding[] {
@@ -217,15 +213,20 @@ function jobFindings(jobs: Jobs): Finding[] {
   for (const { jobId, holder } of jobs.leases) {
     if (!isHolderAlive(jobId, holder))
       findings.push(
-        report.warn(`the lease of job ${jobId} has no holder any more and protects nothing`, collect),
+        report.warn(`the lease of job ${jobId} has lost its holder and protects nothing`, collect),
       );
     else if (isOver(jobs, jobId))
-      findings.push(report.warn(`the lease of job ${jobId} is held, and the job is over`, endRemedy(jobId)));
+      findings.push(
+        report.warn(`the lease of job ${jobId} is still held, but the job has ended`, endRemedy(jobId)),
+      );
   }
   for (const jobId of jobs.files)
     if (isOver(jobs, jobId))
       findings.push(
-        report.warn(`job ${jobId} is over and has files in the runtime directory`, endRemedy(jobId)),
+        report.warn(
+          `job ${jobId} has ended, but its files are still in the runtime directory`,
+          endRemedy(jobId),
+        ),
       );
   return findings;
 }
@@ -238,7 +239,7 @@ function holderFindings({ running, holders, leases, files }: Jobs): Finding[] {
     if (uid === undefined || known.has(jobId)) return [];
     return [
       report.warn(
-        `process ${pid} of uid ${uid} holds an entry for job ${jobId}, which is over`,
+        `process ${pid} of uid ${uid} holds an entry for job ${jobId}, which has ended`,
         `kill ${pid}`,
       ),
     ];
@@ -246,7 +247,7 @@ function holderFindings({ running, holders, leases, files }: Jobs): Finding[] {
 }
 
 const endRemedy = (jobId: number): string =>
-  `its Epilog did not run or failed; SLURM_JOB_ID=${jobId} with the job's other variables, and epilog, by hand`;
+  `its Epilog did not run, or failed: run epilog by hand, with SLURM_JOB_ID=${jobId} and the other variables of the job`;
 
 /** Each collector empties it, and a busy node runs one often. */
 const oldTrashMs = 24 * 60 * 60_000;
@@ -259,5 +260,7 @@ function trashFindings(base: Directory): Finding[] {
     return stats !== undefined && Date.now() - stats.ctimeMs > oldTrashMs;
   };
   const old = names.filter(isOld).length;
-  return old === 0 ? [] : [report.warn(`${old} trees have been in ${trash} for more than a day`, collect)];
+  return old === 0
+    ? []
+    : [report.warn(`trees that have been in ${trash} for more than a day: ${old}`, collect)];
 }

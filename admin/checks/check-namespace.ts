@@ -32,12 +32,12 @@ export const checkNamespace: Check = async (context) => {
   const { basePath, runtimePath } = context.settings;
   const findings = hidings.flatMap((hiding) =>
     [basePath, runtimePath].flatMap((path) => {
-      const again = `; then rm ${runtimePath}/node`;
+      const again = `; then delete ${runtimePath}/node`;
       const directory = hiddenBy(path, hiding.directories);
       if (directory === undefined) return [];
       return [
         report.bad(
-          `${hiding.by} gives each job a ${directory} of its own, so that jobs do not see ${path}: their containers never start from the cache`,
+          `${hiding.by} gives each job a private ${directory}: jobs do not see ${path}, and their containers never start from the cache`,
           hiding.remedy + again,
         ),
       ];
@@ -50,7 +50,7 @@ export const checkNamespace: Check = async (context) => {
     report.ok(
       shown === ''
         ? `jobs see ${basePath} as the Prolog does`
-        : `jobs see ${basePath}; images in directories of their own (${shown}) only a step can find`,
+        : `jobs see ${basePath}; only a step finds images in private directories (${shown})`,
     ),
   ];
 };
@@ -65,7 +65,7 @@ async function tmpfsPlugin({ slurm, slurmd }: CheckContext): Promise<Hiding[]> {
     {
       by: type ?? '',
       directories,
-      remedy: `move container_cache_data_path elsewhere, or (Slurm 23.02 and newer) take its directory out of Dirs= in ${file}`,
+      remedy: `move container_cache_data_path elsewhere, or (Slurm 23.02 and newer) remove its directory from Dirs= in ${file}`,
     },
   ];
 }
@@ -77,7 +77,7 @@ async function spankPlugins({ slurm }: CheckContext): Promise<Hiding[]> {
   return (await readPlugstack(file, readText)).plugins.flatMap(({ path, parameters }) => {
     const directories = directoriesOfSpankPlugin(basename(path), parameters);
     if (directories.length === 0) return [];
-    const remedy = `move container_cache_data_path elsewhere, or have ${basename(path)} leave its directory alone (${file})`;
+    const remedy = `move container_cache_data_path elsewhere, or configure ${basename(path)} to leave that directory alone (${file})`;
     return [{ by: basename(path), directories, remedy }];
   });
 }
@@ -94,7 +94,7 @@ async function pamNamespace({ slurm }: CheckContext): Promise<Hiding[]> {
     {
       by: 'pam_namespace',
       directories,
-      remedy: `move container_cache_data_path elsewhere, or mend ${files[0] ?? ''}`,
+      remedy: `move container_cache_data_path elsewhere, or change ${files[0] ?? ''}`,
     },
   ];
 }
@@ -113,8 +113,8 @@ async function slurmdFindings({ slurmd, isRoot, settings }: CheckContext): Promi
     if (ours === undefined || (ours.dev === theirs?.dev && ours.ino === theirs.ino)) continue;
     findings.push(
       report.bad(
-        `slurmd (${slurmd.pid}) ${theirs === undefined ? 'does not see' : 'sees another'} ${path} than we do: it has mounts of its own`,
-        'run container-cache where slurmd runs; or take PrivateTmp=, ProtectHome= and the like out of its unit: systemctl cat slurmd',
+        `slurmd (${slurmd.pid}) ${theirs === undefined ? `does not see ${path}` : `sees another directory at ${path}`}: it has private mounts`,
+        'run container-cache where slurmd runs; or remove PrivateTmp=, ProtectHome= and the like from its unit: systemctl cat slurmd',
       ),
     );
   }

@@ -13,22 +13,21 @@ import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.t
 import { answers, installDirectory, ownershipRemedy, type Check } from './context.ts';
 
 const report = reporter('node');
-const remake = 'the next job with a container makes it anew; or remove it';
+const remake = 'delete it: the next job with a container writes it again';
 
 export const checkNodeFacts: Check = async ({ settings, executable, isRoot }) => {
   const path = nodeFactsPath(settings.runtimePath);
   if (!(await answers(path)))
     return [report.bad(`${path} does not answer`, 'set runtime_dir to a directory below /run')];
   if (unlessErrno([...isGone, 'EACCES'], () => statSync(path)) === undefined)
-    return [report.ok(`${path} is not there yet: the first Prolog makes it`)];
+    return [report.ok(`${path} does not exist yet: the first Prolog writes it`)];
   let facts;
   try {
     facts = readNodeFacts(settings.runtimePath);
   } catch (error) {
-    return [report.bad(`${path}: ${describeError(error)}`, `remove it: ${remake}`)];
+    return [report.bad(`${path}: ${describeError(error)}`, remake)];
   }
-  if (facts === undefined)
-    return [report.bad(`${path} is not of our making, or damaged`, `remove it: ${remake}`)];
+  if (facts === undefined) return [report.bad(`${path} is damaged, or another program wrote it`, remake)];
   const fault = accessFault(path);
   return [
     fault ?? agreement(path, facts, settings, executable),
@@ -70,25 +69,25 @@ function agreement(
   if (first !== undefined) {
     const [key, found = 'nothing', wanted = 'nothing'] = first;
     return report.warn(
-      `${path} says ${key}=${found}, the configuration ${wanted}: it is of an earlier one`,
+      `${path} says ${key}=${found}, but the configuration says ${wanted}: it has changed since`,
       remake,
     );
   }
   if (facts.command !== undefined && !isRegularFile(facts.command))
     return report.bad(
-      `${path} names ${facts.command}, which is not there`,
-      `install it there, or remove the file: ${remake}`,
+      `${path} names ${facts.command}, which does not exist`,
+      `install it there, or ${remake}`,
     );
   if (facts.command !== undefined && executable !== undefined && !haveSameContent(facts.command, executable))
     return report.warn(
       `${path}: jobs start ${facts.command}, which is another build than this command`,
-      `install one build everywhere, then remove the file: ${remake}`,
+      `install one build everywhere; for the file, ${remake}`,
     );
   if (facts.command === undefined && executable !== undefined)
     return report.bad(
-      `${path}: the Prolog found no executable that users can start: an srun inside a job is not served`,
+      `${path}: the Prolog found no executable that users can start, so the cache does not serve an srun inside a job`,
       `chmod o+rx the Prolog and the directories above it, or install ${installDirectory({ executable })}/container-cache; ` +
-        `then remove the file: ${remake}`,
+        `for the file, ${remake}`,
     );
   return report.ok(`${path} agrees with the configuration`);
 }
@@ -96,29 +95,32 @@ function agreement(
 /** Each Prolog starts one where none is. */
 const agentFinding = ({ runtimePath }: Settings): Finding =>
   hasRoomAgent(runtimePath)
-    ? report.ok('the room agent makes room for steps (container-cache-room in ps)')
+    ? report.ok('the room agent runs and makes room for steps (container-cache-room in ps)')
     : report.ok(
-        'there is no room agent now: the next Prolog starts one; until then no room is made for steps',
+        'no room agent runs now; the next Prolog starts one, and until then nobody makes room for steps',
       );
 
 function isolationFinding({ isolation, reason }: NodeFacts, settings: Settings): Finding {
   const because = reason === undefined ? '' : `: ${reason}`;
   if (isolation === settings.isolation && isolation !== 'off') return report.ok(`isolation=${isolation}`);
   if (settings.isolation === 'off' || isolation === 'off') {
-    const text = `isolation is off${because}: containers are left to enroot, and the cache is of no use to them`;
+    const text = `isolation is off${because}: enroot unpacks for every container, and the cache serves none`;
     return settings.isolation === 'off'
-      ? report.warn(text, 'isolation=auto in the configuration')
-      : report.bad(text, 'mend what it says, then remove the file');
+      ? report.warn(text, 'set isolation=auto in the configuration')
+      : report.bad(
+          text,
+          `correct what it says, then delete the file: the next job with a container writes it again`,
+        );
   }
   if (settings.isolation !== 'auto')
     return report.warn(
-      `isolation=${isolation} is in effect, isolation=${settings.isolation} configured`,
+      `isolation=${isolation} is in effect, but isolation=${settings.isolation} is configured`,
       remake,
     );
   return isolation === 'overlay'
     ? report.ok('isolation=overlay')
     : report.warn(
         `isolation=${isolation}${because}`,
-        'see base; then remove the file, and the next Prolog tries again',
+        'see the lines of base; then delete the file, and the next Prolog tries again',
       );
 }

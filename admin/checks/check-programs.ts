@@ -23,11 +23,11 @@ export const checkPrograms: Check = ({ settings }) => {
     const absent = missing(programs);
     return absent.length === 0
       ? []
-      : [report.bad(`not in ${systemPath}: ${absent.join(', ')}`, `install the package ${name}`)];
+      : [report.bad(`missing in ${systemPath}: ${absent.join(', ')}`, `install the package ${name}`)];
   });
   if (settings.logTarget === 'syslog' && missing([forLogging]).length > 0)
     findings.push(
-      report.bad(`not in ${systemPath}: ${forLogging}`, 'install it (package bsdutils or util-linux)'),
+      report.bad(`missing in ${systemPath}: ${forLogging}`, 'install it (package bsdutils or util-linux)'),
     );
   if (findings.length > 0) return Promise.resolve(findings);
   return Promise.resolve([report.ok(Object.values(needed).flat().join(', '))]);

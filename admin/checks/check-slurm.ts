@@ -57,13 +57,13 @@ async function programFindings(
   const findings = looks.flatMap(({ finding }) => finding ?? []);
   const ours = looks.filter(({ isOurs }) => isOurs);
   if (ours.length === 0)
-    return [...findings, report.bad(`${key}: nothing of container-cache in ${values.join(', ')}`, line)];
+    return [...findings, report.bad(`${key} does not run container-cache: ${values.join(', ')}`, line)];
   if (ours.some(({ value }) => value === values.at(-1))) return findings;
   return [
     ...findings,
     report.warn(
-      `${key} is set ${values.length} times, and not last to ours: older versions of Slurm take only the last`,
-      'name all of them by one pattern, such as DIRECTORY/*, or put ours last',
+      `${key} is set ${values.length} times, and the last one is not container-cache: older versions of Slurm use only the last`,
+      'use one pattern for all of them, such as DIRECTORY/*, or put container-cache last',
     ),
   ];
 }
@@ -79,7 +79,7 @@ export async function expand({ slurm }: Pick<CheckContext, 'slurm'>, value: stri
 interface ProgramLook {
   readonly value: string;
   readonly isOurs: boolean;
-  /** undefined: somebody else's program, which is none of our business. */
+  /** undefined: another program, which is not checked. */
   readonly finding?: Finding;
 }
 
@@ -96,23 +96,23 @@ async function lookAt(
     finding: report.bad(`${key}: ${text}`, remedy),
   });
   if (!(await answers(path)))
-    return bad(false, `${path} does not answer, and every job waits for it`, 'look after its file server');
+    return bad(false, `${path} does not answer, and every job waits for it`, 'check its file server');
   const stats = unlessErrno([...isGone, 'EACCES', 'ELOOP'], () => statSync(path));
   if (stats === undefined)
     return bad(
       false,
-      `${path} is not there: each job drains the node`,
-      `put it there, or correct ${key} in slurm.conf`,
+      `${path} does not exist: each job drains the node`,
+      `install it, or correct ${key} in slurm.conf`,
     );
   if (!stats.isFile())
-    return bad(false, `${path} is no file: Slurm wants a program or a pattern`, `${key}=${path}/*`);
+    return bad(false, `${path} is not a file: Slurm needs a program or a pattern`, `${key}=${path}/*`);
   const identity = identify(context.executable, path, program);
   if (identity.kind === 'foreign') return { value, isOurs: false };
   if (identity.kind === 'other-build') {
     return bad(
       true,
       `${path} is another build than this command`,
-      `install one build everywhere; this one is ${installDirectory(context)}`,
+      `install one build everywhere; this one is in ${installDirectory(context)}`,
     );
   }
   if ((stats.mode & 0o111) === 0)
@@ -136,8 +136,8 @@ async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Fin
     const found = flags === undefined ? 'is not set' : `is ${flags}, without Alloc`;
     return [
       report.warn(
-        `PrologFlags ${found}: the Prolog runs with the job's first step, and an unpack takes the job's time`,
-        'in slurm.conf, with the flags you have: PrologFlags=Alloc; leave it out only where nearly all jobs are short and start from entries',
+        `PrologFlags ${found}: the Prolog runs when the job's first step starts, and an unpack uses the job's time`,
+        'add Alloc to PrologFlags in slurm.conf; omit it only where nearly all jobs are short and start from entries',
       ),
     ];
   }
@@ -145,7 +145,7 @@ async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Fin
     return [
       report.warn(
         `PrologFlags=${flags ?? ''}: with Serial a job waits for the unpack of another`,
-        'take Serial out, unless something else needs it',
+        'remove Serial, unless something else needs it',
       ),
     ];
   }
@@ -155,8 +155,8 @@ async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Fin
     version === undefined
       ? ''
       : asksSeldom(version)
-        ? `; srun of Slurm ${version.join('.')} asks for its node after 0.1, 1.1 and 2.6 s, so a Prolog of more than 0.1 s makes it wait a second`
-        : `; srun of Slurm ${version.join('.')} asks for its node every 0.1 s`;
+        ? `; srun of Slurm ${version.join('.')} asks whether the node is ready after 0.1, 1.1 and 2.6 s, so a Prolog of more than 0.1 s costs a second`
+        : `; srun of Slurm ${version.join('.')} asks whether the node is ready every 0.1 s`;
   return [
     report.ok(
       `PrologFlags=${flags ?? ''}${implied}: images are unpacked while the job is CONFIGURING${polls}`,
@@ -177,63 +177,64 @@ function timeoutFindings({ settings }: CheckContext, conf: SlurmConf): Finding[]
       ? report.ok(`BatchStartTimeout=${start}`)
       : report.warn(
           `BatchStartTimeout is ${start} s; the first job with an image may take ${limit} to start`,
-          `in slurm.conf: BatchStartTimeout=${limitSeconds + 60}, or a shorter create_timeout`,
+          `in slurm.conf: BatchStartTimeout=${limitSeconds + 60}; or set a shorter create_timeout`,
         ),
     messageFinding(conf, limitSeconds),
     prolog === undefined
-      ? report.ok('slurmd sets the Prolog no time limit')
+      ? report.ok('slurmd has no time limit for the Prolog')
       : prolog > limitSeconds
-        ? report.ok(`slurmd's time limit of the Prolog is ${prolog} s`)
+        ? report.ok(`slurmd's time limit for the Prolog is ${prolog} s`)
         : report.bad(
-            `slurmd kills a Prolog after ${prolog} s and drains the node; ours may take ${limit}`,
-            `in slurm.conf: PrologEpilogTimeout (PrologTimeout since 25.05) of ${limitSeconds + 60} and more, or none; ` +
-              'or a shorter create_timeout',
+            `slurmd kills a Prolog after ${prolog} s and drains the node; the Prolog of container-cache may take ${limit}`,
+            `in slurm.conf: set PrologEpilogTimeout (PrologTimeout since 25.05) to ${limitSeconds + 60} or more, or remove it; ` +
+              'or set a shorter create_timeout',
           ),
   ];
 }
 
-/** slurmd tells srun when its Prolog takes about as long as MessageTimeout. Nothing else comes of it. */
+/** slurmd tells srun when its Prolog takes about as long as MessageTimeout. This has no other effect. */
 function messageFinding(conf: SlurmConf, limitSeconds: number): Finding {
   const seconds = messageTimeoutSeconds(conf);
   if (seconds > limitSeconds) return report.ok(`MessageTimeout=${seconds}`);
   return report.ok(
-    `MessageTimeout is ${seconds} s: of a Prolog that unpacks for longer srun prints "Prolog hung on node", which is harmless: ` +
-      'nothing is stopped, and with create_mode=background no Prolog takes that long',
+    `MessageTimeout is ${seconds} s: while a Prolog unpacks for longer, srun prints "Prolog hung on node", which is harmless; ` +
+      'with create_mode=background no Prolog takes that long',
   );
 }
 
-/** What is wrong with a TaskProlog fails every task, so it had better not be there. */
+/** A TaskProlog with a fault fails every task: the remedy is to remove it. */
 async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promise<Finding> {
   const path = conf.last('TaskProlog');
-  if (path === undefined) return report.ok('TaskProlog is not set: nothing depends on it');
-  const without = 'take TaskProlog out of slurm.conf: nothing depends on it';
+  if (path === undefined) return report.ok('TaskProlog is not set; it is optional');
+  const without = 'remove TaskProlog from slurm.conf: it is optional';
   const text = await readText(path);
   if (text === undefined) return report.bad(`TaskProlog: ${path} cannot be read: every task fails`, without);
-  if (!text.includes('container-cache')) return report.ok(`TaskProlog: ${path} is not ours`);
+  if (!text.includes('container-cache'))
+    return report.ok(`TaskProlog: ${path} does not belong to container-cache`);
   const version = await findSlurmVersion(context);
   if (version !== undefined && taskPrologNeedsLibraries(version)) {
     return report.bad(
-      `TaskProlog: it runs inside the container, where slurmstepd ${version.join('.')} misses its libraries ` +
+      `TaskProlog: it runs inside the container, where slurmstepd ${version.join('.')} does not find its libraries ` +
         '(pyxis issue 163)',
       without,
     );
   }
   if (!(await isMountedInContainers(context, path))) {
     return report.bad(
-      `TaskProlog: it runs inside the container, where nothing puts ${path}: every task of a container fails`,
+      `TaskProlog: it runs inside the container, but ${path} is not mounted there: every task of a container fails`,
       `${without}; or add the line of slurm.conf.snippet to ${context.settings.enrootSysconfPath}/mounts.d`,
     );
   }
   const jobsInContainers = `${defaultRuntimePath}/jobs`;
   if (!(await isMountedInContainers(context, jobsInContainers))) {
     return report.warn(
-      `TaskProlog: ${path} prints nothing inside containers, where nothing puts ${jobsInContainers}: their /run is a tmpfs`,
+      `TaskProlog: ${path} prints nothing inside containers: ${jobsInContainers} is not mounted there`,
       `add the second line of slurm.conf.snippet to ${context.settings.enrootSysconfPath}/mounts.d; or ${without}`,
     );
   }
   const ours = await readText(`${installDirectory(context)}/${basename(path)}`);
   if (ours !== undefined && ours !== text)
-    return report.bad(`TaskProlog: ${path} is of another build than this command`, without);
+    return report.bad(`TaskProlog: ${path} belongs to another build than this command`, without);
   if (version === undefined) {
     return report.warn(
       `TaskProlog: ${path}; the version of Slurm is not known, and 24.11 to 25.05 cannot run it in containers`,

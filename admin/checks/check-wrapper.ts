@@ -49,20 +49,23 @@ async function slurmdFinding(context: CheckContext): Promise<Finding> {
   const usual = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin';
   const remedy =
     `systemctl edit slurmd: [Service], Environment=PATH=${directory}:${usual}; ` +
-    'then systemctl restart slurmd: jobs that run go on';
+    'then systemctl restart slurmd: running jobs continue';
   if (slurmd === undefined)
     return report.skip(
-      'which enroot slurmd finds: no slurmd runs on this node',
-      'start slurmd and run it again',
+      'no slurmd runs on this node: it is not known which enroot it finds',
+      'start slurmd and run this command again',
     );
   if (!isRoot())
-    return report.skip(`which enroot slurmd (${slurmd.pid}) finds: only root may look`, 'run it as root');
+    return report.skip(
+      `only root can see which enroot slurmd (${slurmd.pid}) finds`,
+      'run this command as root',
+    );
   const searchPath = processVariable(slurmd.pid, 'PATH') ?? '';
   for (const one of searchPath.split(':').filter((part) => part.startsWith('/')))
     if (!(await answers(one)))
       return report.bad(
         `${one}, in the PATH of slurmd, does not answer`,
-        'look after its file server, or take it out of the PATH',
+        'check its file server, or remove it from the PATH',
       );
   const first = findProgram('enroot', searchPath);
   if (first === undefined || !(await isWrapper(first))) {
@@ -83,7 +86,7 @@ const dropIns = ['/etc', '/run', '/usr/local/lib', '/usr/lib', '/lib'].map(
   (top) => `${top}/systemd/system/slurmd.service.d/*.conf`,
 );
 
-/** Where a drop-in of slurmd's unit leads to the wrapper: slurmd was not started since, or something else is stronger. */
+/** A drop-in of slurmd's unit sets the wrapper's PATH: slurmd was not restarted since, or something overrides it. */
 async function dropInFinding(pid: number, found: string): Promise<Finding | undefined> {
   for (const file of dropIns.flatMap((pattern) => globSync(pattern))) {
     const path = /^\s*Environment=.*?\bPATH=([^\s"']+)/m.exec((await readText(file)) ?? '')?.[1] ?? '';
@@ -93,13 +96,13 @@ async function dropInFinding(pid: number, found: string): Promise<Finding | unde
     const isNewer = statSync(file).ctimeMs > (processStartedMs(pid) ?? 0);
     return isNewer
       ? report.bad(
-          `${found}: it has not been started since ${file} was installed`,
-          'systemctl daemon-reload && systemctl restart slurmd: jobs that run go on',
+          `${found}: slurmd was not restarted after ${file} was installed`,
+          'systemctl daemon-reload && systemctl restart slurmd: running jobs continue',
         )
       : report.bad(
-          `${found}, though ${file} says so`,
-          'look for a PATH in an EnvironmentFile of slurmd.service (Debian: /etc/default/slurmd), which is stronger, ' +
-            'and for a slurmd that systemd did not start',
+          `${found}, although ${file} sets it`,
+          'look for a PATH in an EnvironmentFile of slurmd.service (Debian: /etc/default/slurmd), which overrides it; ' +
+            'or somebody started slurmd without systemd',
         );
   }
   return undefined;
@@ -120,7 +123,7 @@ async function wrapperFault(path: string, shipped: string | undefined): Promise<
     );
   if (shipped !== undefined && (await readText(shipped)) !== (await readText(path)))
     return report.bad(
-      `${path} is of another build than this command`,
+      `${path} belongs to another build than this command`,
       `install --mode=0755 ${shipped} ${path}`,
     );
   return undefined;
@@ -148,7 +151,7 @@ function commandFindings({ executable }: CheckContext): Finding[] {
 }
 
 async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
-  const setPath = 'set enroot_path to the real enroot, and keep the wrapper in a directory of its own';
+  const setPath = 'set enroot_path to the real enroot, and keep the wrapper alone in its directory';
   let path;
   try {
     path = findEnroot(settings.enrootPath);
@@ -156,8 +159,7 @@ async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
     if (!(error instanceof NodeFault)) throw error;
     return [reportEnroot.bad(describeError(error), 'install enroot, or set enroot_path')];
   }
-  if (!(await answers(path)))
-    return [reportEnroot.bad(`${path} does not answer`, 'look after its file server')];
+  if (!(await answers(path))) return [reportEnroot.bad(`${path} does not answer`, 'check its file server')];
   if (await isWrapper(path))
     return [reportEnroot.bad(`${path} is the wrapper, not the real enroot`, setPath)];
   // Directories that are there: nothing is made.
@@ -165,15 +167,15 @@ async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {
   if (version === undefined)
     return [
       reportEnroot.bad(
-        `${path} does not tell its version: the wrapper leaves all to it`,
+        `${path} does not print its version: the wrapper serves no container`,
         `try it as a user: ${path} version`,
       ),
     ];
   if (!isKnownEnroot(version))
     return [
       reportEnroot.bad(
-        `${path} is version ${version}: the wrapper leaves all to it`,
-        'enroot 3.4 to 4.x; 4.1 is tested',
+        `${path} is version ${version}, which the wrapper does not serve`,
+        'install enroot 3.4 to 4.x; 4.1 is tested',
       ),
     ];
   const tested = /^4\.1(?:\.|$)/.test(version) ? '' : ' (4.1 is tested)';

@@ -8,8 +8,8 @@
 import { printable } from '../../lib/core/readable.ts';
 
 /**
- * `warn`: works, but worse than it could, or soon not. `bad`: does not work as it should. `skip`: could not be looked
- * at, so nobody knows.
+ * `warn`: it works, but worse than it could, or not for long. `bad`: it does not work as it should. `skip`: it could
+ * not be checked.
  */
 export type FindingStatus = 'ok' | 'warn' | 'bad' | 'skip';
 
@@ -42,7 +42,7 @@ export function reporter(area: string): Reporter {
   };
 }
 
-/** Whether all is well: a warning does not count, but what could not be looked at does. */
+/** Whether the node passes: a warning passes, an error does not, nor does what could not be checked. */
 export function isWell(findings: readonly Finding[]): boolean {
   return findings.every(({ status }) => status === 'ok' || status === 'warn');
 }
@@ -66,11 +66,13 @@ export function formatFindings(
 function summary(findings: readonly Finding[]): string {
   const count = (status: FindingStatus): number => findings.filter((one) => one.status === status).length;
   const parts = [
-    [count('bad'), 'bad'],
-    [count('warn'), 'to be minded'],
-    [count('skip'), 'not looked at'],
+    [count('bad'), 'error', 'errors'],
+    [count('warn'), 'warning', 'warnings'],
+    [count('skip'), 'not checked', 'not checked'],
   ] as const;
-  const found = parts.filter(([number]) => number > 0).map(([number, what]) => `${number} ${what}`);
-  if (found.length === 0) return 'All is well.';
-  return isWell(findings) ? `Well; ${found.join(', ')}.` : `Not well: ${found.join(', ')}.`;
+  const found = parts
+    .filter(([number]) => number > 0)
+    .map(([number, one, many]) => `${number} ${number === 1 ? one : many}`);
+  if (found.length === 0) return 'OK: no problem found.';
+  return `${isWell(findings) ? 'OK' : 'FAILED'}: ${found.join(', ')}.`;
 }

@@ -31,8 +31,8 @@ export function overlayHindrance(facts: OverlayFacts): Hindrance | undefined {
   const kernel = parseVersion(facts.kernelRelease);
   if (kernel !== undefined && !isAtLeast(kernel, firstKernel)) {
     return {
-      what: `Linux ${facts.kernelRelease} lets no user mount an overlay`,
-      remedy: 'a kernel of 5.11 or newer; until then isolation=shared',
+      what: `Linux ${facts.kernelRelease} does not let users mount an overlay`,
+      remedy: 'use Linux 5.11 or newer; until then set isolation=shared',
     };
   }
   if (facts.unprivilegedUsernsClone === '0')
@@ -55,8 +55,8 @@ export function overlayHindrance(facts: OverlayFacts): Hindrance | undefined {
   }
   if (facts.filesystem === 'overlay') {
     return {
-      what: 'the base lies on an overlay, which cannot carry another',
-      remedy: 'a base on a disk of the node',
+      what: 'the base is on an overlay, which cannot hold another overlay',
+      remedy: 'use a directory on a disk of the node',
     };
   }
   return undefined;

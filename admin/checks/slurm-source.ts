@@ -28,14 +28,14 @@ export async function findSlurmConf(
     if (!(await answers(path)))
       return {
         source: undefined,
-        findings: [report.bad(`${path} does not answer`, 'look after its file server')],
+        findings: [report.bad(`${path} does not answer`, 'check its file server')],
       };
     if (!isRegularFile(path)) continue;
     const conf = await readSlurmConf(path, readText);
     const findings = conf.problems.map((problem) =>
-      report.bad(problem, 'Slurm cannot read it either, and does not start: mend the Include'),
+      report.bad(problem, 'Slurm cannot read it either, and does not start: correct the Include'),
     );
-    return { source: { conf, path }, findings: [report.ok(`${path} is read`), ...findings] };
+    return { source: { conf, path }, findings: [report.ok(`${path} can be read`), ...findings] };
   }
   return askController(paths.join(', '), slurmd);
 }
@@ -50,7 +50,7 @@ async function askController(
   looked: string,
   slurmd: Slurmd | undefined,
 ): Promise<{ source: SlurmSource | undefined; findings: Finding[] }> {
-  const remedy = 'set SLURM_CONF to your slurm.conf and run it again';
+  const remedy = 'set SLURM_CONF to your slurm.conf and run this command again';
   try {
     const chunks: Buffer[] = [];
     await run({
@@ -63,7 +63,7 @@ async function askController(
       source: { conf: parseScontrolConfig(Buffer.concat(chunks).toString('utf8')), path: undefined },
       findings: [
         report.warn(
-          `no file ${looked}: slurmctld was asked (scontrol show config), which does not tell what this node got`,
+          `none of these files exists: ${looked}; scontrol show config told the configuration, but not that of this node`,
           remedy,
         ),
       ],
@@ -72,7 +72,7 @@ async function askController(
     if (!(error instanceof CommandFailed)) throw error;
     // The last line of many, where scontrol gave up.
     const reason = error.stderrTail.split('\n').at(-1) ?? '';
-    const text = `no slurm.conf: there is no file ${looked}, and scontrol show config gives none (${reason || error.message})`;
+    const text = `no slurm.conf: none of these files exists: ${looked}; scontrol show config failed (${reason || error.message})`;
     return { source: undefined, findings: [report.bad(text, remedy)] };
   }
 }

@@ -259,20 +259,20 @@ whole('says it for people, too, with the remedy below', async () => {
   const good = right.program(['check']);
   assert.is(good.status, 0);
   assert.match(good.stdout, /^ok {4}base {7}\/mnt\/.*: tmpfs, owned by root, mode 0755$/m);
-  assert.match(good.stdout, /\nWell; 2 to be minded\.\n$/);
+  assert.match(good.stdout, /\nOK: 2 warnings\.\n$/);
   right.slurmConf({ PrologFlags: null });
   const fair = right.program(['check']);
   assert.is(fair.status, 0);
   assert.match(
     fair.stdout,
-    /^warn {2}slurm {6}PrologFlags is not set.*\n {17}in slurm\.conf.*PrologFlags=Alloc; leave it out only .*$/m,
+    /^warn {2}slurm {6}PrologFlags is not set.*\n {17}add Alloc to PrologFlags in slurm\.conf; omit it only .*$/m,
   );
-  assert.match(fair.stdout, /\nWell; 3 to be minded\.\n$/);
+  assert.match(fair.stdout, /\nOK: 3 warnings\.\n$/);
   right.slurmConf({ Epilog: null });
   const poor = right.program(['check']);
   assert.is(poor.status, 1);
   assert.match(poor.stdout, /^bad {3}slurm {6}Epilog is not set\n {17}in slurm\.conf: Epilog=.*$/m);
-  assert.match(poor.stdout, /\nNot well: 1 bad, 2 to be minded\.\n$/);
+  assert.match(poor.stdout, /\nFAILED: 1 error, 2 warnings\.\n$/);
 });
 
 whole('a user is told what only root can look at', async () => {
@@ -312,7 +312,7 @@ config('each problem of the file is a line of its own, with its place', async ()
     right.check(),
     ['bad', 'config', /container-cache\.conf:2: gc_min_age: found "soon"/],
     ['bad', 'config', /container-cache\.conf:3: unknown key "no_such_key"/],
-    ['skip', 'others', /everything else/],
+    ['skip', 'others', /nothing else was checked/],
   );
 });
 
@@ -326,7 +326,11 @@ config('a file that is missing, or that others can write', async () => {
   assert.match(owned[0]?.text ?? '', new RegExp(`${right.root} is owned by uid ${alice.uid}`));
   chownSync(right.root, 0, 0);
   rmSync(right.node.configPath);
-  assertProblems(right.check(), ['bad', 'config', /no such file/], ['skip', 'others', /everything else/]);
+  assertProblems(
+    right.check(),
+    ['bad', 'config', /no such file/],
+    ['skip', 'others', /nothing else was checked/],
+  );
 });
 
 config('a program that is missing is named with its package', async () => {
@@ -358,7 +362,7 @@ base('that is missing, open to others, another’s, or a symlink', async () => {
   chownSync(basePath, alice.uid, 0);
   assertProblems(right.check(), ['bad', 'base', /owned by uid/], ['skip', 'leftovers', /./]);
   rmSync(basePath, { recursive: true });
-  assertProblems(right.check(), ['bad', 'base', /is not there/], ['skip', 'leftovers', /./]);
+  assertProblems(right.check(), ['bad', 'base', /does not exist/], ['skip', 'leftovers', /./]);
   assert.not(existsSync(basePath));
   symlinkSync('/etc', basePath);
   assertProblems(right.check(), ['bad', 'base', /symlink/], ['skip', 'leftovers', /./]);
@@ -382,15 +386,19 @@ base('whose disk is not mounted', async () => {
 base('that is fuller than the high watermark', async () => {
   await using right = await RightNode.start();
   right.configure({ container_cache_gc_high: 1, container_cache_gc_low: 0 });
-  assertProblems(right.check(), ['warn', 'base', /a collection is due/]);
+  assertProblems(right.check(), ['warn', 'base', /it is due now/]);
 });
 
 base('whose entries may take more than the disk has, or less than an image', async () => {
   await using right = await RightNode.start(['base']);
   right.configure({ container_cache_max_size: '500' });
-  assertProblems(right.check(), ['warn', 'base', /max_size is 500 B, in which hardly an image has room/]);
+  assertProblems(right.check(), ['warn', 'base', /max_size is 500 B, too small for almost any image/]);
   right.configure({ container_cache_max_size: '900T' });
-  assertProblems(right.check(), ['warn', 'base', /max_size is .*, more than the disk's .*: the watermarks/]);
+  assertProblems(right.check(), [
+    'warn',
+    'base',
+    /max_size is .*, more than the disk's .*: it has no effect/,
+  ]);
   right.configure({ container_cache_max_size: '50%' });
   const result = right.check();
   assertProblems(result);
@@ -407,13 +415,13 @@ base('where no user can mount an overlay: the reason, and how bad it is by isola
     assertProblems(
       right.check(),
       ['warn', 'base', /is on overlay/],
-      ['warn', 'base', /cannot mount an overlay there: the base lies on an overlay/],
+      ['warn', 'base', /cannot mount an overlay there: the base is on an overlay/],
     );
     right.configure({ isolation: 'overlay' });
     assertProblems(
       right.check(),
       ['warn', 'base', /is on overlay/],
-      ['bad', 'base', /cannot mount an overlay there.*isolation=overlay asks for it/],
+      ['bad', 'base', /cannot mount an overlay there.*isolation=overlay needs it/],
     );
     right.configure({ isolation: 'shared' });
     assertProblems(right.check(), ['warn', 'base', /is on overlay/]);
@@ -479,7 +487,7 @@ slurm('that is not there, but slurmctld answers', async () => {
     'TaskProlog = (null)',
   ];
   writeFileSync(controllerFile, lines.join('\n'));
-  assertProblems(right.check(), ['warn', 'slurm', /slurmctld was asked/]);
+  assertProblems(right.check(), ['warn', 'slurm', /scontrol show config told the configuration/]);
   rmSync(controllerFile);
 });
 
@@ -499,7 +507,7 @@ slurm('without Prolog, Epilog or flags', async () => {
   assertProblems(
     right.check(),
     ['bad', 'slurm', /^Prolog is not set/],
-    ['bad', 'slurm', /^Epilog: nothing of container-cache in \/bin\/true/],
+    ['bad', 'slurm', /^Epilog does not run container-cache: \/bin\/true/],
     ['warn', 'slurm', /^PrologFlags is NoHold, without Alloc/],
   );
 });
@@ -515,9 +523,9 @@ slurm('says what Alloc brings on this version of Slurm, and that Contain is Allo
     [
       '23.02.0',
       'Contain',
-      /^PrologFlags=Contain implies Alloc: .* asks for its node after 0\.1, 1\.1 and 2\.6 s/,
+      /^PrologFlags=Contain implies Alloc: .* asks whether the node is ready after 0\.1, 1\.1 and 2\.6 s/,
     ],
-    ['26.05.3', 'NoHold,X11', /^PrologFlags=NoHold,X11 implies Alloc: .* makes it wait a second$/],
+    ['26.05.3', 'NoHold,X11', /^PrologFlags=NoHold,X11 implies Alloc: .* costs a second$/],
   ] as const) {
     writeFileSync(slurmVersionFile, `slurm ${version}\n`);
     right.slurmConf({ PrologFlags: flags });
@@ -546,7 +554,11 @@ slurm('a pattern, a script and several Prologs may lead to ours', async () => {
   right.slurmConf({});
   const conf = `Prolog=${libexec}/prolog\nProlog=/bin/true\nEpilog=/bin/true\nEpilog=${libexec}/epilog\n`;
   right.write('slurm/slurm.conf', `${conf}PrologFlags=Alloc\nBatchStartTimeout=3780\n`);
-  assertProblems(right.check(), ['warn', 'slurm', /^Prolog is set 2 times, and not last to ours/]);
+  assertProblems(right.check(), [
+    'warn',
+    'slurm',
+    /^Prolog is set 2 times, and the last one is not container-cache/,
+  ]);
 });
 
 slurm('copies and links of any name are ours', async () => {
@@ -567,7 +579,7 @@ slurm('a script is ours if it starts the program that Slurm wants', async () => 
   right.write('slurm/site-prolog', `#!/bin/sh\nexec ${executable} prolog\n`, 0o755);
   right.write('slurm/site-epilog', `#!/bin/sh\n${executable} gc --background\n`, 0o755);
   right.slurmConf({ Prolog: 'site-prolog', Epilog: 'site-epilog' });
-  assertProblems(right.check(), ['bad', 'slurm', /^Epilog: nothing of container-cache/]);
+  assertProblems(right.check(), ['bad', 'slurm', /^Epilog does not run container-cache/]);
 });
 
 slurm('programs that would drain the node, or that somebody else could change', async () => {
@@ -575,8 +587,8 @@ slurm('programs that would drain the node, or that somebody else could change', 
   right.slurmConf({ Epilog: '/no/such/epilog' });
   assertProblems(
     right.check(),
-    ['bad', 'slurm', /\/no\/such\/epilog is not there/],
-    ['bad', 'slurm', /^Epilog: nothing of container-cache/],
+    ['bad', 'slurm', /\/no\/such\/epilog does not exist/],
+    ['bad', 'slurm', /^Epilog does not run container-cache/],
   );
   mkdirSync(right.path('open'));
   symlinkSync(join(libexec, 'prolog'), right.path('open/prolog'));
@@ -592,8 +604,8 @@ slurm('programs that would drain the node, or that somebody else could change', 
   right.slurmConf({ Prolog: right.path('open') });
   assertProblems(
     right.check(),
-    ['bad', 'slurm', /open is no file/],
-    ['bad', 'slurm', /^Prolog: nothing of container-cache/],
+    ['bad', 'slurm', /open is not a file/],
+    ['bad', 'slurm', /^Prolog does not run container-cache/],
   );
 });
 
@@ -618,7 +630,7 @@ slurm('a TaskProlog that containers do not have, or that this Slurm cannot run t
   await using right = await RightNode.start(['slurm']);
   const taskProlog = join(libexec, 'taskprolog');
   right.slurmConf({ TaskProlog: taskProlog });
-  assertProblems(right.check(), ['bad', 'slurm', /where nothing puts .*taskprolog/]);
+  assertProblems(right.check(), ['bad', 'slurm', /taskprolog is not mounted there/]);
   right.write(
     'enroot/mounts.d/20-taskprolog.fstab',
     `${taskProlog} ${taskProlog} none x-create=file,bind,ro,nosuid,nodev,nofail,silent\n`,
@@ -626,7 +638,7 @@ slurm('a TaskProlog that containers do not have, or that this Slurm cannot run t
   assertProblems(right.check(), [
     'warn',
     'slurm',
-    /prints nothing inside containers, where nothing puts \/run\/container-cache\/jobs/,
+    /prints nothing inside containers: \/run\/container-cache\/jobs is not mounted/,
   ]);
   right.write(
     'enroot/mounts.d/90-jobs.fstab',
@@ -634,7 +646,7 @@ slurm('a TaskProlog that containers do not have, or that this Slurm cannot run t
   );
   assertProblems(right.check());
   writeFileSync(slurmVersionFile, 'slurm 24.11.3\n');
-  assertProblems(right.check(), ['bad', 'slurm', /slurmstepd 24\.11\.3 misses its libraries/]);
+  assertProblems(right.check(), ['bad', 'slurm', /slurmstepd 24\.11\.3 does not find its libraries/]);
   right.write('slurm/site-task', '#!/bin/sh\n');
   right.slurmConf({ TaskProlog: right.path('slurm/site-task') });
   assertProblems(right.check());
@@ -678,10 +690,10 @@ wrapping.unless(
       assertProblems(right.check(), [
         'bad',
         'wrapper',
-        /has not been started since .*container-cache\.conf was installed/,
+        /was not restarted after .*container-cache\.conf was installed/,
       ]);
       await right.startSlurmd(searchPath);
-      assertProblems(right.check(), ['bad', 'wrapper', /though .*container-cache\.conf says so/]);
+      assertProblems(right.check(), ['bad', 'wrapper', /although .*container-cache\.conf sets it/]);
     } finally {
       umount('/etc/systemd/system');
     }
@@ -718,9 +730,9 @@ wrapping('the real enroot is missing, unknown, silent, or is the wrapper', async
   assertProblems(right.check(), ['bad', 'enroot', /is the wrapper/]);
   right.configure({});
   for (const [script, text] of [
-    ['echo 3.3.1', /is version 3\.3\.1: the wrapper leaves all to it/],
+    ['echo 3.3.1', /is version 3\.3\.1, which the wrapper does not serve/],
     ['echo 5.0.0', /is version 5\.0\.0/],
-    ['exit 1', /does not tell its version/],
+    ['exit 1', /does not print its version/],
   ] as const) {
     right.write('real/enroot', `#!/bin/sh\n#\n${script}\n`, 0o755);
     assertProblems(right.check(), ['bad', 'enroot', text]);
@@ -739,19 +751,19 @@ wrapping('the file in mounts.d is missing, wrong, changeable, or not the first',
   chmodSync(right.path(file), 0o600);
   assertProblems(right.check(), ['bad', 'mounts.d', /users cannot read it/]);
   right.write(file, '/a /a none bind\n');
-  assertProblems(right.check(), ['bad', 'mounts.d', /something else than our line/]);
+  assertProblems(right.check(), ['bad', 'mounts.d', /does not have the line of container-cache/]);
   rmSync(right.path(file));
   const result = right.check();
-  assertProblems(result, ['bad', 'mounts.d', /is not there: containers cannot start/]);
+  assertProblems(result, ['bad', 'mounts.d', /does not exist: containers cannot start/]);
   assert.match(problems(result)[0]!.remedy!, new RegExp(`^install .*${libexec}/${mountsName} `));
   right.configure({ isolation: 'shared' });
   assertProblems(right.check());
   right.configure({});
   copyFileSync(join(libexec, mountsName), right.path(file));
   right.write('enroot/mounts.d/00-a.fstab', '/a /a none bind\n');
-  assertProblems(right.check(), ['bad', 'mounts.d', /00-a\.fstab .* comes before our file/]);
+  assertProblems(right.check(), ['bad', 'mounts.d', /00-a\.fstab .* sorts before 00-container-cache/]);
   rmSync(right.path('enroot/mounts.d'), { recursive: true });
-  assertProblems(right.check(), ['bad', 'mounts.d', /mounts\.d is not there/]);
+  assertProblems(right.check(), ['bad', 'mounts.d', /mounts\.d does not exist/]);
 });
 
 wrapping(
@@ -765,7 +777,7 @@ wrapping(
     const nothing = textsOf(right.check(), 'enroot').find((text) => text.startsWith('its data path'));
     assert.match(nothing ?? '', /\/\.local\/share\/enroot for uid 65534/);
     // What our Prolog alone can make.
-    const onlyOurs = /which only our Prolog makes/;
+    const onlyOurs = /only the Prolog of container-cache creates it/;
     for (const line of [
       `ENROOT_DATA_PATH ${basePath}/$(id -u)`,
       `ENROOT_DATA_PATH="${basePath}/\${UID}/x"`,
@@ -785,13 +797,13 @@ wrapping(
     assertProblems(right.check(), [
       'warn',
       'enroot',
-      /is \/other for uid 65534, which cannot be made: \/ cannot be written/,
+      /is \/other for uid 65534, which cannot be created: \/ is not writable/,
     ]);
     right.write('enroot/enroot.conf.d/b.conf', 'ENROOT_DATA_PATH /tmp/of/$(id -u)\n');
     assertProblems(right.check());
     rmSync(right.path('enroot/enroot.conf.d'), { recursive: true });
     conf('ENROOT_DATA_PATH ${HOME}/containers');
-    assertProblems(right.check(), ['warn', 'enroot', /in pyxis' epilog, which has no HOME/]);
+    assertProblems(right.check(), ['warn', 'enroot', /in the epilog of pyxis, which has no HOME/]);
     conf('ENROOT_DATA_PATH "$(');
     assertProblems(right.check(), ['bad', 'enroot', /the shell cannot evaluate/]);
     conf('ENROOT_DATA_PATH $(sleep 1000)');
@@ -814,15 +826,15 @@ wrapping('pyxis is not loaded, is missing, or has an importer that is no program
     `required ${plugin} container_scope=job importer=${right.path('import')}\n`,
   );
   right.write('import', '#!/bin/sh\n', 0o644);
-  assertProblems(right.check(), ['bad', 'pyxis', /\/import is no program: each job/]);
+  assertProblems(right.check(), ['bad', 'pyxis', /\/import is not a program: each job/]);
   chmodSync(right.path('import'), 0o755);
   const result = right.check();
   assertProblems(result);
-  assert.match(textsOf(result, 'pyxis').join(), /importer=\S*\/import: images of registries come from/);
+  assert.match(textsOf(result, 'pyxis').join(), /importer=\S*\/import: this program fetches registry images/);
   rmSync(plugin);
-  assertProblems(right.check(), ['bad', 'pyxis', /spank_pyxis\.so is not there/]);
+  assertProblems(right.check(), ['bad', 'pyxis', /spank_pyxis\.so does not exist/]);
   rmSync(right.path('slurm/plugstack.conf'));
-  assertProblems(right.check(), ['bad', 'pyxis', /plugstack\.conf is not there/]);
+  assertProblems(right.check(), ['bad', 'pyxis', /plugstack\.conf does not exist/]);
 });
 
 wrapping.run();
@@ -889,7 +901,7 @@ harm('directories that each job has for itself hide the base', async () => {
   assertProblems(right.check());
   right.slurmConf({ JobContainerType: 'job_container/tmpfs', PrologFlags: 'Contain' });
   right.write('slurm/job_container.conf', `AutoBasePath=true\nBasePath=/x Dirs=/tmp,${right.root}\n`);
-  const hidden = /job_container\/tmpfs gives each job a .* of its own, so that jobs do not see/;
+  const hidden = /job_container\/tmpfs gives each job a private .*: jobs do not see/;
   const result = right.check();
   assert.ok(problems(result).every(({ status, text }) => status === 'bad' && hidden.test(text)));
   assert.ok(problems(result).some(({ text }) => text.includes(`do not see ${basePath}`)));
@@ -907,7 +919,11 @@ harm('a slurmd with mounts of its own sees another base', async () => {
   right.stopSlurmd();
   right.run('unshare', ['--mount', 'sh', '-c', script], { PATH: '/usr/bin:/bin' });
   await until('slurmd runs there', () => problems(right.check()).length > 0);
-  assertProblems(right.check(), ['bad', 'namespace', /slurmd \(\d+\) sees another .* than we do/]);
+  assertProblems(right.check(), [
+    'bad',
+    'namespace',
+    /slurmd \(\d+\) sees another directory at .*: it has private mounts/,
+  ]);
 });
 
 harm.run();
@@ -917,11 +933,11 @@ const leftovers = suite('check: clock, leftovers, node', { skip: unlessPrivateMa
 leftovers('a clock before the build, and entries used in the future', async () => {
   await using right = await RightNode.start(['clock', 'leftovers', 'node']);
   right.node.plant(alice, { hash: 'b'.repeat(16), usedSecondsAgo: -3600 });
-  assertProblems(right.check(), ['warn', 'clock', /1 entries were used in the future, such as pyxis_cache_/]);
+  assertProblems(right.check(), ['warn', 'clock', /last use is in the future: 1, such as pyxis_cache_/]);
   const tomorrow = Date.now() / 1000 + 86_400;
   utimesSync(executable, tomorrow, tomorrow);
   try {
-    assert.match(problems(right.check())[0]!.text, /and this command was installed/);
+    assert.match(problems(right.check())[0]!.text, /but this command was installed/);
   } finally {
     utimesSync(executable, tomorrow - 2 * 86_400, tomorrow - 2 * 86_400);
   }
@@ -942,7 +958,7 @@ leftovers('an unpack without its creator is told, one under way is not', async (
   assertProblems(right.check());
   creator.kill('SIGKILL');
   await until('the lock is free', () => isFree(lock));
-  assertProblems(right.check(), ['warn', 'leftovers', /an unpack that nobody is at/]);
+  assertProblems(right.check(), ['warn', 'leftovers', /an abandoned unpack/]);
 });
 
 leftovers('a stub is told when nothing of its job is on the node', async () => {
@@ -956,7 +972,7 @@ leftovers('a stub is told when nothing of its job is on the node', async () => {
   assertProblems(right.check());
   step.kill('SIGKILL');
   await until('the step has ended', () => step.signalCode !== null);
-  assertProblems(right.check(), ['warn', 'leftovers', /pyxis_42\.0: the stub of a job that is over/]);
+  assertProblems(right.check(), ['warn', 'leftovers', /pyxis_42\.0: the stub of a job that has ended/]);
   // A container of the user's that is only called so is none of ours.
   rmSync(stubMarkPath(stub));
   mkdirSync(join(stub, 'etc'));
@@ -970,7 +986,7 @@ leftovers(
     const { runtimePath } = right.node;
     const holder = right.run('/usr/bin/sleep', ['infinity'], { CONTAINER_CACHE_LEASE: '7' });
     const startTicks = await until('the holder runs', () => processStartTicks(holder.pid!));
-    assertProblems(right.check(), ['warn', 'leftovers', /holds an entry for job 7, which is over/]);
+    assertProblems(right.check(), ['warn', 'leftovers', /holds an entry for job 7, which has ended/]);
 
     mkdirSync(join(runtimePath, 'leases'), { recursive: true });
     mkdirSync(join(runtimePath, 'jobs/7'), { recursive: true });
@@ -987,8 +1003,8 @@ leftovers(
     writeFileSync(activeJobsFile, '8\n');
     assertProblems(
       right.check(),
-      ['warn', 'leftovers', /lease of job 7 is held, and the job is over/],
-      ['warn', 'leftovers', /job 7 is over and has files/],
+      ['warn', 'leftovers', /lease of job 7 is still held, but the job has ended/],
+      ['warn', 'leftovers', /job 7 has ended, but its files/],
     );
     // Nobody knows: nothing is claimed, and that is said.
     const unknown = ['skip', 'leftovers', /slurmctld does not answer squeue/] as const;
@@ -996,7 +1012,7 @@ leftovers(
     assertProblems(right.check(), unknown);
     holder.kill('SIGKILL');
     await until('the holder has ended', () => holder.signalCode !== null);
-    assertProblems(right.check(), ['warn', 'leftovers', /lease of job 7 has no holder/], unknown);
+    assertProblems(right.check(), ['warn', 'leftovers', /lease of job 7 has lost its holder/], unknown);
   },
 );
 
@@ -1026,9 +1042,9 @@ leftovers('node facts that do not agree, are damaged, or tell why nothing is ser
   tell({});
   assertProblems(right.check());
   tell({ basePath: '/old' });
-  assertProblems(right.check(), ['warn', 'node', /says base_path=\/old, the configuration /]);
+  assertProblems(right.check(), ['warn', 'node', /says base_path=\/old, but the configuration /]);
   tell({ command: '/old/container-cache' });
-  assertProblems(right.check(), ['bad', 'node', /names \/old\/container-cache, which is not there/]);
+  assertProblems(right.check(), ['bad', 'node', /names \/old\/container-cache, which does not exist/]);
   tell({ command: '/bin/true' });
   assertProblems(right.check(), ['warn', 'node', /jobs start \/bin\/true, which is another build/]);
   tell({ command: undefined });
@@ -1039,12 +1055,12 @@ leftovers('node facts that do not agree, are damaged, or tell why nothing is ser
   assertProblems(right.check(), ['bad', 'node', /isolation is off: there is no enroot/]);
   tell({});
   right.configure({ isolation: 'off' });
-  assertProblems(right.check(), ['warn', 'node', /the cache is of no use/]);
+  assertProblems(right.check(), ['warn', 'node', /the cache serves none/]);
   right.configure({ isolation: 'shared' });
   assertProblems(right.check(), [
     'warn',
     'node',
-    /isolation=overlay is in effect, isolation=shared configured/,
+    /isolation=overlay is in effect, but isolation=shared is configured/,
   ]);
   right.configure({});
   chmodSync(right.path('run/node'), 0o646);

@@ -99,7 +99,7 @@ plan('says for people what goes, what would be spared, and why the rest stays', 
   const lines = stdout.trimEnd().split('\n');
   assert.match(
     lines[0]!,
-    /^blocks \d+\.\d % used, inodes \d+\.\d % used; collects at 85 %, down to below 80 %$/,
+    /^blocks \d+\.\d % used, inodes \d+\.\d % used; a collection starts at 85 % and ends below 80 %$/,
   );
   assert.is(lines[1], 'No collection is due.');
   assert.is(lines.filter((line) => line.startsWith('spare  ')).length, 7);
@@ -121,9 +121,9 @@ plan('says what --force does, at any usage', async () => {
     'No collection is due, and --force evicts nothing: usage is below the low watermark.',
   );
   assert.not.match(stdout, /^evict/m);
-  assert.match(stdout, /^trash  1 left in \.trash/m);
+  assert.match(stdout, /^trash  deleted first: 1 in \.trash$/m);
   node.configure({ container_cache_gc_high: 100, container_cache_gc_low: 0, gc_min_age: 60 });
-  assert.is(await verdict('--force'), 'No collection is due; --force collects all the same.');
+  assert.is(await verdict('--force'), 'No collection is due; --force collects anyway.');
   assert.is(await verdict(), 'No collection is due.');
 });
 
@@ -287,7 +287,7 @@ overdue('go when slurmctld no longer knows the job; what it knows stays', async 
   using _ = squeue('8\\n');
   const [entry = ''] = node.lease(7)!.entries;
   const forecast = await node.gc('--dry-run');
-  assert.match(forecast.stdout, /^lease  job=7 uid=\d+ is over for slurmctld/m);
+  assert.match(forecast.stdout, /^lease  job=7 uid=\d+: slurmctld says that the job has ended/m);
   assert.not.match(forecast.stdout, /job=8/);
   assert.equal(heldJobs(node), [7, 8]);
   const { lines } = await node.gc('--background', '--force');

@@ -280,7 +280,7 @@ test('--since wants a time, and says which', async () => {
   for (const since of ['yesterday', '7', '2026-13-45', '-1d', '']) {
     const { exitCode, stderr } = await node.admin('stats', `--since=${since}`).result;
     assert.is(exitCode, 2, since);
-    assert.match(stderr, /want 30m, 12h, 7d, 2w, or a date like 2026-11-01/);
+    assert.match(stderr, /use 30m, 12h, 7d, 2w, or a UTC date such as 2026-11-01/);
   }
   await print(node, 'stats', '--since', '2026-11-01T08:00');
 });

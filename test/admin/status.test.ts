@@ -172,17 +172,20 @@ explain('an entry, an image or a job', async () => {
   const [exitCode, ofJob] = await tell('7');
   assert.is(exitCode, 0);
   assert.match(ofJob, new RegExp(`^${used}\n`));
-  assert.match(ofJob, /held by +job 7 \(since .*, process \d+\)\n +goes +not while it is held/);
+  assert.match(ofJob, /held by +job 7 \(since .*, process \d+\)\n +evicted +not while it is held/);
   const oldest = `pyxis_cache_u${bob.uid}_${hash(2)}`;
-  assert.match((await tell(oldest))[1], /goes +when the disk reaches 100 %; it is number 1 of 3 that may go/);
+  assert.match(
+    (await tell(oldest))[1],
+    /evicted +when the disk reaches 100 %; it is number 1 of 3 candidates/,
+  );
   assert.is((await tell(`/images/${hash(2)}.sqsh`))[1].split('\n')[0], oldest);
   assert.is((await tell('/images/000'))[1].match(/^pyxis_cache_u/gm)?.length, 3);
   await node.epilog({ id: 7, user: alice });
-  assert.match((await tell(used))[1], /goes +not for another \d+ (?:s|min): gc_min_age is 60 s/);
+  assert.match((await tell(used))[1], /evicted +not within the next \d+ (?:s|min): gc_min_age is 60 s/);
   for (const [what, message] of [
-    ['8', /^Job 8 holds nothing here/],
-    ['/no/such', /^There is no entry of that name or image here: \/no\/such/],
-    [`pyxis_cache_u1_${hash(9)}`, /^There is no entry/],
+    ['8', /^Job 8 holds no entry on this node/],
+    ['/no/such', /^This node has no entry with this name or image: \/no\/such/],
+    [`pyxis_cache_u1_${hash(9)}`, /^This node has no entry/],
   ] as const) {
     const [code, text] = await tell(what);
     assert.is(code, 1);
@@ -197,7 +200,7 @@ explain('a job whose image was left to enroot', async () => {
   rmSync(join(node.runtimePath, 'leases/7'));
   const { exitCode, stdout } = await node.admin('explain', '7').result;
   assert.is(exitCode, 0);
-  assert.match(stdout, /^\/no\/such\.sqsh: left to enroot/);
+  assert.match(stdout, /^\/no\/such\.sqsh: not served by the cache/);
 });
 
 explain.run();

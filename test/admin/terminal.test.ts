@@ -46,7 +46,7 @@ test('status and check have colours there, and nowhere else', async () => {
 test('status --watch draws anew, and a pipe is refused', async () => {
   await using node = await TestNode.start();
   const watch = `status --watch 0.2 & sleep 3; kill $!`;
-  const frames = shown(node, watch).split('Collects at').length - 1;
+  const frames = shown(node, watch).split('A collection starts at').length - 1;
   assert.ok(frames >= 2, `${frames} frames`);
   assert.is(shown(node, 'status --watch 1', { terminal: false }), '');
 });

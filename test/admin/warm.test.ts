@@ -40,7 +40,7 @@ warm('makes the entry that the next job finds, of the user and unpacked as the u
   assert.equal([lstatSync(path).uid, lstatSync(join(path, 'etc')).uid], [alice.uid, alice.uid]);
   assert.equal(node.partials(alice), []);
   assert.is((await node.prolog({ id: 1, user: alice, image })).line['result'], 'reused');
-  assert.match(await succeed(node, 'warm', image, '--user', String(alice.uid)), /^warm .* was there/);
+  assert.match(await succeed(node, 'warm', image, '--user', String(alice.uid)), /^warm .* was already there/);
   assert.equal(node.entries(bob), []);
 });
 
@@ -83,8 +83,8 @@ warm('says what is wrong with its use', async () => {
   await using node = await TestNode.start({ settings: never });
   for (const [parameters, message] of [
     [['warm', '/x.sqsh'], /--user/],
-    [['warm', '--user', 'alice'], /pins of the configuration/],
-    [['warm', '--pin'], /pins of the configuration/],
+    [['warm', '--user', 'alice'], /pin lines of the configuration/],
+    [['warm', '--pin'], /pin lines of the configuration/],
   ] as const) {
     const { exitCode, stderr } = await node.admin(...parameters).result;
     assert.is(exitCode, 2);
@@ -92,7 +92,7 @@ warm('says what is wrong with its use', async () => {
   }
   const { exitCode, stdout } = await node.admin('warm', '/x.sqsh', '--user', 'nobody-of-that-name').result;
   assert.is(exitCode, 1);
-  assert.match(stdout, /nobody-of-that-name is not known/);
+  assert.match(stdout, /this node does not know the user nobody-of-that-name/);
 });
 
 warm('in the background returns at once and leaves an entry', async () => {
@@ -149,7 +149,7 @@ pins('keep an entry from every collection and from rm, until it is unpinned', as
   assert.equal(entriesOf(node), [first]);
   const { exitCode, stderr } = await node.admin('rm', first).result;
   assert.is(exitCode, 1);
-  assert.match(stderr, /it is pinned; `container-cache unpin` first/);
+  assert.match(stderr, /it is pinned; run `container-cache unpin` first/);
   assert.match(await succeed(node, 'pin'), new RegExp(`^${first} +by hand +.* yes `, 'm'));
 
   await succeed(node, 'unpin', first);
@@ -219,7 +219,10 @@ verify('an entry is the same as its image, as long as nobody changed it', async 
   rmSync(join(path, 'etc/link'));
   const { exitCode, stdout } = await node.admin('verify', nameOf(path)).result;
   assert.is(exitCode, 1);
-  assert.match(stdout, /^different .*: 2 lines of the image are not in it, 1 are only in it$/m);
+  assert.match(
+    stdout,
+    /^different .*: 2 lines only in the listing of the image, 1 only in that of the entry$/m,
+  );
   assert.match(stdout, /^ {4}- l \/etc\/link -> \.\.\/bin\/program$/m);
 });
 

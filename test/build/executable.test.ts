@@ -28,6 +28,7 @@ import {
   runtimeOptions,
   wrapWithCodeCache,
 } from '../../build/build.ts';
+import { projectRoot } from '../../build/source-files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { assert, suite, unlessRoot, unlessStrace } from '../helpers/suite.ts';
 
@@ -99,7 +100,7 @@ addon.before(async () => {
   probe = join(directory, 'probe');
   lockPath = join(directory, 'lock');
   writeFileSync(lockPath, '');
-  await makeExecutable('test/build/addon-probe.ts', probe);
+  await makeExecutable('test/build/addon-probe.ts', probe, { version: '0', commit: undefined });
 });
 
 addon.after(() => {
@@ -172,17 +173,20 @@ dist('is not made again from the same sources', async () => {
   assert.not(await build());
 });
 
-dist('the admin command tells its version under any other name, and without an environment', () => {
+dist('the admin command tells version and commit under any other name, and without an environment', () => {
   const { version } = JSON.parse(run(['cat', 'package.json'])) as { version: string };
-  assert.is(run([executable, '--version']).trim(), version);
+  const text = run([executable, '--version']).trim();
+  assert.ok(text.startsWith(version), text);
+  const head = spawnSync('git', ['rev-parse', 'HEAD'], { cwd: projectRoot, encoding: 'utf8' });
+  assert.match(text, head.status === 0 ? /^\S+ \(commit [0-9a-f]{12}\)$/ : / \(commit not known\)$/);
   const elsewhere = mkdtempSync(join(tmpdir(), 'executable-test-'));
   try {
     const link = join(elsewhere, 'another-name');
     symlinkSync(executable, link);
-    assert.is(run(['env', '-i', link, '--version']).trim(), version);
+    assert.is(run(['env', '-i', link, '--version']).trim(), text);
     const copy = join(elsewhere, 'a-copy');
     copyFileSync(executable, copy);
-    assert.is(run(['env', '-i', copy, '--version']).trim(), version);
+    assert.is(run(['env', '-i', copy, '--version']).trim(), text);
   } finally {
     rmSync(elsewhere, { recursive: true });
   }

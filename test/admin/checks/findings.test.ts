@@ -27,15 +27,15 @@ bad   slurm.conf  is wrong
                   mend it
 warn  base        is slow
                   wait
-Not well: 1 bad, 1 to be minded.
+FAILED: 1 error, 1 warning.
 `,
   );
 });
 
 format('says in one word when there is nothing to say', () => {
-  assert.match(formatFindings([base.ok('a')]), /\nAll is well\.\n$/);
-  assert.match(formatFindings([base.warn('a', 'b')]), /\nWell; 1 to be minded\.\n$/);
-  assert.match(formatFindings([base.skip('a', 'b')]), /\nNot well: 1 not looked at\.\n$/);
+  assert.match(formatFindings([base.ok('a')]), /\nOK: no problem found\.\n$/);
+  assert.match(formatFindings([base.warn('a', 'b')]), /\nOK: 1 warning\.\n$/);
+  assert.match(formatFindings([base.skip('a', 'b')]), /\nFAILED: 1 not checked\.\n$/);
 });
 
 format('nothing that is found can end a line or move a cursor', () => {

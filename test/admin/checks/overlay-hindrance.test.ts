@@ -36,7 +36,7 @@ for (const [facts, what] of [
   [{ maxMountNamespaces: '0' }, /^user\.max_mnt_namespaces is 0/],
   [{ apparmorRestricts: '1' }, /^kernel\.apparmor_restrict_unprivileged_userns is 1/],
   [{ hasOverlay: false }, /module overlay/],
-  [{ filesystem: 'overlay' }, /lies on an overlay/],
+  [{ filesystem: 'overlay' }, /is on an overlay/],
 ] as const) {
   test(`names ${JSON.stringify(facts)}, and what to do`, () => {
     const found = overlayHindrance({ ...free, ...facts });
