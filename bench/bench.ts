@@ -4,6 +4,7 @@
  *   --json             print the report as JSON
  *   --only a,c         make only these measurements
  *   --directory DIR    keep entries below DIR, on the disk to be measured; default /var/tmp
+ *   --picture FILE     draw the container starts as an SVG: README.md shows docs/start-times.svg
  *
  * Everything is measured side by side in one run, on images made for it: Prologs in a private node (private-node.ts) that
  * log to a real rsyslogd, container starts on two Slurms alike but for the cache (container-starts.ts). The exit code tells whether
@@ -26,6 +27,7 @@ import { describeImage, imageMaker, type SampleImage } from '../test/helpers/sam
 import type { SampleJob } from '../test/helpers/slurmd-calls.ts';
 import { containerMeasurements, measureContainerStarts } from './container-starts.ts';
 import { measurements } from './measurements.ts';
+import { drawStartTimes } from './picture.ts';
 import { renderReport, type Facts, type Measured, type Report } from './report.ts';
 import type { Plan } from './workbench.ts';
 
@@ -46,11 +48,14 @@ async function main(defer: Defer): Promise<number> {
       json: { type: 'boolean', default: false },
       only: { type: 'string', default: ids.join(',') },
       directory: { type: 'string', default: '/var/tmp' },
+      picture: { type: 'string' },
     },
   });
   const wanted = options.only.split(',');
   const unknown = wanted.filter((id) => !ids.includes(id));
   if (unknown.length > 0) throw new Error(`Cannot measure ${unknown.join(', ')}: want of ${ids.join(', ')}`);
+  if (options.picture !== undefined && !wanted.includes('f'))
+    throw new Error('Cannot draw the picture: it needs measurement f, which --only leaves out');
   if (process.getuid?.() !== 0) {
     throw new Error(
       'Cannot measure a Prolog without root: it acts for other users. Run the benchmark as root',
@@ -104,6 +109,7 @@ async function main(defer: Defer): Promise<number> {
   process.stdout.write(
     options.json ? `${JSON.stringify(report, undefined, 2)}\n` : `\n${renderReport(report)}`,
   );
+  if (options.picture !== undefined) fs.writeFileSync(options.picture, drawStartTimes(report));
   return report.failures.length === 0 ? 0 : 1;
 }
 

@@ -140,6 +140,14 @@ const timed = (command: string): string =>
 
 const srun = (imagePath: string, command: string): string => `srun --container-image=${imagePath} ${command}`;
 
+/** What the starts are called in the report; the picture finds them by these names. */
+export const startFigures = {
+  warm: 'srun in a container, from an entry',
+  cold: 'srun in a container, without us',
+  named: 'srun in a named container, without us',
+  empty: 'srun true, without us',
+} as const;
+
 const startGoal = 2;
 const startRounds = 12;
 const coldRounds = 3;
@@ -160,16 +168,16 @@ async function measureStarts({ cached, stock, imagePath }: Pair): Promise<Findin
   for (const kind of interleave(['warm', 'named', 'empty'] as const, startRounds))
     samples.add(kind, await run[kind]());
   for (const kind of interleave(['warm', 'cold'] as const, coldRounds)) samples.add(kind, await run[kind]());
-  const warm = samples.figure('warm', 'srun in a container, from an entry');
-  const empty = samples.figure('empty', 'srun true, without us');
-  const named = samples.figure('named', 'srun in a named container, without us');
+  const warm = samples.figure('warm', startFigures.warm);
+  const empty = samples.figure('empty', startFigures.empty);
+  const named = samples.figure('named', startFigures.named);
   return [
     compare('f', warm, empty, { goal: startGoal }),
     compare('f', warm, named, {
       note: 'a container that is unpacked and has a name is the least that a start by this enroot can take',
     }),
     compare('f', named, empty),
-    compare('f', samples.figure('cold', 'srun in a container, without us'), warm, {
+    compare('f', samples.figure('cold', startFigures.cold), warm, {
       note: 'the last line: how many times longer the same srun takes where each job unpacks',
     }),
   ];
