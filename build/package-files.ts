@@ -79,15 +79,10 @@ export const packagedFiles: readonly PackagedFile[] = [
   })),
   documentation('packaging/copyright', `${documents}/copyright`),
   { ...documentation('third-party-licenses'), made: true },
-  ...[
-    'README.md',
-    'OPERATIONS.md',
-    'DESIGN.md',
-    'SECURITY.md',
-    'CHANGELOG.md',
-    'LICENSE',
-    'slurm.conf.snippet',
-  ].map((name) => documentation(name)),
+  // All texts of the top directory, so that links between them lead somewhere.
+  ...readdirSync(projectRoot)
+    .filter((name) => name.endsWith('.md') || ['LICENSE', 'slurm.conf.snippet'].includes(name))
+    .map((name) => documentation(name)),
   ...readdirSync(join(projectRoot, 'docs'))
     .filter((name) => /\.(?:md|svg)$/.test(name))
     .map((name) => documentation(`docs/${name}`)),
