@@ -125,9 +125,9 @@ test.unless(
   unlessJournald,
   'journald: all lines, those that want attention, those of a job, and their fields',
   () => {
-    const [all = '', attention = '', job = '', bare = '', fields = ''] = commandsOf('A line is at most');
+    const [all = '', attention = '', job = '', bare = '', fields = ''] = commandsOf('More with journald:');
     const [, ofRoot = ''] =
-      /With journald: `([^`]+)`/.exec(readFileSync(join(projectRoot, 'OPERATIONS.md'), 'utf8')) ?? [];
+      /With journald:\s+`([^`]+)`/.exec(readFileSync(join(projectRoot, 'OPERATIONS.md'), 'utf8')) ?? [];
     assert.match(fields, /^journalctl .*uniq -c$/);
     // In a /run and a /dev of its own, where what it takes over is nobody else's.
     const script = `
