@@ -184,7 +184,7 @@ make_base() {
     mirror=$(apt-get indextargets --format '$(ORIGIN) $(REPO_URI)' 2>/dev/null | sed -n 's/^Debian //p' | grep --max-count=1 --invert-match security) || true
   fi
   say "making a base of $suite: debootstrap"
-  remove "$base"
+  remove "$base.new"
   # In namespaces of its own: nothing that it mounts or starts stays.
   unshare --mount --propagation private --pid --fork --kill-child=KILL --mount-proc \
     debootstrap "$suite" "$base.new" ${mirror:+"$mirror"} </dev/null >"$scratch/log" 2>&1 || die "debootstrap failed: $(tail -n 20 "$scratch/log")"
@@ -244,68 +244,73 @@ clean_up() {
   exit "$status"
 }
 
-suite=${1-} is_kept=no is_again=no at=/root/container-cache
-case $suite in
-  '' | -* | */* | .*)
-    printf '%s\n' "$usage" >&2
-    exit 2
-    ;;
-esac
-shift
-while [[ ${1-} == -* ]]; do
-  case $1 in
-    --keep) is_kept=yes ;;
-    --again) is_again=yes is_kept=yes ;;
-    --at)
-      at=${2-}
-      [[ $at == /* ]] || die "--at takes an absolute path, not \"$at\""
-      shift
+# A function is read whole before it runs: whoever edits this file meanwhile changes nothing.
+main() {
+  suite=${1-} is_kept=no is_again=no at=/root/container-cache
+  case $suite in
+    '' | -* | */* | .*)
+      printf '%s\n' "$usage" >&2
+      exit 2
       ;;
-    *) die "unknown option $1"$'\n'"$usage" ;;
   esac
   shift
-done
+  while [[ ${1-} == -* ]]; do
+    case $1 in
+      --keep) is_kept=yes ;;
+      --again) is_again=yes is_kept=yes ;;
+      --at)
+        at=${2-}
+        [[ $at == /* ]] || die "--at takes an absolute path, not \"$at\""
+        shift
+        ;;
+      *) die "unknown option $1"$'\n'"$usage" ;;
+    esac
+    shift
+  done
 
-[ "$(id -u)" -eq 0 ] || die 'needs root: it makes namespaces, device nodes and files of other users'
-missing=()
-for program in debootstrap slirp4netns unshare nsenter setpriv pivot_root npm; do
-  command -v "$program" >/dev/null || missing+=("$program")
-done
-[ "${#missing[@]}" -eq 0 ] || die "needs ${missing[*]}"
-[ -c /dev/net/tun ] || die 'needs /dev/net/tun, for the network of the machine'
+  [ "$(id -u)" -eq 0 ] || die 'needs root: it makes namespaces, device nodes and files of other users'
+  missing=()
+  for program in debootstrap slirp4netns unshare nsenter setpriv pivot_root npm; do
+    command -v "$program" >/dev/null || missing+=("$program")
+  done
+  [ "${#missing[@]}" -eq 0 ] || die "needs ${missing[*]}"
+  [ -c /dev/net/tun ] || die 'needs /dev/net/tun, for the network of the machine'
 
-[ -e "$roots" ] || mkdir --mode=0700 "$roots"
-if [ ! -O "$roots" ] || [ -L "$roots" ]; then
-  die "$roots is not a directory of root"
-fi
-roots=$(cd -- "$roots" && pwd -P)
-# Nothing in the machine has it: it leads out.
-exec {lock}<"$roots"
-flock --nonblock "$lock" || die "$roots is in use by another run"
-root=$roots/$suite base=$roots/$suite.base
-had_base=no
-[ ! -d "$base" ] || had_base=yes
-scratch=$(mktemp --directory)
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
+  [ -e "$roots" ] || mkdir --mode=0700 "$roots"
+  if [ ! -O "$roots" ] || [ -L "$roots" ]; then
+    die "$roots is not a directory of root"
+  fi
+  roots=$(cd -- "$roots" && pwd -P)
+  # Nothing in the machine has it: it leads out.
+  exec {lock}<"$roots"
+  flock --nonblock "$lock" || die "$roots is in use by another run"
+  root=$roots/$suite base=$roots/$suite.base
+  had_base=no
+  [ ! -d "$base" ] || had_base=yes
+  scratch=$(mktemp --directory)
+  trap clean_up EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
 
-if [ "$is_again" = yes ]; then
-  [ -d "$root$at" ] || die "there is no $root$at: an earlier run must have been told --keep"
-else
-  [ "$had_base" = yes ] || make_base
-  make_root
-fi
-start_machine "$root"
-# shellcheck disable=SC2016 # variables of the inner shell
-say "$(inside sh -c '. /etc/os-release; echo "$PRETTY_NAME, Node $(node --version), npm $(npm --version), process 1: $(cat /proc/1/comm)"')"
-inside update-ca-certificates >/dev/null 2>&1 || true
+  if [ "$is_again" = yes ]; then
+    [ -d "$root$at" ] || die "there is no $root$at: an earlier run must have been told --keep"
+  else
+    [ "$had_base" = yes ] || make_base
+    make_root
+  fi
+  start_machine "$root"
+  # shellcheck disable=SC2016 # variables of the inner shell
+  say "$(inside sh -c '. /etc/os-release; echo "$PRETTY_NAME, Node $(node --version), npm $(npm --version), process 1: $(cat /proc/1/comm)"')"
+  inside update-ca-certificates >/dev/null 2>&1 || true
 
-status=0
-if [ $# -gt 0 ]; then
-  run_there "$@" || status=$?
-else
-  run_there npm run demo </dev/null || status=1
-  run_there npm test </dev/null || status=1
-fi
-exit "$status"
+  status=0
+  if [ $# -gt 0 ]; then
+    run_there "$@" || status=$?
+  else
+    run_there npm run demo </dev/null || status=1
+    run_there npm test </dev/null || status=1
+  fi
+  exit "$status"
+}
+
+main "$@"
