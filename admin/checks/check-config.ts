@@ -1,12 +1,11 @@
 /** Is the configuration file right, and nobody's but root's? */
 import { readFileSync } from 'node:fs';
-import { reporter, type Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { defaultConfigPath, type ParsedSettings } from '../../lib/core/settings.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
-import { whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { readSettings } from '../../lib/system/settings-file.ts';
-import { answers, ownershipRemedy } from './context.ts';
+import { accessFault, answers } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('config');
 
@@ -28,7 +27,8 @@ export async function checkConfig(
     ? 'correct it; the next job reads the file again'
     : 'create it with the line container_cache_data_path=DIRECTORY, a directory on a disk of the node';
   const findings: Finding[] = parsed.problems.map((problem) => report.bad(problem, remedy));
-  if (isThere) findings.push(...ownerFindings(path));
+  const fault = isThere ? accessFault(report, path) : undefined;
+  if (fault !== undefined) findings.push(fault);
   if (path !== defaultConfigPath) {
     findings.push(
       report.warn(
@@ -39,15 +39,4 @@ export async function checkConfig(
   }
   if (findings.every(({ status }) => status !== 'bad')) findings.unshift(report.ok(`${path}: no problem`));
   return { parsed, findings };
-}
-
-function ownerFindings(path: string): Finding[] {
-  const fault = whoElseCanChange(path);
-  if (fault === undefined) return [];
-  return [
-    report.bad(
-      `${path}: somebody else can change it: ${fault.path} is ${fault.found}`,
-      ownershipRemedy(fault),
-    ),
-  ];
 }

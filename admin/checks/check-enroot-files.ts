@@ -9,21 +9,20 @@ import {
   parseEnrootConf,
   type EnrootSetting,
 } from '../../lib/core/enroot-conf.ts';
-import { reporter, type Finding } from './findings.ts';
 import { mountsFileName } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
-import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { nobody } from '../../lib/system/as-user.ts';
-import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
+import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import {
   answers,
   installDirectory,
-  ownershipRemedy,
+  accessFault,
   readText,
   runAsAnybody,
   type Check,
   type CheckContext,
 } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('mounts.d');
 const reportData = reporter('enroot');
@@ -53,18 +52,8 @@ async function mountsFinding(context: CheckContext): Promise<Finding> {
   if (text === undefined)
     return report.bad(`${path} does not exist: containers cannot start from the cache`, install);
   if (!isOurMountsFile(text)) return report.bad(`${path} does not have the line of container-cache`, install);
-  const others = whoElseCanChange(path);
-  if (others !== undefined)
-    return report.bad(
-      `${path}: somebody else can change it: ${others.path} is ${others.found}`,
-      ownershipRemedy(others),
-    );
-  const closed = whoCannotReach(path, 0o4);
-  if (closed !== undefined)
-    return report.bad(
-      `${path}: users cannot read it: ${closed.path} is ${closed.found}`,
-      `chmod o+rX ${closed.path}`,
-    );
+  const fault = accessFault(report, path, 'read');
+  if (fault !== undefined) return fault;
   const before = mountsBefore(mountsFileName, names);
   if (before.length > 0)
     return report.bad(

@@ -1,7 +1,6 @@
 /** Do jobs see the same base as the Prolog? Plugins of Slurm, PAM and systemd can give them other directories. */
 import { globSync, statSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { reporter, type Finding } from './findings.ts';
 import {
   directoriesOfSpankPlugin,
   hiddenBy,
@@ -11,8 +10,9 @@ import {
 } from '../../lib/core/private-directories.ts';
 import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
-import { answers, readText, type Check, type CheckContext } from './context.ts';
 import { findSlurmVersion } from './check-slurm.ts';
+import { answers, readText, type Check, type CheckContext } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('namespace');
 

@@ -1,16 +1,15 @@
 /** Does what the wrapper is told about this node agree with the configuration? */
 import { statSync } from 'node:fs';
 import { describeError } from '../../lib/core/faults.ts';
-import { reporter, type Finding } from './findings.ts';
 import { nodeFactsPath } from '../../lib/core/layout.ts';
 import type { NodeFacts } from '../../lib/core/node-facts.ts';
 import type { Settings } from '../../lib/core/settings.ts';
-import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { mountsFileName, readNodeFacts } from '../../lib/store/node-facts-file.ts';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { haveSameContent, isRegularFile } from '../../lib/system/programs.ts';
-import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
-import { answers, installDirectory, ownershipRemedy, type Check } from './context.ts';
+import { accessFault, answers, installDirectory, type Check } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('node');
 const remake = 'delete it: the next job with a container writes it again';
@@ -28,29 +27,13 @@ export const checkNodeFacts: Check = async ({ settings, executable, isRoot }) =>
     return [report.bad(`${path}: ${describeError(error)}`, remake)];
   }
   if (facts === undefined) return [report.bad(`${path} is damaged, or another program wrote it`, remake)];
-  const fault = accessFault(path);
+  const fault = accessFault(report, path, 'read');
   return [
     fault ?? agreement(path, facts, settings, executable),
     isolationFinding(facts, settings),
     ...(isRoot && facts.isolation !== 'off' ? [agentFinding(settings)] : []),
   ];
 };
-
-function accessFault(path: string): Finding | undefined {
-  const others = whoElseCanChange(path);
-  if (others !== undefined)
-    return report.bad(
-      `${path}: somebody else can change it: ${others.path} is ${others.found}`,
-      ownershipRemedy(others),
-    );
-  const closed = whoCannotReach(path, 0o4);
-  return closed === undefined
-    ? undefined
-    : report.bad(
-        `${path}: users cannot read it: ${closed.path} is ${closed.found}`,
-        `chmod o+rX ${closed.path}`,
-      );
-}
 
 function agreement(
   path: string,

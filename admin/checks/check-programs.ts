@@ -1,8 +1,8 @@
 /** Is everything there that Prolog, Epilog and collector start? */
-import { reporter } from './findings.ts';
 import { findProgram } from '../../lib/system/programs.ts';
 import { systemPath } from '../../lib/system/run-command.ts';
 import type { Check } from './context.ts';
+import { reporter } from './findings.ts';
 
 const report = reporter('programs');
 

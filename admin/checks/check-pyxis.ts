@@ -1,11 +1,11 @@
 /** Is pyxis loaded, and with which of its arguments? */
 import { basename } from 'node:path';
-import { reporter, type Finding } from './findings.ts';
 import type { Plugin } from '../../lib/core/plugstack.ts';
 import { plugstackPath, readPlugstack } from '../../lib/store/pyxis.ts';
 import { isExecutable } from '../../lib/system/files.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
 import { answers, readText, type Check, type SlurmSource } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('pyxis');
 

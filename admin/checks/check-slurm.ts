@@ -2,7 +2,6 @@
 import { globSync, statSync } from 'node:fs';
 import { basename, dirname, join } from 'node:path';
 import { mountsPath } from '../../lib/core/enroot-conf.ts';
-import { reporter, type Finding } from './findings.ts';
 import { defaultRuntimePath, longestPrologSeconds } from '../../lib/core/settings.ts';
 import {
   asksSeldom,
@@ -19,14 +18,8 @@ import { isGone, unlessErrno } from '../../lib/system/errno.ts';
 import { whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import { findSlurmProgram } from '../../lib/system/slurmd.ts';
-import {
-  answers,
-  installDirectory,
-  ownershipRemedy,
-  readText,
-  type Check,
-  type CheckContext,
-} from './context.ts';
+import { answers, installDirectory, readText, type Check, type CheckContext } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 import { identify } from './identify.ts';
 
 const report = reporter('slurm');
@@ -122,7 +115,7 @@ async function lookAt(
     return bad(
       true,
       `${path} runs as root, and somebody else can change it: ${fault.path} is ${fault.found}`,
-      ownershipRemedy(fault),
+      fault.cure,
     );
   const by = identity.by === undefined ? '' : `, which runs ${identity.by}`;
   const copy = identity.isCopy ? ', a copy of this build: copy it again with each upgrade' : '';

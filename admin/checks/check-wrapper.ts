@@ -2,22 +2,21 @@
 import { globSync, statSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';
-import { reporter, type Finding } from './findings.ts';
 import { isKnownEnroot } from '../../lib/core/node-facts.ts';
 import { findEnroot } from '../../lib/image/enroot-program.ts';
 import { askEnrootVersion } from '../../lib/store/node-facts-file.ts';
 import { isRoot } from '../../lib/system/as-user.ts';
-import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { processStartedMs, processVariable } from '../../lib/system/processes.ts';
 import { findProgram, isRegularFile } from '../../lib/system/programs.ts';
 import {
+  accessFault,
   answers,
   installDirectory,
-  ownershipRemedy,
   readText,
   type Check,
   type CheckContext,
 } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('wrapper');
 const reportEnroot = reporter('enroot');
@@ -109,18 +108,8 @@ async function dropInFinding(pid: number, found: string): Promise<Finding | unde
 }
 
 async function wrapperFault(path: string, shipped: string | undefined): Promise<Finding | undefined> {
-  const others = whoElseCanChange(path);
-  if (others !== undefined)
-    return report.bad(
-      `${path}: somebody else can change it: ${others.path} is ${others.found}`,
-      ownershipRemedy(others),
-    );
-  const closed = whoCannotReach(path, 0o5);
-  if (closed !== undefined)
-    return report.bad(
-      `${path}: users cannot execute it: ${closed.path} is ${closed.found}`,
-      `chmod o+rx ${closed.path}`,
-    );
+  const fault = accessFault(report, path, 'execute');
+  if (fault !== undefined) return fault;
   if (shipped !== undefined && (await readText(shipped)) !== (await readText(path)))
     return report.bad(
       `${path} belongs to another build than this command`,
@@ -132,22 +121,8 @@ async function wrapperFault(path: string, shipped: string | undefined): Promise<
 /** The wrapper runs `container-cache acquire` as the job's user. */
 function commandFindings({ executable }: CheckContext): Finding[] {
   if (executable === undefined) return [];
-  const others = whoElseCanChange(executable);
-  if (others !== undefined)
-    return [
-      report.bad(
-        `${executable}: somebody else can change it: ${others.path} is ${others.found}`,
-        ownershipRemedy(others),
-      ),
-    ];
-  const closed = whoCannotReach(executable, 0o5);
-  if (closed === undefined) return [];
-  return [
-    report.bad(
-      `${executable}: users cannot execute it: ${closed.path} is ${closed.found}`,
-      `chmod o+rx ${closed.path}`,
-    ),
-  ];
+  const fault = accessFault(report, executable, 'execute');
+  return fault === undefined ? [] : [fault];
 }
 
 async function enrootFindings({ settings }: CheckContext): Promise<Finding[]> {

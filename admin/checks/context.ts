@@ -3,17 +3,16 @@ import { readFileSync, realpathSync } from 'node:fs';
 import { isSea } from 'node:sea';
 import { dirname } from 'node:path';
 import process from 'node:process';
-import type { Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import type { SlurmConf } from '../../lib/core/slurm-conf.ts';
 import { answersWithin } from '../../lib/system/answers.ts';
-import { asUser, isRoot } from '../../lib/system/as-user.ts';
+import { asUser, isRoot, nobody } from '../../lib/system/as-user.ts';
 import { unlessErrno } from '../../lib/system/errno.ts';
-import { nobody } from '../../lib/system/as-user.ts';
-import type { PathFault } from '../../lib/system/path-safety.ts';
+import { whoCannotReach, whoElseCanChange } from '../../lib/system/path-safety.ts';
 import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import type { Slurmd } from '../../lib/system/slurmd.ts';
+import type { Finding, Reporter } from './findings.ts';
 
 export interface CheckContext {
   readonly environment: Environment;
@@ -94,5 +93,18 @@ export function installDirectory({ executable }: Pick<CheckContext, 'executable'
   return executable === undefined ? '/usr/libexec/container-cache' : dirname(executable);
 }
 
-/** What to do about a path that others can change. */
-export const ownershipRemedy = ({ cure }: PathFault): string => cure;
+/** @returns undefined: only root can change it and, with a `use`, users can reach it for that */
+export function accessFault(report: Reporter, path: string, use?: 'read' | 'execute'): Finding | undefined {
+  const others = whoElseCanChange(path);
+  if (others !== undefined)
+    return report.bad(`${path}: somebody else can change it: ${others.path} is ${others.found}`, others.cure);
+  const [bits, change] = use === 'read' ? [0o4, 'o+rX'] : [0o5, 'o+rx'];
+  const closed = use && whoCannotReach(path, bits);
+  return (
+    closed &&
+    report.bad(
+      `${path}: users cannot ${use} it: ${closed.path} is ${closed.found}`,
+      `chmod ${change} ${closed.path}`,
+    )
+  );
+}

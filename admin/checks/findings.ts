@@ -23,7 +23,7 @@ export interface Finding {
 }
 
 /** A part of the node, as the source of findings. */
-interface Reporter {
+export interface Reporter {
   readonly ok: (text: string) => Finding;
   readonly warn: (text: string, remedy: string) => Finding;
   readonly bad: (text: string, remedy: string) => Finding;

@@ -1,11 +1,11 @@
 /** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
-import { reporter, type Finding } from './findings.ts';
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';
 import { CommandFailed, run } from '../../lib/system/run-command.ts';
 import { findSlurmProgram, slurmConfOf, slurmPrefix, type Slurmd } from '../../lib/system/slurmd.ts';
 import { answers, readText, type SlurmSource } from './context.ts';
+import { reporter, type Finding } from './findings.ts';
 
 const report = reporter('slurm');
 

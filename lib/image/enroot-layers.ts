@@ -14,8 +14,7 @@
 import { JobFault } from '../core/faults.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';
 import { CommandFailed, run } from '../system/run-command.ts';
-import { shortageIn } from '../system/shortage.ts';
-import { shortageFault } from './unpack.ts';
+import { shortageIn, shortageFault } from '../system/shortage.ts';
 
 const listWhiteouts = String.raw`() { find "$1" -name '.wh.*' -printf '%P\0' >"$1.whiteouts"; }`;
 

@@ -13,9 +13,8 @@ import { isExecutable } from '../system/files.ts';
 import { CommandFailed, endingWithUs, run, type CommandResult } from '../system/run-command.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { runForUser } from '../system/user-groups.ts';
-import { ShortageWatch, unwrittenLine } from '../system/shortage.ts';
+import { ShortageWatch, unwrittenLine, shortageFault } from '../system/shortage.ts';
 import { couldNotKeepLayers } from './enroot-layers.ts';
-import { shortageFault } from './unpack.ts';
 
 export interface Enroot {
   /** Where it reads its user's configuration and credentials, unless the environment says otherwise. */

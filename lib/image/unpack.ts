@@ -12,7 +12,7 @@ import { asUser, isRoot, type UserIds } from '../system/as-user.ts';
 import { makeKillable } from '../system/inherited.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run, type Command } from '../system/run-command.ts';
-import { shortageIn, type Shortage } from '../system/shortage.ts';
+import { shortageFault, shortageIn } from '../system/shortage.ts';
 import { isFindMissing, isMissing, isNotExecuted, toolTimeoutMs } from '../system/tool.ts';
 import { blockBytes, mostLinkedFiles, printNames, readNames } from '../system/tree-size.ts';
 
@@ -101,12 +101,6 @@ async function unpackFault(
   }
   const what = complaint === undefined || cause.message.includes(complaint) ? '' : `: ${complaint}`;
   return new JobFault('UNPACK_FAILED', `Cannot unpack "${imagePath}"${what}`, { cause });
-}
-
-/** @param complaint the program's own line, such as `tar: x: Cannot write: No space left on device` */
-export function shortageFault(code: Shortage, what: string, complaint?: string): JobFault {
-  const why = code === 'NO_SPACE' ? 'the disk is full' : 'the disk quota of its user is used up';
-  return new JobFault(code, `${what}: ${why}${complaint === undefined ? '' : ` (${complaint})`}`);
 }
 
 /**

@@ -18,7 +18,7 @@ import type { MountScan } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { openCreateLock } from './entry.ts';
 import { openEntryLock, type FoundEntry, type ListRequest } from './listed-entries.ts';
-import { deleteTrashed, listTrash, moveToTrash } from './trash.ts';
+import { deleteTrashed, listTrash, moveToTrash, type TrashContext } from './trash.ts';
 import { mostVainEvictions, userBudget } from './users.ts';
 
 export interface EvictionRequest extends Pick<ListRequest, 'base' | 'log'> {
@@ -135,7 +135,7 @@ export async function evict(
 type Moved = { readonly trashed: string } | { readonly kept: string };
 
 function moveEntryAway(
-  directories: { userDirectory: Directory; trash: Directory },
+  directories: TrashContext,
   user: UserIds,
   entry: FoundEntry,
   mounts: MountScan,

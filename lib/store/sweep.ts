@@ -34,7 +34,7 @@ import { openCreateLock } from './entry.ts';
 import { sweepLeases } from './lease.ts';
 import { openEntryLock, type ListRequest } from './listed-entries.ts';
 import { findStub } from './stub.ts';
-import { moveToTrash } from './trash.ts';
+import { moveToTrash, type TrashContext } from './trash.ts';
 import { forEachUser, userBudget, type UserTurn } from './users.ts';
 
 interface SweepRequest extends Pick<ListRequest, 'base' | 'log'> {
@@ -59,16 +59,23 @@ function sweepUser(turn: UserTurn, trash: Directory, mounted: MountScan): void {
   const directories = { userDirectory: directory, trash };
   // As the Prolog does: who closes their own directory does not keep entries by it.
   if ((directory.stats.mode & 0o700) !== 0o700) fchmodSync(directory.fd, 0o700);
-  const names = turn.names(
-    (name) =>
-      name === digestsName ||
-      name === imagesName ||
-      parseUnsharedName(name) !== undefined ||
-      isStepEventsName(name) ||
-      creatorOf(name) !== undefined ||
-      parseStubDirectoryName(name) !== undefined ||
-      isEntryNameOf(user.uid, name),
-  );
+  const asOwner = (action: (userDirectory: Directory, name: string) => void) => (name: string) => {
+    withUserIds(user, () => {
+      action(directory, name);
+    });
+  };
+  const sweeperOf = (name: string): ((name: string) => void) | undefined => {
+    if (name === digestsName) return asOwner(sweepDigests);
+    if (name === imagesName) return asOwner(sweepImageIndex);
+    if (isStepEventsName(name)) return asOwner(sweepStepEvents);
+    if (parseUnsharedName(name) !== undefined) return asOwner(sweepUnshared);
+    if (parseStubDirectoryName(name) !== undefined)
+      return sweepStub.bind(undefined, turn, directories, mounted);
+    return isEntryNameOf(user.uid, name)
+      ? sweepFormerEntry.bind(undefined, turn, directories, mounted)
+      : undefined;
+  };
+  const names = turn.names((name) => sweeperOf(name) !== undefined || creatorOf(name) !== undefined);
   const partialsOf = new Map<string, string[]>();
   for (const name of names) {
     const entry = creatorOf(name);
@@ -77,26 +84,7 @@ function sweepUser(turn: UserTurn, trash: Directory, mounted: MountScan): void {
     if (parsePartialName(name) !== undefined) partials.push(name);
     partialsOf.set(entry, partials);
   }
-  turn.each(names, (name) => {
-    if (name === digestsName) {
-      withUserIds(user, () => {
-        sweepDigests(directory);
-      });
-    } else if (name === imagesName) {
-      withUserIds(user, () => {
-        sweepImageIndex(directory);
-      });
-    } else if (isStepEventsName(name)) {
-      withUserIds(user, () => {
-        sweepStepEvents(directory, name);
-      });
-    } else if (parseUnsharedName(name) !== undefined) {
-      withUserIds(user, () => {
-        sweepUnshared(directory, name);
-      });
-    } else if (parseStubDirectoryName(name) !== undefined) sweepStub(turn, directories, mounted, name);
-    else if (isEntryNameOf(user.uid, name)) sweepFormerEntry(turn, directories, mounted, name);
-  });
+  turn.each(names, (name) => sweeperOf(name)?.(name));
   turn.each([...partialsOf.keys()], (entry) => {
     sweepCreator(directories, user, entry, partialsOf.get(entry) ?? []);
   });
@@ -105,15 +93,23 @@ function sweepUser(turn: UserTurn, trash: Directory, mounted: MountScan): void {
 const creatorOf = (name: string): string | undefined =>
   parsePartialName(name)?.entry ?? parseCreateLockName(name)?.entry;
 
-/** Digests that were being written in a crash. The directory is the user's, who may have put anything there. */
+/**
+ * Removes what was being written in a crash. The directory is the user's, who may have put anything there.
+ *
+ * @returns its names; beyond the budget their user keeps them
+ */
+function sweepAsidesBeneath(directory: Directory): string[] {
+  const names: string[] = [];
+  for (const name of namesBeneath(directory)) {
+    if (names.length === userBudget.names_of_ours) break;
+    names.push(name);
+  }
+  for (const abandoned of abandonedAsides(names)) removeFileBeneath(directory, abandoned);
+  return names;
+}
+
 function sweepDigests(userDirectory: Directory): void {
-  withDirectoryBeneath(userDirectory, digestsName, (digests) => {
-    let read = 0;
-    for (const name of namesBeneath(digests)) {
-      if (++read > userBudget.names_of_ours) return;
-      for (const abandoned of abandonedAsides([name])) removeFileBeneath(digests, abandoned);
-    }
-  });
+  withDirectoryBeneath(userDirectory, digestsName, sweepAsidesBeneath);
 }
 
 /** What is asked for again after that is read again, once. */
@@ -123,14 +119,9 @@ const mostIndexFiles = 400;
 /** What was read of images (content.ts): a file for each that a job staged for itself. */
 function sweepImageIndex(userDirectory: Directory): void {
   withDirectoryBeneath(userDirectory, imagesName, (index) => {
-    const files: { readonly name: string; readonly writtenMs: number }[] = [];
-    let read = 0;
-    for (const name of namesBeneath(index)) {
-      // Beyond the budget their user keeps them.
-      if (++read > userBudget.names_of_ours) break;
-      for (const abandoned of abandonedAsides([name])) removeFileBeneath(index, abandoned);
-      if (isImageIndexName(name)) files.push({ name, writtenMs: statBeneath(index, name).mtimeMs });
-    }
+    const files = sweepAsidesBeneath(index)
+      .filter(isImageIndexName)
+      .map((name) => ({ name, writtenMs: statBeneath(index, name).mtimeMs }));
     files.sort((one, other) => other.writtenMs - one.writtenMs);
     for (const [rank, { name, writtenMs }] of files.entries())
       if (rank >= mostIndexFiles || Date.now() - writtenMs > oldestIndexMs) removeFileBeneath(index, name);
@@ -159,12 +150,7 @@ function sweepUnshared(userDirectory: Directory, name: string): void {
 const youngestStubMs = 60 * 60_000;
 
 /** A stub that no Epilog came to sweep: of a node that crashed, or of a job whose Epilog failed. */
-function sweepStub(
-  turn: UserTurn,
-  directories: { userDirectory: Directory; trash: Directory },
-  mounted: MountScan,
-  name: string,
-): void {
+function sweepStub(turn: UserTurn, directories: TrashContext, mounted: MountScan, name: string): void {
   const { user, directory } = turn;
   const stats = withUserIds(user, () => findStub(directory, name));
   if (stats === undefined || Date.now() - stats.mtimeMs <= youngestStubMs) return;
@@ -174,12 +160,7 @@ function sweepStub(
 }
 
 /** An entry that version 0.1 made, whose directory has no dot: no job can find it any more. What is still in use stays. */
-function sweepFormerEntry(
-  turn: UserTurn,
-  directories: { userDirectory: Directory; trash: Directory },
-  mounted: MountScan,
-  name: string,
-): void {
+function sweepFormerEntry(turn: UserTurn, directories: TrashContext, mounted: MountScan, name: string): void {
   const { user, directory } = turn;
   const stats = withUserIds(user, () => unlessErrno(isGone, () => statBeneath(directory, name)));
   if (stats?.isDirectory() !== true || stats.uid !== user.uid) return;
@@ -196,7 +177,7 @@ function sweepFormerEntry(
 
 /** Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial is dead. */
 function sweepCreator(
-  directories: { userDirectory: Directory; trash: Directory },
+  directories: TrashContext,
   user: UserIds,
   entry: string,
   partials: readonly string[],

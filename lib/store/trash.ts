@@ -27,7 +27,7 @@ import { runUnlessStopped } from '../system/unless-stopped.ts';
 import { openTrash } from './base-directory.ts';
 
 /** Root's view of a user directory and of the trash, both held by descriptors. */
-interface TrashContext {
+export interface TrashContext {
   readonly userDirectory: Directory;
   readonly trash: Directory;
 }

@@ -3,7 +3,7 @@ import { lstatSync, readlinkSync, type Stats } from 'node:fs';
 import { resolve } from 'node:path';
 import { cureOf, formatOwner, isRootsAlone } from '../core/path-cure.ts';
 
-export interface PathFault {
+interface PathFault {
   /** The directory, symlink or file on the way that is at fault. */
   readonly path: string;
   /** `owned by uid 1000, mode 0777` */

@@ -2,7 +2,9 @@
  * Why a program could not write, by what it says: whichever of the programs that we or enroot start it was (tar, zstd, curl, tee,
  * mktemp, mksquashfs, unsquashfs …), it prints strerror(3). They run in the C locale.
  */
-export type Shortage = 'NO_SPACE' | 'QUOTA_EXCEEDED';
+import { JobFault } from '../core/faults.ts';
+
+type Shortage = 'NO_SPACE' | 'QUOTA_EXCEEDED';
 
 const shortages = [
   ['QUOTA_EXCEEDED', /Disk quota exceeded|\bEDQUOT\b/],
@@ -21,6 +23,12 @@ export const unwrittenLine = (text: string, availableBytes: number): string | un
 /** @returns undefined for any other reason */
 export function shortageIn(text: string): Shortage | undefined {
   return shortages.find(([, pattern]) => pattern.test(text))?.[0];
+}
+
+/** @param complaint the program's own line, such as `tar: x: Cannot write: No space left on device` */
+export function shortageFault(code: Shortage, what: string, complaint?: string): JobFault {
+  const why = code === 'NO_SPACE' ? 'the disk is full' : 'the disk quota of its user is used up';
+  return new JobFault(code, `${what}: ${why}${complaint === undefined ? '' : ` (${complaint})`}`);
 }
 
 const longestKeptLine = 200;
