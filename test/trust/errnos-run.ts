@@ -189,9 +189,10 @@ const programs: Readonly<Record<string, { run: () => Promise<number>; check: () 
 
 const template = join(node.root, 'template');
 command('cp', '--archive', node.basePath, template);
-/** As setScene() left it. */
+/** As setScene() left it. What the last run started in the background may be in the way. */
 function reset(): void {
-  const { status } = spawnSync('sh', ['-c', 'rm -rf "$1"; cp -aT "$2" "$1"', 'sh', node.basePath, template]);
+  const script = 'for i in 1 2 3 4 5; do rm -rf "$1"; cp -aT "$2" "$1" && exit; sleep 0.2; done 2>/dev/null; exit 1';
+  const { status } = spawnSync('sh', ['-c', script, 'sh', node.basePath, template]);
   assert.equal(status, 0);
 }
 
