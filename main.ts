@@ -48,8 +48,9 @@ async function runProgram(): Promise<void> {
 }
 
 /**
- * Ends at once; by `exitCode` the runtime would first take down its heap, piece by piece, and by process.exit() its threads. Only for
- * programs that print a line at most: what a pipe has not taken yet is lost.
+ * Ends at once; by `exitCode` the runtime would first take down its heap, piece by piece, and by
+ * process.exit() its threads. Only for programs that print a line at most: what a pipe has not taken yet is
+ * lost.
  */
 function leave(exitCode: number): never {
   findBeneath()?.exitNow(exitCode);

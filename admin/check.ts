@@ -1,8 +1,9 @@
 /**
  * `container-cache check`: is this node set up right? One line for each finding, with what to do about it.
  *
- * It changes nothing and may run beside jobs. A user may run it, too: it then says what only root can check. Each
- * check is a module in admin/checks/. The exit code is 1 after an error, or if something could not be checked.
+ * It changes nothing and may run beside jobs. A user may run it, too: it then says what only root can check.
+ * Each check is a module in admin/checks/. The exit code is 1 after an error, or if something could not be
+ * checked.
  */
 import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';

@@ -26,7 +26,8 @@ const anyEntries = { type: 'string', array: true, default: [], describe: shownNa
 const json = { type: 'boolean', default: false, describe: 'Print JSON' } as const;
 
 export async function runAdmin(parameters: readonly string[]): Promise<number> {
-  // Once more: this bundle has another copy of the module, which would stop all threads at each change of IDs.
+  // Once more: this bundle has another copy of the module, which would stop all threads at each change of
+  // IDs.
   dropGroups();
   let exitCode: number = exitCodes.ok;
   const cli = yargs([...parameters])
@@ -274,8 +275,8 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     .wrap(Math.min(100, process.stdout.columns || 100))
     .exitProcess(false)
     .fail((message, error: Error | undefined) => {
-      // yargs gives a message for wrong usage, and an error for what a command throws. If nothing is thrown here, it
-      // runs the command in spite of the wrong options.
+      // yargs gives a message for wrong usage, and an error for what a command throws. If nothing is thrown
+      // here, it runs the command in spite of the wrong options.
       throw error ?? new UsageError(message);
     });
   try {

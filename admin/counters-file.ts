@@ -1,10 +1,12 @@
 /**
- * The counters: all events so far, added up in `<state>/counters`, with where in each day's file the sum ends.
+ * The counters: all events so far, added up in `<state>/counters`, with where in each day's file the sum
+ * ends.
  *
  *   1. flock `<state>/counters.lock`: one at a time adds.
  *   2. Read the sum, add what was appended since, write it aside with the new ends, rename.
  *
- * Sum and ends are one file: a crash leaves both as they were or both as they are to be, so that nothing is counted twice or lost.
+ * Sum and ends are one file: a crash leaves both as they were or both as they are to be, so that nothing is
+ * counted twice or lost.
  */
 import { closeSync, constants } from 'node:fs';
 import { countersPath } from '../lib/core/layout.ts';

@@ -16,10 +16,16 @@ export interface StartCounters {
   readonly results: Partial<Record<StartResult, number>>;
   /** Of `bypassed` and of `failed` starts. */
   readonly codes: Partial<Record<FaultCode, number>>;
-  /** Of `created` entries: how many took at most so long as the bucket, or longer than all (one more than unpackBucketsSeconds). */
+  /**
+   * Of `created` entries: how many took at most so long as the bucket, or longer than all (one more than
+   * unpackBucketsSeconds).
+   */
   readonly unpackBuckets: number[];
   unpackMs: number;
-  /** What unpacking took when the reused entries were made; of entries whose unpack we did not see nothing is counted. */
+  /**
+   * What unpacking took when the reused entries were made; of entries whose unpack we did not see nothing is
+   * counted.
+   */
   savedMs: number;
 }
 

@@ -1,4 +1,6 @@
-/** `container-cache explain ENTRY|IMAGE|JOB`: who holds an entry, why it is kept, when it would be evicted. */
+/**
+ * `container-cache explain ENTRY|IMAGE|JOB`: who holds an entry, why it is kept, when it would be evicted.
+ */
 import process from 'node:process';
 import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
 import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';

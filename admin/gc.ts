@@ -1,4 +1,6 @@
-/** `container-cache gc`: one collection by hand, or its plan. Prolog and Epilog start it with `--background`. */
+/**
+ * `container-cache gc`: one collection by hand, or its plan. Prolog and Epilog start it with `--background`.
+ */
 import { closeSync, readdirSync } from 'node:fs';
 import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';

@@ -1,4 +1,7 @@
-/** How the commands look at the node: what is on it, who holds it, and what the next collection would do about it. */
+/**
+ * How the commands look at the node: what is on it, who holds it, and what the next collection would do about
+ * it.
+ */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { NodeFault } from '../lib/core/faults.ts';

@@ -1,7 +1,7 @@
 /**
- * Listings of an image and of what was unpacked from it, made comparable: name, type, what group and others may, and of a file size and
- * time, of a symlink its target. Owners differ, since a user unpacks; the owner's permissions are widened as enroot does; device nodes
- * only root could make.
+ * Listings of an image and of what was unpacked from it, made comparable: name, type, what group and others
+ * may, and of a file size and time, of a symlink its target. Owners differ, since a user unpacks; the owner's
+ * permissions are widened as enroot does; device nodes only root could make.
  *
  * A name with a newline is printed as it is by both programs, and becomes the same lines.
  */

@@ -1,4 +1,7 @@
-/** Leases that no Epilog has released: it was killed, or slurmd never ran it. Until somebody does, no collector may have their entries. */
+/**
+ * Leases that no Epilog has released: it was killed, or slurmd never ran it. Until somebody does, no
+ * collector may have their entries.
+ */
 import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { removeJobFiles } from '../lib/store/job-files.ts';
 import { listHeldLeases, readLease, releaseLease } from '../lib/store/lease.ts';
@@ -9,7 +12,10 @@ import { askActiveJobs, findJobVariables, hasProcess } from './slurm-jobs.ts';
 /** Whoever is younger may be a job that slurmctld has not told of yet, or one whose Epilog is at work. */
 const overdueAfterMs = 10 * 60_000;
 
-/** The leases of jobs that have no process here and that slurmctld no longer knows as active. If it does not say, none. */
+/**
+ * The leases of jobs that have no process here and that slurmctld no longer knows as active. If it does not
+ * say, none.
+ */
 export async function findOverdueLeases(runtimePath: string): Promise<LeaseRecord[]> {
   const old = listHeldLeases(runtimePath).filter(({ sinceMs }) => Date.now() - sinceMs > overdueAfterMs);
   if (old.length === 0) return [];

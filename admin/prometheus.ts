@@ -1,5 +1,6 @@
 /**
- * The counters and the state of the node as Prometheus reads them (text format 0.0.4), for node_exporter's textfile collector.
+ * The counters and the state of the node as Prometheus reads them (text format 0.0.4), for node_exporter's
+ * textfile collector.
  *
  * Every label value that can occur is there from the start, with 0: an alert on a rate needs a first value.
  */

@@ -1,4 +1,7 @@
-/** What the room agent starts: root reads what processes of users ask for, makes room, and answers (room-agent.ts). */
+/**
+ * What the room agent starts: root reads what processes of users ask for, makes room, and answers
+ * (room-agent.ts).
+ */
 import { closeSync, lstatSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { describeError } from '../lib/core/faults.ts';
 import { fits } from '../lib/core/gc-plan.ts';
@@ -44,7 +47,10 @@ interface Asking extends RoomRequest {
   readonly user: UserIds;
 }
 
-/** Serves users beside each other, the requests of one user in turn: who has an image that never ends keeps nobody else waiting. */
+/**
+ * Serves users beside each other, the requests of one user in turn: who has an image that never ends keeps
+ * nobody else waiting.
+ */
 export async function serveRoom(request: ServeRequest, pids: readonly number[]): Promise<void> {
   prepareAnswers(request.settings.runtimePath);
   const users = Map.groupBy(
@@ -75,8 +81,8 @@ export async function serveRoom(request: ServeRequest, pids: readonly number[]):
 }
 
 /**
- * The flock of the user's directory means that this user is being served. Users have a directory from their first job on this node on.
- * One who locks it keeps nobody but themselves from room.
+ * The flock of the user's directory means that this user is being served. Users have a directory from their
+ * first job on this node on. One who locks it keeps nobody but themselves from room.
  */
 function openUnserved(base: Directory, { uid }: UserIds): Directory | undefined {
   const directory = unlessErrno([...isGone, 'ELOOP'], () =>

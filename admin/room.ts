@@ -1,4 +1,7 @@
-/** `container-cache room serve`, which the room agent starts, and `room ask`, by which the enroot wrapper asks it. */
+/**
+ * `container-cache room serve`, which the room agent starts, and `room ask`, by which the enroot wrapper asks
+ * it.
+ */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { parseImage } from '../lib/core/image.ts';

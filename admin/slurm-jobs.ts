@@ -23,7 +23,10 @@ export function findJobVariables(): FoundVariable[] {
   return [...ofRoot, ...listProcessOwners().flatMap((user) => findVariables(user, names))];
 }
 
-/** Whether a job of a user has a process here, the holder of a lease apart. What others say of it counts for nothing. */
+/**
+ * Whether a job of a user has a process here, the holder of a lease apart. What others say of it counts for
+ * nothing.
+ */
 export const hasProcess = (
   variables: readonly FoundVariable[],
   job: { readonly jobId: number; readonly uid: number },

@@ -1,4 +1,7 @@
-/** Which release this is. The build puts the version and the commit of build/release.ts in the place of package.json. */
+/**
+ * Which release this is. The build puts the version and the commit of build/release.ts in the place of
+ * package.json.
+ */
 import packageJson from '../package.json' with { type: 'json' };
 
 export const release: { readonly version: string; readonly commit?: string } = packageJson;

@@ -67,8 +67,8 @@ export async function verifyEntry(
 }
 
 /**
- * Counts the files of an entry, and has it made anew if there are fewer than were unpacked: a program that deletes old files may have been
- * there. Cheaper than a comparison, and good for images of a registry, too.
+ * Counts the files of an entry, and has it made anew if there are fewer than were unpacked: a program that
+ * deletes old files may have been there. Cheaper than a comparison, and good for images of a registry, too.
  *
  * @returns what is missing, as a sentence; undefined: nothing, or it could not be found out
  */
@@ -88,7 +88,10 @@ export async function countEntry(basePath: string, user: UserIds, name: string):
   }
 }
 
-/** As they were counted when it was unpacked (unpack.ts): hard links once; without our lock file, which came later. */
+/**
+ * As they were counted when it was unpacked (unpack.ts): hard links once; without our lock file, which came
+ * later.
+ */
 async function countInodes(user: UserIds, path: string): Promise<number> {
   const linked = new Set<string>();
   let inodes = 0;

@@ -1,4 +1,6 @@
-/** `container-cache warm`: entries ahead of time, for a user's images or for all pins of the configuration. */
+/**
+ * `container-cache warm`: entries ahead of time, for a user's images or for all pins of the configuration.
+ */
 import process from 'node:process';
 import { describeError, faultCode } from '../lib/core/faults.ts';
 import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
@@ -192,7 +194,9 @@ function describe({ user, image, warmed, error }: Outcome): string {
   return `${result === 'created' ? 'unpacked ' : 'warm     '} ${what}: ${entry}, ${how}${doubt}\n`;
 }
 
-/** What the list leads to now is pinned, and what it led to before no more; one that failed keeps what it had. */
+/**
+ * What the list leads to now is pinned, and what it led to before no more; one that failed keeps what it had.
+ */
 async function pinConfigured({ statePath }: Settings, outcomes: readonly Outcome[]): Promise<void> {
   if (outcomes.length === 0 && readPins(statePath).size === 0) return;
   await changePins(statePath, (pins) => {

@@ -6,9 +6,9 @@
  *   --directory DIR    keep entries below DIR, on the disk to be measured; default /var/tmp
  *   --picture FILE     draw the container starts as an SVG: README.md shows docs/start-times.svg
  *
- * Everything is measured side by side in one run, on images made for it: Prologs in a private node (private-node.ts) that
- * log to a real rsyslogd, container starts on two Slurms alike but for the cache (container-starts.ts). The exit code tells whether
- * all could be measured, not whether the goals hold.
+ * Everything is measured side by side in one run, on images made for it: Prologs in a private node
+ * (private-node.ts) that log to a real rsyslogd, container starts on two Slurms alike but for the cache
+ * (container-starts.ts). The exit code tells whether all could be measured, not whether the goals hold.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';

@@ -1,6 +1,7 @@
 /**
- * The measurements of containers, on two real Slurms alike but for the cache. pyxis and enroot are those of the machine where
- * the environment names them (test/slurm/containers.ts), else our stand-ins; the report says which.
+ * The measurements of containers, on two real Slurms alike but for the cache. pyxis and enroot are those of
+ * the machine where the environment names them (test/slurm/containers.ts), else our stand-ins; the report
+ * says which.
  *
  * Times are taken inside: a start from before srun until its end, a reading by the container itself.
  */
@@ -55,7 +56,9 @@ const imageFileCount = 20_000;
 const imageMedianBytes = 8500;
 const crowdSize = 40;
 const runTimeoutMs = 600_000;
-/** A crowd on a few processors takes longer than the 10 s that Slurm waits for an answer, with us and without. */
+/**
+ * A crowd on a few processors takes longer than the 10 s that Slurm waits for an answer, with us and without.
+ */
 const slurmConf = { MessageTimeout: '100' };
 
 interface Pair {
@@ -270,7 +273,10 @@ async function measureCrowd({ cached, stock, imagePath }: Pair): Promise<Finding
 const allocationRounds = 7;
 const coldAllocationRounds = 2;
 
-/** `srun` in a container with PrologFlags=Alloc and without, from an entry and to an unpack, on an idle node and on a busy one. */
+/**
+ * `srun` in a container with PrologFlags=Alloc and without, from an entry and to an unpack, on an idle node
+ * and on a busy one.
+ */
 async function measureAllocation({ cached, startUnallocated, imagePath }: Pair): Promise<Finding[]> {
   const clusters = { with: cached, without: await startUnallocated() };
   const kinds = ['with', 'without'] as const;

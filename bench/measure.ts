@@ -1,6 +1,7 @@
 /**
- * The part of the benchmark that runs inside the private node: `measure.ts PLAN`, a plan (workbench.ts) as JSON. Prints
- * what it measured (report.ts) as JSON on standard output, and what it is doing on standard error.
+ * The part of the benchmark that runs inside the private node: `measure.ts PLAN`, a plan (workbench.ts) as
+ * JSON. Prints what it measured (report.ts) as JSON on standard output, and what it is doing on standard
+ * error.
  */
 import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';

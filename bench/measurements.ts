@@ -1,6 +1,6 @@
 /**
- * The measurements, one for each goal of the project. All that is not the thing measured (Epilogs, deletions, writing
- * back to disk) happens between the samples.
+ * The measurements, one for each goal of the project. All that is not the thing measured (Epilogs, deletions,
+ * writing back to disk) happens between the samples.
  */
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';

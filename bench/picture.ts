@@ -1,8 +1,8 @@
 /**
  * The picture of README.md: how long a container takes to start, as bars, from what the benchmark measured.
  *
- * An SVG of its own: no font, script or image from elsewhere. It has no background, and its colours follow the
- * reader's light or dark scheme.
+ * An SVG of its own: no font, script or image from elsewhere. It has no background, and its colours follow
+ * the reader's light or dark scheme.
  */
 import { startFigures } from './container-starts.ts';
 import type { Figure, Report } from './report.ts';

@@ -1,9 +1,9 @@
 /**
- * The tools of the measurements: starting Prolog and Epilog as slurmd does and taking the time, and proof afterwards
- * that each of them did what its sample is named for.
+ * The tools of the measurements: starting Prolog and Epilog as slurmd does and taking the time, and proof
+ * afterwards that each of them did what its sample is named for.
  *
- * Runs inside a private node (private-node.ts), as root. Its own process stays small: starting a program costs more, the
- * more memory the starter has.
+ * Runs inside a private node (private-node.ts), as root. Its own process stays small: starting a program
+ * costs more, the more memory the starter has.
  */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -93,8 +93,8 @@ export class Workbench {
   }
 
   /**
-   * Runs a whole Prolog and takes its time: from the start to the end of its process and of its output, for which slurmd
-   * waits as well.
+   * Runs a whole Prolog and takes its time: from the start to the end of its process and of its output, for
+   * which slurmd waits as well.
    *
    * @param expected what its log line must say; proved by `proveResults`
    */

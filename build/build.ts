@@ -5,9 +5,9 @@
  *   prolog, epilog                 further names of it; lib/core/program.ts picks the program
  *   taskprolog, slurm.conf.snippet, enroot, 00-container-cache.fstab, slurmd-container-cache.conf    copies
  *
- * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the
- * admin command and its yargs, which is compiled only when that command runs. `pkg --sea` puts
- * loader.cjs into the runtime as its main program, and as assets the bundles, a code cache of the first, and the addons.
+ * esbuild makes two bundles: one that runs at once, with the Prolog and the Epilog, and one with the admin
+ * command and its yargs, which is compiled only when that command runs. `pkg --sea` puts loader.cjs into the
+ * runtime as its main program, and as assets the bundles, a code cache of the first, and the addons.
  *
  * Nothing is fetched, and nothing is done if dist/ was made from the same inputs.
  */
@@ -50,8 +50,8 @@ const COPIES: readonly { source: string; mode: number }[] = [
   { source: 'systemd/slurmd-container-cache.conf', mode: 0o644 },
 ];
 /**
- * One thread beside our own in place of four, and none that waits for a debugger: each has to be started, and interrupted whenever we
- * change our effective ids.
+ * One thread beside our own in place of four, and none that waits for a debugger: each has to be started, and
+ * interrupted whenever we change our effective ids.
  */
 export const runtimeOptions = ['--v8-pool-size=1', '--disable-sigusr1'];
 const INPUT_DIRECTORIES = ['prolog', 'epilog', 'admin', 'lib', 'taskprolog', 'enroot', 'systemd'];
@@ -88,7 +88,10 @@ const LAZY_BUILTINS_BANNER = `require = ((load) => (name) => {
     getOwnPropertyDescriptor: (_, key) => ({ ...Reflect.getOwnPropertyDescriptor(load(name), key), configurable: true }) });
 })(require);`;
 
-/** Makes dist/ unless it is up to date; of several at once one works and the others wait. Returns whether it was made. */
+/**
+ * Makes dist/ unless it is up to date; of several at once one works and the others wait. Returns whether it
+ * was made.
+ */
 export async function build(): Promise<boolean> {
   mkdirSync(distDirectory, { recursive: true });
   const lock = openSync(join(distDirectory, '.lock'), 'a');
@@ -136,7 +139,9 @@ export function checkRuntime(path = process.execPath, name = `${process.version}
     );
 }
 
-/** Everything is made aside and renamed into place: a program of dist/ that runs meanwhile goes on as it is. */
+/**
+ * Everything is made aside and renamed into place: a program of dist/ that runs meanwhile goes on as it is.
+ */
 async function makeDist(release: Release): Promise<void> {
   rmSync(STAMP, { force: true });
   // Always the same name: the executable remembers it as its main program's path. The lock makes it ours.
@@ -210,8 +215,9 @@ export async function makeExecutable(
 }
 
 /**
- * Makes the bundle a function for loader.cjs, and its code cache with all functions: what is lazy when the cache is made would be compiled
- * by each process anew. The flag is back before the cache is made, which is valid for the same flags alone.
+ * Makes the bundle a function for loader.cjs, and its code cache with all functions: what is lazy when the
+ * cache is made would be compiled by each process anew. The flag is back before the cache is made, which is
+ * valid for the same flags alone.
  */
 export function wrapWithCodeCache(bundlePath: string, cachePath: string): void {
   const source = `(function (require, module, exports) {${readFileSync(bundlePath, 'latin1')}\n})`;

@@ -11,7 +11,9 @@ import { printCounts, type Counts } from './counts.ts';
 import { cSources, projectRoot, shellScripts } from './source-files.ts';
 import { earlierResult, runAllTests, runTestFiles } from './test.ts';
 
-/** Set by .ci/run, which has just run the tests: then their result is taken if no source has changed since. */
+/**
+ * Set by .ci/run, which has just run the tests: then their result is taken if no source has changed since.
+ */
 const REUSE_TESTS_VARIABLE = 'CONTAINER_CACHE_REUSE_TESTS';
 
 interface Command {

@@ -1,11 +1,13 @@
 /**
- * `npm run package [-- DIRECTORY]`: makes a .deb, an .rpm and a .tar.gz of what belongs on a node, a list of what is in them
- * (`sbom.spdx.json`), and SHA256SUMS, in packages/ or the directory.
+ * `npm run package [-- DIRECTORY]`: makes a .deb, an .rpm and a .tar.gz of what belongs on a node, a list of
+ * what is in them (`sbom.spdx.json`), and SHA256SUMS, in packages/ or the directory.
  *
- * The version is that of package.json, with the commit where no tag says that it is that version. All times are the commit's, and of
- * the same files the same packages are made, to the byte. Only the executable is another in each build: V8 makes its code cache anew.
+ * The version is that of package.json, with the commit where no tag says that it is that version. All times
+ * are the commit's, and of the same files the same packages are made, to the byte. Only the executable is
+ * another in each build: V8 makes its code cache anew.
  *
- * What the system's tools are needed for: dpkg-deb (any Debian), rpmbuild (package rpm). One that is missing is named, and its package left out.
+ * What the system's tools are needed for: dpkg-deb (any Debian), rpmbuild (package rpm). One that is missing
+ * is named, and its package left out.
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -119,8 +121,8 @@ export function packFiles(
 }
 
 /**
- * What the executable is made of, the runtime among it, as npm knows it (SPDX 2.3). Of the same commit the same: the document's name and
- * time are the release's.
+ * What the executable is made of, the runtime among it, as npm knows it (SPDX 2.3). Of the same commit the
+ * same: the document's name and time are the release's.
  */
 function billOfMaterials({ version, atSeconds }: Packed): string {
   const bill = JSON.parse(

@@ -1,11 +1,17 @@
-/** Which release this source tree is: the version of package.json and the commit of git. Nothing else asks for them. */
+/**
+ * Which release this source tree is: the version of package.json and the commit of git. Nothing else asks for
+ * them.
+ */
 import { spawnSync } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from './source-files.ts';
 
 export interface Release {
-  /** As dpkg and rpm order it: `0.1.0` where a tag `v0.1.0` says so, else `0.1.0~dev12+g0123abc`, which comes before it. */
+  /**
+   * As dpkg and rpm order it: `0.1.0` where a tag `v0.1.0` says so, else `0.1.0~dev12+g0123abc`, which comes
+   * before it.
+   */
   readonly version: string;
   /** 12 digits; undefined where git does not tell, such as in an unpacked archive. */
   readonly commit: string | undefined;

@@ -1,10 +1,11 @@
 /**
- * `npm test [-- WORD…]`: runs the test files, each in a process of its own, three at a time: they wait a good deal.
+ * `npm test [-- WORD…]`: runs the test files, each in a process of its own, three at a time: they wait a good
+ * deal.
  *
- * uvu runs the tests of a file and this counts over the files; it trusts a file only so far. A file
- * has failed that exits non-zero, prints no summary or more than one, runs no test, or runs fewer
- * than it has (uvu 0.5.6 ends green when a `before` hook throws); that takes longer than its limit;
- * or that leaves processes behind.
+ * uvu runs the tests of a file and this counts over the files; it trusts a file only so far. A file has
+ * failed that exits non-zero, prints no summary or more than one, runs no test, or runs fewer than it has
+ * (uvu 0.5.6 ends green when a `before` hook throws); that takes longer than its limit; or that leaves
+ * processes behind.
  *
  * A test file can say two things in a comment at its head:
  *
@@ -62,7 +63,10 @@ function testFiles(words: readonly string[] = []): string[] {
     .map((file) => join(projectRoot, file));
 }
 
-/** Runs the files (absolute paths), prints one line for each and the output of those that failed, and returns the sums. */
+/**
+ * Runs the files (absolute paths), prints one line for each and the output of those that failed, and returns
+ * the sums.
+ */
 export async function runTestFiles(
   paths: readonly string[],
   print: (line: string) => void = console.log,

@@ -1,8 +1,9 @@
 /**
- * The demo's node without Slurm (test/helpers/private-node.ts): Prolog, TaskProlog and Epilog are called with the environment
- * that slurmd gives them, the job in between does nothing.
+ * The demo's node without Slurm (test/helpers/private-node.ts): Prolog, TaskProlog and Epilog are called with
+ * the environment that slurmd gives them, the job in between does nothing.
  *
- * As root the jobs are another user's. Otherwise the node is in a user namespace, where you are root and the only user.
+ * As root the jobs are another user's. Otherwise the node is in a user namespace, where you are root and the
+ * only user.
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -90,8 +91,8 @@ class BareNode implements DemoNode {
   }
 
   /**
-   * Has a Prolog complain that it has no job, and looks for the line: in a user namespace logger(1) may lose lines, as it
-   * names a sender that does not exist there.
+   * Has a Prolog complain that it has no job, and looks for the line: in a user namespace logger(1) may lose
+   * lines, as it names a sender that does not exist there.
    */
   async probeSyslog(): Promise<void> {
     this.#writeConfiguration('syslog');

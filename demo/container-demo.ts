@@ -1,9 +1,10 @@
 /**
- * The second part of the demo: a job's container starts from the entry. Two real Slurms, alike but for the cache, run the same
- * srun; each container tells what its root filesystem is.
+ * The second part of the demo: a job's container starts from the entry. Two real Slurms, alike but for the
+ * cache, run the same srun; each container tells what its root filesystem is.
  *
- * Where the environment does not name an installed pyxis (test/slurm/containers.ts), programs of ours play pyxis and enroot: a
- * SPANK plugin that calls enroot as pyxis does, and an enroot that unpacks, mounts and switches as the real one does.
+ * Where the environment does not name an installed pyxis (test/slurm/containers.ts), programs of ours play
+ * pyxis and enroot: a SPANK plugin that calls enroot as pyxis does, and an enroot that unpacks, mounts and
+ * switches as the real one does.
  */
 import * as fs from 'node:fs';
 import * as os from 'node:os';
@@ -31,7 +32,10 @@ import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.
 import { isOurLine } from './demo-node.ts';
 import { check, command, facts, heading, lines, say, skipped, table } from './terminal.ts';
 
-/** So many that an unpack takes longer than all that differs from one job to the next, also where /tmp is in memory. */
+/**
+ * So many that an unpack takes longer than all that differs from one job to the next, also where /tmp is in
+ * memory.
+ */
 const fileCount = 20_000;
 const fileContent = Buffer.alloc(4000, 'a file of the demo image ');
 
@@ -216,7 +220,8 @@ class Acts {
   }
 
   /**
-   * Runs each kind of job in turn, on idle nodes. Batch jobs: from Slurm 23.02 on srun waits for its node by polls a second apart.
+   * Runs each kind of job in turn, on idle nodes. Batch jobs: from Slurm 23.02 on srun waits for its node by
+   * polls a second apart.
    *
    * @returns milliseconds from the submission until the job's script runs, the median of each kind
    */

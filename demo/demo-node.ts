@@ -1,6 +1,6 @@
 /**
- * The node that the demo runs its jobs on, whoever runs Prolog and Epilog there: a real Slurm (slurm-node.ts), or, where
- * there is none, we, as slurmd would (bare-node.ts).
+ * The node that the demo runs its jobs on, whoever runs Prolog and Epilog there: a real Slurm
+ * (slurm-node.ts), or, where there is none, we, as slurmd would (bare-node.ts).
  */
 import { dirname, join } from 'node:path';
 

@@ -1,11 +1,11 @@
 /**
- * `npm run demo`: two jobs with one image, a third that fills the disk, and what an operator sees of it; then containers that
- * start from an entry (container-demo.ts).
+ * `npm run demo`: two jobs with one image, a third that fills the disk, and what an operator sees of it; then
+ * containers that start from an entry (container-demo.ts).
  *
- * As root with Slurm's packages the jobs are real ones, submitted with srun. Without Slurm, or without root, Prolog and
- * Epilog are called as slurmd would call them, and there are no containers. Either way the executables of dist/ unpack a real squashfs image and log
- * to a real rsyslogd, in namespaces that are gone afterwards. Each step checks itself: the exit code is 0 only if
- * everything did what the demo says.
+ * As root with Slurm's packages the jobs are real ones, submitted with srun. Without Slurm, or without root,
+ * Prolog and Epilog are called as slurmd would call them, and there are no containers. Either way the
+ * executables of dist/ unpack a real squashfs image and log to a real rsyslogd, in namespaces that are gone
+ * afterwards. Each step checks itself: the exit code is 0 only if everything did what the demo says.
  */
 import { spawnSync } from 'node:child_process';
 import * as fs from 'node:fs';
@@ -45,7 +45,10 @@ import {
 const isRoot = process.getuid?.() === 0;
 
 const filesPerImage = 8000;
-/** The two images together take this share of the disk, above the high watermark; one alone is below the low one. */
+/**
+ * The two images together take this share of the disk, above the high watermark; one alone is below the low
+ * one.
+ */
 const bothImagesPercent = 80;
 const settings = { container_cache_gc_high: 70, container_cache_gc_low: 60, gc_min_age: 0 } as const;
 

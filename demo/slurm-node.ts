@@ -1,4 +1,7 @@
-/** The demo's node as a real Slurm (test/slurm/cluster.ts): jobs are submitted with srun, slurmd runs Prolog and Epilog. */
+/**
+ * The demo's node as a real Slurm (test/slurm/cluster.ts): jobs are submitted with srun, slurmd runs Prolog
+ * and Epilog.
+ */
 import * as fsp from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';

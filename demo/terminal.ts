@@ -1,4 +1,7 @@
-/** What the demo prints: headings, commands, facts, checks. Colour only on a terminal that wants it (NO_COLOR). */
+/**
+ * What the demo prints: headings, commands, facts, checks. Colour only on a terminal that wants it
+ * (NO_COLOR).
+ */
 import process from 'node:process';
 import { styleText } from 'node:util';
 

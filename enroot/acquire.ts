@@ -1,11 +1,11 @@
 /**
- * `container-cache acquire [--existing] IMAGE`: the enroot wrapper asks, as the job's user, for an image that the job's Prolog did
- * not see: that of an srun inside a batch script or an salloc.
+ * `container-cache acquire [--existing] IMAGE`: the enroot wrapper asks, as the job's user, for an image that
+ * the job's Prolog did not see: that of an srun inside a batch script or an salloc.
  *
  *   read the job → entry: reuse it, or unpack → hold it for the step → one log line, one line for the wrapper
  *
- * The same protocol as the Prolog's, by a process without rights: it evicts nothing itself, but asks the node's room agent to
- * (lib/store/room-agent.ts).
+ * The same protocol as the Prolog's, by a process without rights: it evicts nothing itself, but asks the
+ * node's room agent to (lib/store/room-agent.ts).
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';

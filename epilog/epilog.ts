@@ -4,8 +4,8 @@
  *   mark its entries used → release the lease → sweep the job's leftovers → perhaps start the collector
  *   → one log line
  *
- * Each step runs even if another fails. A second run, or one for a job that never had a Prolog, finds nothing to
- * do.
+ * Each step runs even if another fails. A second run, or one for a job that never had a Prolog, finds nothing
+ * to do.
  */
 import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
@@ -231,8 +231,8 @@ function sweepBase(
 }
 
 /**
- * What this job left: partial directories of a Prolog or an acquire that was killed, and stubs of containers whose step did not
- * come to remove them. Whoever made them ended with the job.
+ * What this job left: partial directories of a Prolog or an acquire that was killed, and stubs of containers
+ * whose step did not come to remove them. Whoever made them ended with the job.
  */
 function sweepUserDirectory(job: Job, base: Directory, report: Report, log: Log['write']): void {
   const userDirectory = findUserDirectory(base, job.uid);
@@ -264,7 +264,10 @@ const wholeNamePattern = /^(?:\/|docker:\/\/)/;
 /** More images than a job has that it could not wait for; who names more has them at their next job. */
 const mostImages = 8;
 
-/** What steps would not wait for (create_mode=background) is unpacked as the user for the next job. @returns how many */
+/**
+ * What steps would not wait for (create_mode=background) is unpacked as the user for the next job. @returns
+ * how many
+ */
 function startUnpacking(
   job: Job,
   starts: readonly StartEvent[],

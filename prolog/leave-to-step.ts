@@ -1,6 +1,6 @@
 /**
- * Where a registry does not answer the Prolog: the step asks, with the job's environment. Until then nothing is known of the image, but
- * the entry of the digest seen last stays on the node.
+ * Where a registry does not answer the Prolog: the step asks, with the job's environment. Until then nothing
+ * is known of the image, but the entry of the digest seen last stays on the node.
  */
 import { closeSync } from 'node:fs';
 import type { Job } from '../lib/core/job.ts';

@@ -94,8 +94,8 @@ const watchJitterMs = 500;
 /**
  * Waits for the Prolog's work as long as somebody wants it.
  *
- * When the job is over, the Prolog ends at once, as by a crash: its children die with it, its locks are free, and the Epilog, which
- * slurmd starts next, sweeps what it has begun.
+ * When the job is over, the Prolog ends at once, as by a crash: its children die with it, its locks are free,
+ * and the Epilog, which slurmd starts next, sweeps what it has begun.
  *
  * @throws JobFault CANCELLED
  */
@@ -122,7 +122,9 @@ async function unlessOver<T>(jobId: number, environment: Environment, work: Prom
   }
 }
 
-/** Only our Prolog makes a user directory in the base: what else needs it while we do not, should be known. */
+/**
+ * Only our Prolog makes a user directory in the base: what else needs it while we do not, should be known.
+ */
 async function warnOfDataPath(log: Log, job: Job, sysconfPath: string, error: unknown): Promise<void> {
   const { describeDataPathHazard } = await import('../lib/store/data-path.ts');
   const reason = describeDataPathHazard(sysconfPath, job, error);
@@ -318,7 +320,10 @@ async function leaveToStep(
   return { acquired: undefined, warning: undefined, error, keptEntry };
 }
 
-/** A Prolog has neither the job's credentials nor its proxies: what a registry does not tell it, the step may be told. */
+/**
+ * A Prolog has neither the job's credentials nor its proxies: what a registry does not tell it, the step may
+ * be told.
+ */
 function isLeftToStep(error: unknown): boolean {
   const code = faultCode(error);
   return code === 'REGISTRY_REFUSED' || code === 'REGISTRY_SILENT';
@@ -352,7 +357,8 @@ async function lookFor(
 /** Who waits for an unpack, and what becomes of an image that nobody waits for. */
 function makerFor(context: Context, source: ImageSource): EntryMaker {
   const { job, settings, log } = context;
-  // On a disk that takes nothing any more, what is there could be read, but no container could be made beside it.
+  // On a disk that takes nothing any more, what is there could be read, but no container could be made beside
+  // it.
   const findFault = (): Error | undefined => findBaseFault(context.base);
   if (settings.createMode === 'background')
     return {
@@ -392,7 +398,9 @@ async function startWarming(
 
 const progressIntervalMs = 30_000;
 
-/** A line at the start and one every 30 s, so that an operator sees that a node is at work and how far it is. */
+/**
+ * A line at the start and one every 30 s, so that an operator sees that a node is at work and how far it is.
+ */
 function progressLogger(job: Job, log: Log): Provision['onProgress'] {
   let lastMs = -Infinity;
   let lastPhase: string | undefined;
@@ -430,8 +438,8 @@ function tellJob(job: Job, settings: Settings, image: JobImage): void {
 }
 
 /**
- * What failed here would fail once more, and take its time, when the enroot wrapper asks for the same. What is being unpacked can
- * be there `later`.
+ * What failed here would fail once more, and take its time, when the enroot wrapper asks for the same. What
+ * is being unpacked can be there `later`.
  */
 function tellBypass(job: Job, image: string, settings: Settings, error: unknown): void {
   try {

@@ -1,11 +1,12 @@
 /**
- * The shape of the source tree, as DESIGN.md draws it: imports point down only and never in a circle, each export is used, and lib/core is
- * pure.
+ * The shape of the source tree, as DESIGN.md draws it: imports point down only and never in a circle, each
+ * export is used, and lib/core is pure.
  *
  *   main → prolog | epilog | enroot | admin → lib/store → lib/image → lib/system → lib/core
  *
- * One door: what lies below a user's directory is reached through lib/system/beneath.ts alone. A module that reaches anything by its
- * path says here what; one that can make paths below a user's directory as well says why it does not use both together.
+ * One door: what lies below a user's directory is reached through lib/system/beneath.ts alone. A module that
+ * reaches anything by its path says here what; one that can make paths below a user's directory as well says
+ * why it does not use both together.
  *
  * Each rule is also shown a file that breaks it: a rule that finds nothing proves nothing by itself.
  */
@@ -16,7 +17,10 @@ import ts from 'typescript';
 import { projectRoot, sourceFiles } from '../build/source-files.ts';
 import { assert, suite } from './helpers/suite.ts';
 
-/** From the bottom up; a module may import from its own layer and those below. Of one row, none imports another. */
+/**
+ * From the bottom up; a module may import from its own layer and those below. Of one row, none imports
+ * another.
+ */
 const LAYERS = [
   ['lib/core/'],
   ['lib/system/'],

@@ -27,7 +27,10 @@ enterPrivateMachine();
 
 const test = suite('an installation', { skip: unlessPrivateMachine });
 
-/** Runs a file in the place of the built program of the same role; its own name and no parameter, as slurmd does. */
+/**
+ * Runs a file in the place of the built program of the same role; its own name and no parameter, as slurmd
+ * does.
+ */
 const as = (file: string): readonly string[] => ['bash', '-c', 'exec "$0"', file];
 
 /** A directory of programs that are copies of the executable, not links to it. */

@@ -1,7 +1,9 @@
 /**
- * docs/reliability.md cannot become untrue: its rows name tests that exist, and no test of test/trust/ is without a row.
+ * docs/reliability.md cannot become untrue: its rows name tests that exist, and no test of test/trust/ is
+ * without a row.
  *
- * The last cell of a row is `path/to/file.test.ts` and after a colon the test's name as the source has it, `${…}` included.
+ * The last cell of a row is `path/to/file.test.ts` and after a colon the test's name as the source has it,
+ * `${…}` included.
  */
 import { readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
@@ -35,7 +37,9 @@ function readReferences(text: string): Reference[] {
     });
 }
 
-/** The names a file gives its tests: the first argument, a text, of calls whose last argument is a function. */
+/**
+ * The names a file gives its tests: the first argument, a text, of calls whose last argument is a function.
+ */
 function readTestNames(path: string, text = textOf(path)): string[] {
   const source = ts.createSourceFile(path, text, ts.ScriptTarget.Latest, true);
   const names: string[] = [];

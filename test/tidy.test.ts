@@ -45,7 +45,9 @@ function resolvedAddresses(lock: { packages?: Record<string, { resolved?: string
 /** Named by those who read them: man(1), systemd, package managers, npm, CI, and people, who read texts. */
 const NAMED_BY_OTHERS = /^(?:man|packaging|systemd)\/|^\.ci\/run$|^package\.json$|\.md$/;
 
-/** Stems that several files have. A test is called by what it tests, and a header stands beside its source. */
+/**
+ * Stems that several files have. A test is called by what it tests, and a header stands beside its source.
+ */
 function sharedStems(paths: readonly string[]): string[] {
   const named = paths.filter((path) => !NAMED_BY_OTHERS.test(path) && !/\.test\.ts$|\.h$/.test(path));
   const byStem = Map.groupBy(named, (path) => basename(path).replace(/(?<=.)\.[^.]*$/, ''));

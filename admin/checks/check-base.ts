@@ -1,4 +1,7 @@
-/** Is the base what entries need: root's, on a disk of this node, where flock and a user's overlay work, with room? */
+/**
+ * Is the base what entries need: root's, on a disk of this node, where flock and a user's overlay work, with
+ * room?
+ */
 import { closeSync, constants, lstatSync, openSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { describeError, NodeFault } from '../../lib/core/faults.ts';

@@ -1,4 +1,6 @@
-/** Does something else on this node delete what is ours: scripts of Slurm and cron, timers, systemd-tmpfiles? */
+/**
+ * Does something else on this node delete what is ours: scripts of Slurm and cron, timers, systemd-tmpfiles?
+ */
 import { globSync, readdirSync, readFileSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { entryName, entryPath, leasePath, userPath } from '../../lib/core/layout.ts';

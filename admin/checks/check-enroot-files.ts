@@ -64,8 +64,8 @@ async function mountsFinding(context: CheckContext): Promise<Finding> {
 }
 
 /**
- * Where containers lie that are not from the cache: asked for a user who is new to this node, in a job and in the epilog of pyxis, which has
- * no HOME. Both must work while we do not.
+ * Where containers lie that are not from the cache: asked for a user who is new to this node, in a job and in
+ * the epilog of pyxis, which has no HOME. Both must work while we do not.
  */
 async function dataPathFindings({ settings }: CheckContext): Promise<Finding[]> {
   const { basePath, enrootSysconfPath } = settings;
@@ -117,8 +117,9 @@ async function readEnrootConf(sysconfPath: string): Promise<EnrootSetting[]> {
 }
 
 /**
- * As enroot does it, with the options of its shell: of a key the first value counts that is not empty, and later lines may refer to it. Once
- * for the epilog, without HOME, and once for a job. Nothing is made: `mkdir -p` fails where the nearest directory cannot be written.
+ * As enroot does it, with the options of its shell: of a key the first value counts that is not empty, and
+ * later lines may refer to it. Once for the epilog, without HOME, and once for a job. Nothing is made:
+ * `mkdir -p` fails where the nearest directory cannot be written.
  */
 const evaluationScript = `
 set -euo pipefail

@@ -58,7 +58,8 @@ export const checkLeftovers: Check = async (context) => {
   try {
     let findings = await look(context, base);
     if (findings.length > 0) {
-      // A job that ends just now takes its things away one after the other: what is left is still there a moment later.
+      // A job that ends just now takes its things away one after the other: what is left is still there a
+      // moment later.
       await sleep(secondLookMs);
       const again = new Set((await look(context, base)).map(({ text }) => text));
       findings = findings.filter(({ text }) => again.has(text));
@@ -137,7 +138,9 @@ function forEachName(
   });
 }
 
-/** Who creates an entry holds its create lock. A creator that meets ours waits for the moment that it takes. */
+/**
+ * Who creates an entry holds its create lock. A creator that meets ours waits for the moment that it takes.
+ */
 function partialFindings(base: Directory): Finding[] {
   const findings: Finding[] = [];
   const isPartial = (name: string): boolean => parsePartialName(name) !== undefined;

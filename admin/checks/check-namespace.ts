@@ -1,4 +1,6 @@
-/** Do jobs see the same base as the Prolog? Plugins of Slurm, PAM and systemd can give them other directories. */
+/**
+ * Do jobs see the same base as the Prolog? Plugins of Slurm, PAM and systemd can give them other directories.
+ */
 import { globSync, statSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import {
@@ -99,7 +101,10 @@ async function pamNamespace({ slurm }: CheckContext): Promise<Hiding[]> {
   ];
 }
 
-/** A unit with PrivateTmp=yes, ProtectHome= or TemporaryFileSystem=, or a slurmd in a container: its Prolog sees what it sees. */
+/**
+ * A unit with PrivateTmp=yes, ProtectHome= or TemporaryFileSystem=, or a slurmd in a container: its Prolog
+ * sees what it sees.
+ */
 async function slurmdFindings({ slurmd, isRoot, settings }: CheckContext): Promise<Finding[]> {
   if (slurmd === undefined || !isRoot) return [];
   const findings: Finding[] = [];

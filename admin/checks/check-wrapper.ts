@@ -85,7 +85,10 @@ const dropIns = ['/etc', '/run', '/usr/local/lib', '/usr/lib', '/lib'].map(
   (top) => `${top}/systemd/system/slurmd.service.d/*.conf`,
 );
 
-/** A drop-in of slurmd's unit sets the wrapper's PATH: slurmd was not restarted since, or something overrides it. */
+/**
+ * A drop-in of slurmd's unit sets the wrapper's PATH: slurmd was not restarted since, or something overrides
+ * it.
+ */
 async function dropInFinding(pid: number, found: string): Promise<Finding | undefined> {
   for (const file of dropIns.flatMap((pattern) => globSync(pattern))) {
     const path = /^\s*Environment=.*?\bPATH=([^\s"']+)/m.exec((await readText(file)) ?? '')?.[1] ?? '';

@@ -63,7 +63,8 @@ export function findOwnExecutable(): string | undefined {
 const graceSeconds = 1;
 
 /**
- * Runs what an administrator wrote, as nobody if we are root: who stands for any user. What it starts in turn ends with it.
+ * Runs what an administrator wrote, as nobody if we are root: who stands for any user. What it starts in turn
+ * ends with it.
  *
  * @returns its output; undefined: it failed, or did not end in time
  */

@@ -1,5 +1,6 @@
 /**
- * What `container-cache check` finds, and how it is shown: a line for each finding, and below it what to do about it.
+ * What `container-cache check` finds, and how it is shown: a line for each finding, and below it what to do
+ * about it.
  *
  *   ok    base      /raid/data: ext4, owned by root, mode 0755
  *   bad   slurm     PrologFlags is not set: the Prolog runs at the job's first step
@@ -8,8 +9,8 @@
 import { printable } from '../../lib/core/readable.ts';
 
 /**
- * `warn`: it works, but worse than it could, or not for long. `bad`: it does not work as it should. `skip`: it could
- * not be checked.
+ * `warn`: it works, but worse than it could, or not for long. `bad`: it does not work as it should. `skip`:
+ * it could not be checked.
  */
 export type FindingStatus = 'ok' | 'warn' | 'bad' | 'skip';
 

@@ -5,7 +5,10 @@ import { isAtLeast, parseVersion } from '../../lib/core/version.ts';
 export interface OverlayFacts {
   /** `uname -r` */
   readonly kernelRelease: string;
-  /** Whether /proc/filesystems has overlay. It is not there until its module is loaded, which a user cannot do. */
+  /**
+   * Whether /proc/filesystems has overlay. It is not there until its module is loaded, which a user cannot
+   * do.
+   */
   readonly hasOverlay: boolean;
   /** /proc/sys/user/max_user_namespaces, max_mnt_namespaces */
   readonly maxUserNamespaces: string | undefined;

@@ -1,8 +1,9 @@
 /**
  * What a shell script or a crontab deletes, read from its text: whether it would delete entries of ours.
  *
- * Nothing is executed, so this is a guess, made for the usual shapes: `rm -rf`, `find … -delete`, `find … -exec rm`, `tmpwatch`. Variables
- * that the text sets are followed; what else only a shell could tell stands for anything.
+ * Nothing is executed, so this is a guess, made for the usual shapes: `rm -rf`, `find … -delete`,
+ * `find … -exec rm`, `tmpwatch`. Variables that the text sets are followed; what else only a shell could tell
+ * stands for anything.
  */
 
 interface Deletion {
@@ -95,7 +96,9 @@ function assign(command: string, values: Map<string, readonly string[]>): void {
   values.set(assignment[1], expand(word, values));
 }
 
-/** Words without their quotes; blanks in quotes do not part them. What was quoted keeps its marks as they are. */
+/**
+ * Words without their quotes; blanks in quotes do not part them. What was quoted keeps its marks as they are.
+ */
 function wordsOf(command: string): string[] {
   const words = command.match(/(?:"(?:\\.|[^"\\])*"|'[^']*'|\\.|[^\s"'\\])+/g) ?? [];
   return words.map((word) => word.replace(/\\(.)/g, '$1').replace(/["']/g, ''));
@@ -119,7 +122,10 @@ function expand(word: string, values: Values): string[] {
   return open.map((one) => one.replace(/\$\S*/g, anything));
 }
 
-/** A variable may hold several, with blanks between. `/tmp/.` is what cleaners are given for a directory that may be a link. */
+/**
+ * A variable may hold several, with blanks between. `/tmp/.` is what cleaners are given for a directory that
+ * may be a link.
+ */
 const expandPaths = (word: string, values: Values): string[] =>
   expand(word, values)
     .flatMap((value) => value.split(/\s+/))

@@ -1,4 +1,7 @@
-/** Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's word. */
+/**
+ * Finds this node's slurm.conf: the file that slurmd was started with, the usual places, else slurmctld's
+ * word.
+ */
 import type { Environment } from '../../lib/core/job.ts';
 import { parseScontrolConfig, readSlurmConf } from '../../lib/core/slurm-conf.ts';
 import { isRegularFile } from '../../lib/system/programs.ts';

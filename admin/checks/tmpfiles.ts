@@ -29,8 +29,8 @@ export function parseTmpfiles(text: string, file: string): TmpfilesLine[] {
 const agedTypes = /^[dDevqQX]/;
 
 /**
- * The line by which a path is deleted by age, together with what lies in it. The nearest line on the way up decides: systemd-tmpfiles leaves out
- * what has a line of its own.
+ * The line by which a path is deleted by age, together with what lies in it. The nearest line on the way up
+ * decides: systemd-tmpfiles leaves out what has a line of its own.
  */
 export function agingLine(lines: readonly TmpfilesLine[], path: string): TmpfilesLine | undefined {
   for (let here = path; here !== ''; here = here.slice(0, here.lastIndexOf('/'))) {

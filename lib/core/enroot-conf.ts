@@ -14,7 +14,10 @@ export interface EnrootSetting {
 
 const keyPattern = /^ENROOT_[A-Z_]+$/;
 
-/** Blanks, tabs or one `=` stand between key and value; all else than ENROOT_ keys is passed over, comments too. */
+/**
+ * Blanks, tabs or one `=` stand between key and value; all else than ENROOT_ keys is passed over, comments
+ * too.
+ */
 export function parseEnrootConf(text: string): EnrootSetting[] {
   return text.split('\n').flatMap((line) => {
     const [, key = '', rest = ''] = /^([^\s=]+)(.*)$/.exec(line.trim()) ?? [];
@@ -24,9 +27,11 @@ export function parseEnrootConf(text: string): EnrootSetting[] {
 }
 
 /**
- * Where containers of a user lie by the first ENROOT_DATA_PATH, if that can be told without a shell: `/raid/data/$(id -u)`.
+ * Where containers of a user lie by the first ENROOT_DATA_PATH, if that can be told without a shell:
+ * `/raid/data/$(id -u)`.
  *
- * @returns undefined: there is none, or only the shell can tell; a line that tests what it names is among those
+ * @returns undefined: there is none, or only the shell can tell; a line that tests what it names is among
+ *   those
  */
 export function plainDataPath(settings: readonly EnrootSetting[], uid: number): string | undefined {
   const value = settings.find(({ key }) => key === 'ENROOT_DATA_PATH')?.value ?? '';
@@ -37,8 +42,9 @@ export function plainDataPath(settings: readonly EnrootSetting[], uid: number): 
 }
 
 /**
- * The line of enroot.conf that we recommend: the user's directory in the base if it is there and can be written; else nothing, and of a
- * value that is empty enroot takes the next one, or its own default (enroot's config::export, 3.4 to 4.1).
+ * The line of enroot.conf that we recommend: the user's directory in the base if it is there and can be
+ * written; else nothing, and of a value that is empty enroot takes the next one, or its own default (enroot's
+ * config::export, 3.4 to 4.1).
  */
 export const dataPathLine = (basePath: string): string =>
   `ENROOT_DATA_PATH $(d=${basePath}/$(id -u) && test -w $d && echo $d)`;
@@ -58,7 +64,10 @@ export function isOurMountsFile(text: string): boolean {
   return lines.length === 1 && lines[0] === mountsLine;
 }
 
-/** Those names of mounts.d that enroot reads before ours, and that would be mounted below our overlay and so be hidden. */
+/**
+ * Those names of mounts.d that enroot reads before ours, and that would be mounted below our overlay and so
+ * be hidden.
+ */
 export function mountsBefore(ours: string, names: readonly string[]): string[] {
   return names.filter((name) => name.endsWith('.fstab') && !name.startsWith('.') && name < ours).sort();
 }

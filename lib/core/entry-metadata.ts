@@ -1,6 +1,6 @@
 /**
- * What the lock file of an entry says about it. The entry's user owns the file, so whoever reads it takes it as a claim:
- * it may be shown, and never decides what is deleted.
+ * What the lock file of an entry says about it. The entry's user owns the file, so whoever reads it takes it
+ * as a claim: it may be shown, and never decides what is deleted.
  */
 
 import { isAmount, parseJsonObject } from './json.ts';
@@ -57,8 +57,9 @@ export function parseEntryMetadata(text: string): EntryMetadata | undefined {
 }
 
 /**
- * One of a few directories of an entry, as it was when the entry was published. A program that deletes old files (find, tmpwatch,
- * systemd-tmpfiles) leaves a directory with another modification time and fewer names, which is cheap to see.
+ * One of a few directories of an entry, as it was when the entry was published. A program that deletes old
+ * files (find, tmpwatch, systemd-tmpfiles) leaves a directory with another modification time and fewer names,
+ * which is cheap to see.
  */
 export interface WatchedDirectory {
   /** Below the rootfs, without a slash in front; empty: the rootfs itself. */
@@ -68,7 +69,10 @@ export interface WatchedDirectory {
   readonly names: number;
 }
 
-/** Each costs a warm Prolog a stat(2) beneath the entry: together 0.2 ms, some ms where the kernel has no openat2(2). */
+/**
+ * Each costs a warm Prolog a stat(2) beneath the entry: together 0.2 ms, some ms where the kernel has no
+ * openat2(2).
+ */
 export const mostWatched = 16;
 export const longestWatchedPath = 120;
 

@@ -1,6 +1,6 @@
 /**
- * The names of Linux' error numbers (errno(3)), which are the same on x86-64 and arm64. Node knows some of them: of the others it says
- * `Unknown system error -117`.
+ * The names of Linux' error numbers (errno(3)), which are the same on x86-64 and arm64. Node knows some of
+ * them: of the others it says `Unknown system error -117`.
  */
 
 /** By number, from 1; `-` where there is none. Of two names for one number, Node's. */

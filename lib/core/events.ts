@@ -1,14 +1,14 @@
 /**
- * What is counted: an event is one line of JSON, appended to a file of its day (lib/store/event-files.ts). Counters, hits of an entry and
- * what `container-cache stats` tells are all sums of events.
+ * What is counted: an event is one line of JSON, appended to a file of its day (lib/store/event-files.ts).
+ * Counters, hits of an entry and what `container-cache stats` tells are all sums of events.
  */
 import { isFaultCode, type FaultCode } from './faults.ts';
 import { isAmount, parseJsonObject } from './json.ts';
 import { isEntryName } from './layout.ts';
 
 /**
- * Who wanted the entry. `step`: an inner srun, told by the user's own process: a claim, with no other effect than a number. `warm`: an
- * admin, ahead of time.
+ * Who wanted the entry. `step`: an inner srun, told by the user's own process: a claim, with no other effect
+ * than a number. `warm`: an admin, ahead of time.
  */
 export const startSources = ['job', 'step', 'warm'] as const;
 export type StartSource = (typeof startSources)[number];
@@ -33,8 +33,8 @@ export interface StartEvent {
 }
 
 /**
- * A container that starts from an entry: what the enroot wrapper notes, and the Epilog makes `reused` starts of. The first one from an
- * entry that was made or waited for is that `start` itself.
+ * A container that starts from an entry: what the enroot wrapper notes, and the Epilog makes `reused` starts
+ * of. The first one from an entry that was made or waited for is that `start` itself.
  */
 interface ContainerEvent {
   readonly entry: string;
@@ -49,8 +49,8 @@ export function parseContainerEvent(line: string): ContainerEvent | undefined {
 }
 
 /**
- * Why an entry went: usage reached the high watermark; a new image needed its room; the cache reached its own limit; its user's
- * quota was used up; an admin said so.
+ * Why an entry went: usage reached the high watermark; a new image needed its room; the cache reached its own
+ * limit; its user's quota was used up; an admin said so.
  */
 export const evictionReasons = ['watermark', 'room', 'size', 'quota', 'rm'] as const;
 export type EvictionReason = (typeof evictionReasons)[number];
@@ -79,7 +79,10 @@ export const formatEvent = (event: CacheEvent): string => `${JSON.stringify(even
 /** Longer than any unpack may take, so that a user's claim cannot spoil a sum. */
 const longestUnpackMs = 86_400_000;
 
-/** @returns undefined for what is no whole, well-formed event: a line cut by a crash, one of another version, a forgery */
+/**
+ * @returns undefined for what is no whole, well-formed event: a line cut by a crash, one of another version,
+ *   a forgery
+ */
 export function parseEvent(line: string): CacheEvent | undefined {
   const value = parseJsonObject(line);
   if (value === undefined) return undefined;

@@ -1,7 +1,8 @@
 /**
- * Expected failures, sorted by whose problem they are. A job's fault never makes the Prolog exit non-zero, since that
- * would drain a node for one user's mistake or malice: whatever a user can bring about is a job's fault, also what a user can use
- * up for everybody (a disk, processes, memory). Anything else that is thrown is a bug of ours.
+ * Expected failures, sorted by whose problem they are. A job's fault never makes the Prolog exit non-zero,
+ * since that would drain a node for one user's mistake or malice: whatever a user can bring about is a job's
+ * fault, also what a user can use up for everybody (a disk, processes, memory). Anything else that is thrown
+ * is a bug of ours.
  */
 import { errnoName, nameErrnos } from './errno-names.ts';
 
@@ -19,7 +20,10 @@ const jobFaultCodes = [
   ...(['QUOTA_EXCEEDED', 'NO_SPACE', 'NO_RESOURCES', 'USER_UNKNOWN'] as const),
 ] as const;
 
-/** Why a job cannot be served from the cache, and a user may be the cause; the job runs as it would have without us. */
+/**
+ * Why a job cannot be served from the cache, and a user may be the cause; the job runs as it would have
+ * without us.
+ */
 type JobFaultCode = (typeof jobFaultCodes)[number];
 
 export class JobFault extends Error {
@@ -36,7 +40,10 @@ const nodeFaultCodes = [
   ...(['USER_DIRECTORY', 'TOOL_MISSING', 'LEASE_FAILED'] as const),
 ] as const;
 
-/** Why this node cannot serve any job, by what only root can bring about or a disk that fails. Remedies: OPERATIONS.md. */
+/**
+ * Why this node cannot serve any job, by what only root can bring about or a disk that fails. Remedies:
+ * OPERATIONS.md.
+ */
 type NodeFaultCode = (typeof nodeFaultCodes)[number];
 
 export class NodeFault extends Error {
@@ -49,8 +56,9 @@ export class NodeFault extends Error {
 }
 
 /**
- * Something failed below a user's directory (lib/system/beneath.ts), where only the user can have brought it about: it is theirs with
- * whichever error number. A base that is at fault itself is found out where no user is in the way (lib/store/base-fault.ts).
+ * Something failed below a user's directory (lib/system/beneath.ts), where only the user can have brought it
+ * about: it is theirs with whichever error number. A base that is at fault itself is found out where no user
+ * is in the way (lib/store/base-fault.ts).
  */
 export class BeneathError extends Error {
   override readonly name = 'BeneathError';
@@ -77,7 +85,9 @@ export function faultCode(error: unknown): FaultCode {
   );
 }
 
-/** Whether a failure may drain the node: a list of what does. Whatever else fails, a user may be the cause. */
+/**
+ * Whether a failure may drain the node: a list of what does. Whatever else fails, a user may be the cause.
+ */
 export function isFaultOfNode(error: unknown): boolean {
   return error instanceof NodeFault && usedUpCode(error) === undefined;
 }
@@ -87,7 +97,10 @@ export const isUsedUp = (error: unknown): boolean => usedUpCode(error) !== undef
 
 const isOfUser = (error: unknown): boolean => chainOf(error).some((one) => one instanceof BeneathError);
 
-/** Error numbers of what is used up, be it by one user: the disk, /run by an import of pyxis, all processes by a fork bomb. */
+/**
+ * Error numbers of what is used up, be it by one user: the disk, /run by an import of pyxis, all processes by
+ * a fork bomb.
+ */
 const usedUp: ReadonlyMap<string, JobFaultCode> = new Map([
   ['ENOSPC', 'NO_SPACE'],
   ['EDQUOT', 'QUOTA_EXCEEDED'],
@@ -109,7 +122,10 @@ export function systemErrorOf(error: unknown): string | undefined {
   return 'errno' in error && typeof error.errno === 'number' ? errnoName(error.errno) : undefined;
 }
 
-/** An error and its causes, outermost first. A cause may point back at itself; five levels are more than we ever nest. */
+/**
+ * An error and its causes, outermost first. A cause may point back at itself; five levels are more than we
+ * ever nest.
+ */
 function chainOf(error: unknown): unknown[] {
   const chain: unknown[] = [];
   let current = error;
@@ -120,7 +136,10 @@ function chainOf(error: unknown): unknown[] {
   return chain;
 }
 
-/** The message of an error and of its causes, outermost first, as one line. What was said already is not said again. */
+/**
+ * The message of an error and of its causes, outermost first, as one line. What was said already is not said
+ * again.
+ */
 export function describeError(error: unknown): string {
   const said: string[] = [];
   for (const one of chainOf(error)) {

@@ -1,8 +1,9 @@
 /** What a filesystem is good for, by the name /proc/self/mountinfo gives it. */
 
 /**
- * `local`: a disk of this node. `network`: other nodes have it, too, and a hung server hangs us. `fuse`: a program that
- * may not answer. `memory`: a reboot forgets it. `stacked`: cannot carry an overlay's upper layer. `unknown`: try.
+ * `local`: a disk of this node. `network`: other nodes have it, too, and a hung server hangs us. `fuse`: a
+ * program that may not answer. `memory`: a reboot forgets it. `stacked`: cannot carry an overlay's upper
+ * layer. `unknown`: try.
  */
 type FilesystemKind = 'local' | 'network' | 'fuse' | 'memory' | 'stacked' | 'unknown';
 
@@ -62,7 +63,8 @@ export function filesystemHindrance(type: string): string | undefined {
 export const diskRemedy = 'set container_cache_data_path to a directory on a disk of this node';
 
 /**
- * The options of a mount point (`noexec`, `ro`, …): field 6 of the last line of mountinfo that has it (proc(5)).
+ * The options of a mount point (`noexec`, `ro`, …): field 6 of the last line of mountinfo that has it
+ * (proc(5)).
  *
  * @param mountPoint as mountinfo writes it, escapes undone
  */

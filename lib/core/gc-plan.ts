@@ -72,7 +72,9 @@ export function fits(usage: Usage, need: SpaceNeed): boolean {
   return need.bytes <= usage.availableBytes && (usage.totalInodes === 0 || need.inodes <= usage.freeInodes);
 }
 
-/** A collection starts at or above the high watermark, or when something that is to be written does not fit. */
+/**
+ * A collection starts at or above the high watermark, or when something that is to be written does not fit.
+ */
 export function isCollectionDue(usage: Usage, policy: CollectionPolicy, need?: SpaceNeed): boolean {
   return usedPercent(usage) >= policy.gcHighPercent || (need !== undefined && !fits(usage, need));
 }
@@ -109,22 +111,24 @@ export function countUntil(
 }
 
 /**
- * Whether a collection for the watermark evicts even if it cannot reach its goal. With `container_cache_gc_low=0` the goal is
- * an empty cache: no disk can be less than 0 percent full, and all that may go should go.
+ * Whether a collection for the watermark evicts even if it cannot reach its goal. With
+ * `container_cache_gc_low=0` the goal is an empty cache: no disk can be less than 0 percent full, and all
+ * that may go should go.
  */
 export const wantsEmptyCache = ({ gcLowPercent }: CollectionPolicy): boolean => gcLowPercent === 0;
 
 /**
- * Where other files fill the disk, so that no collection reaches its goal, an entry that is used goes only when its room is needed: it
- * would be unpacked again by the next job. One that nobody used for a day costs nobody more than that one unpack.
+ * Where other files fill the disk, so that no collection reaches its goal, an entry that is used goes only
+ * when its room is needed: it would be unpacked again by the next job. One that nobody used for a day costs
+ * nobody more than that one unpack.
  */
 const staleAfterMs = 86_400_000;
 
 export const isStale = ({ usedAtMs }: EntryFacts, nowMs: number): boolean => nowMs - usedAtMs > staleAfterMs;
 
 /**
- * Why an entry stays, or undefined. An entry "used" in the future (a clock set back, a forged time) is the most recently
- * used one, but is not young: else it could never go.
+ * Why an entry stays, or undefined. An entry "used" in the future (a clock set back, a forged time) is the
+ * most recently used one, but is not young: else it could never go.
  */
 export function keepReason(
   entry: EntryFacts,

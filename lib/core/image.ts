@@ -1,9 +1,9 @@
 /**
  * What a job's `--container-image` names, and the hash under which its rootfs is kept.
  *
- * An image is identified by what it contains, not by what it is called: a rebuilt file and a moved tag are other
- * entries. The rules for telling a path from a reference are pyxis' (a path starts with `.` or `/`), those for the
- * parts of a reference are enroot's (enroot-import(1)).
+ * An image is identified by what it contains, not by what it is called: a rebuilt file and a moved tag are
+ * other entries. The rules for telling a path from a reference are pyxis' (a path starts with `.` or `/`),
+ * those for the parts of a reference are enroot's (enroot-import(1)).
  */
 import { JobFault } from './faults.ts';
 
@@ -125,7 +125,10 @@ export interface SquashfsFacts {
   readonly sizeBytes: number;
   /** As find(1) prints it, seconds with a fraction: never computed with. */
   readonly modifiedAt: string;
-  /** The same of the last change of the inode, which nobody can set: it tells a file that was replaced with its old times. */
+  /**
+   * The same of the last change of the inode, which nobody can set: it tells a file that was replaced with
+   * its old times.
+   */
   readonly changedAt: string;
   /** The first 96 bytes. */
   readonly superblock: Uint8Array;
@@ -141,8 +144,8 @@ export interface Superblock {
 }
 
 /**
- * Reads the superblock of squashfs 4.0: little-endian, magic "hsqs", inode count at 4, flags at 24, version at 28, bytes
- * used at 40 (the kernel's fs/squashfs/squashfs_fs.h, struct squashfs_super_block).
+ * Reads the superblock of squashfs 4.0: little-endian, magic "hsqs", inode count at 4, flags at 24, version
+ * at 28, bytes used at 40 (the kernel's fs/squashfs/squashfs_fs.h, struct squashfs_super_block).
  *
  * @throws JobFault NOT_SQUASHFS
  */
@@ -180,7 +183,10 @@ export interface SpaceNeed {
   readonly inodes: number;
 }
 
-/** Compressed container images grow to two to three times their size; a file's last block is half empty on average. */
+/**
+ * Compressed container images grow to two to three times their size; a file's last block is half empty on
+ * average.
+ */
 const usualGrowth = 3;
 const tailBytesPerInode = 2048;
 /** Beside the image's own inodes: the partial directory and the lock file. */

@@ -1,6 +1,9 @@
 /** States of a job, as squeue(1) names them. */
 
-/** States after which nobody wants the job's Prolog to go on. Of what a later Slurm may add, nothing is known: the Prolog goes on. */
+/**
+ * States after which nobody wants the job's Prolog to go on. Of what a later Slurm may add, nothing is known:
+ * the Prolog goes on.
+ */
 const overStates = [
   ...(['COMPLETING', 'COMPLETED', 'CANCELLED', 'FAILED', 'TIMEOUT', 'PREEMPTED', 'NODE_FAIL'] as const),
   ...(['BOOT_FAIL', 'DEADLINE', 'OUT_OF_MEMORY', 'REVOKED'] as const),

@@ -1,6 +1,7 @@
 /**
- * The job as slurmd describes it to Prolog and Epilog, by environment variables (slurm.conf(5), "PROLOG AND EPILOG
- * SCRIPTS"). SLURM_JOB_ID, _UID and _GID come from slurmd; SPANK_* values come from the user and are hostile.
+ * The job as slurmd describes it to Prolog and Epilog, by environment variables (slurm.conf(5), "PROLOG AND
+ * EPILOG SCRIPTS"). SLURM_JOB_ID, _UID and _GID come from slurmd; SPANK_* values come from the user and are
+ * hostile.
  */
 import { JobFault } from './faults.ts';
 
@@ -23,7 +24,10 @@ export interface ContainerOptions {
   readonly hasName: boolean;
 }
 
-/** Slurm gives the options of a SPANK plugin to the Prolog under these names, `_` for what is not alphanumeric. */
+/**
+ * Slurm gives the options of a SPANK plugin to the Prolog under these names, `_` for what is not
+ * alphanumeric.
+ */
 const optionPrefix = 'SPANK__SLURM_SPANK_OPTION_pyxis_';
 
 /** uid_t and job IDs are 32 bits wide, the highest value means "none" in both. */

@@ -29,10 +29,10 @@
  *   /var/lib/container-cache/events/2026-11-24         eventsPath
  *   /var/lib/container-cache/counters, pins            countersPath, pinsPath
  *
- * ENTRY is `pyxis_cache_u1000_00deadbeef001122` (entryName), and a container is called `pyxis_42.0`: so in logs,
- * leases, pins, commands and calls. The directories of both have a dot before the name: `enroot list` shows
- * every other directory of a data path as a container that can be removed, and scripts that clean up look for
- * `pyxis_*`.
+ * ENTRY is `pyxis_cache_u1000_00deadbeef001122` (entryName), and a container is called `pyxis_42.0`: so in
+ * logs, leases, pins, commands and calls. The directories of both have a dot before the name: `enroot list`
+ * shows every other directory of a data path as a container that can be removed, and scripts that clean up
+ * look for `pyxis_*`.
  */
 
 export const lockFileName = '.pyxis_cache_lock';
@@ -96,10 +96,16 @@ export const roomLockPath = (runtimePath: string): string => `${runtimePath}/roo
 export const roomAnswersPath = (runtimePath: string): string => `${runtimePath}/answers`;
 export const roomAnswerPath = (runtimePath: string, pid: number): string =>
   `${roomAnswersPath(runtimePath)}/${pid}`;
-/** What entries take on disk, as root counted it; and when a collection last said that it cannot reach its goal. */
+/**
+ * What entries take on disk, as root counted it; and when a collection last said that it cannot reach its
+ * goal.
+ */
 export const entrySizesPath = (runtimePath: string): string => `${runtimePath}/sizes`;
 export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/gc-missed`;
-/** The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the base is another. */
+/**
+ * The lock of the collector that Prolog or Epilog started, from before its first instruction; that of the
+ * base is another.
+ */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 
 /** The locks of the unpacks in the background that a user has. */
@@ -111,16 +117,22 @@ export const registriesPath = (runtimePath: string): string => `${runtimePath}/r
 export const registryMemoryPath = (runtimePath: string, uid: number): string =>
   `${registriesPath(runtimePath)}/${uid}`;
 
-/** What makes a directory `.pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no such file. */
+/**
+ * What makes a directory `.pyxis_<job>.<step>` a stub of the enroot wrapper: a container of enroot has no
+ * such file.
+ */
 export const stubMarkPath = (stub: string): string => `${stub}/.container-cache/entry`;
 
 /**
- * pyxis' names of a step's own container, with a dot; the second form, where container_scope=job, carries the job ID twice. Version 0.1
- * made stubs without the dot.
+ * pyxis' names of a step's own container, with a dot; the second form, where container_scope=job, carries the
+ * job ID twice. Version 0.1 made stubs without the dot.
  */
 const stubPattern = /^\.?pyxis_([1-9]\d{0,9})(?:_\1)?\.\d{1,10}$/;
 
-/** The job of a step's own container, by the name of its directory. A user can give a directory such a name, too. */
+/**
+ * The job of a step's own container, by the name of its directory. A user can give a directory such a name,
+ * too.
+ */
 export function parseStubDirectoryName(name: string): { readonly jobId: number } | undefined {
   const jobId = stubPattern.exec(name)?.[1];
   return jobId === undefined ? undefined : { jobId: Number(jobId) };
@@ -177,6 +189,9 @@ export function parseIdName(name: string): number | undefined {
   return idPattern.test(name) ? Number(name) : undefined;
 }
 
-/** A holder is found by what it is called in its own environment; only root can put it there for a root process. */
+/**
+ * A holder is found by what it is called in its own environment; only root can put it there for a root
+ * process.
+ */
 export const holderVariable = 'CONTAINER_CACHE_LEASE';
 export const holderTitle = (jobId: number): string => `container-cache-lease ${jobId}`;

@@ -1,6 +1,6 @@
 /**
- * The record of a lease, `<runtime>/leases/<jobid>`: which process holds which entries. Root writes and reads it; it is
- * parsed strictly all the same, since a record names a process to be killed.
+ * The record of a lease, `<runtime>/leases/<jobid>`: which process holds which entries. Root writes and reads
+ * it; it is parsed strictly all the same, since a record names a process to be killed.
  */
 import { isAmount, parseJsonObject } from './json.ts';
 import { isEntryNameOf } from './layout.ts';
@@ -8,7 +8,10 @@ import { isEntryNameOf } from './layout.ts';
 export interface LeaseRecord {
   readonly jobId: number;
   readonly uid: number;
-  /** Who holds the flocks. The start time, clock ticks after boot, tells a process from a later one with its number. */
+  /**
+   * Who holds the flocks. The start time, clock ticks after boot, tells a process from a later one with its
+   * number.
+   */
   readonly holder: { readonly pid: number; readonly startTicks: string };
   readonly sinceMs: number;
   /** Names of entries below the user's directory. */

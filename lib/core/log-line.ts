@@ -1,11 +1,13 @@
 /**
- * One log line: `word key=value key="value with blanks"`. Values come from users; whatever could end a line, forge a
- * key or move a terminal's cursor is escaped, and every value and the line have a limit.
+ * One log line: `word key=value key="value with blanks"`. Values come from users; whatever could end a line,
+ * forge a key or move a terminal's cursor is escaped, and every value and the line have a limit.
  */
 
 export type LogValue = string | number | undefined;
 
-/** Characters of one value, and of one line; rsyslog cuts messages at 8 KiB by default, syslog-ng likewise. */
+/**
+ * Characters of one value, and of one line; rsyslog cuts messages at 8 KiB by default, syslog-ng likewise.
+ */
 const longestValue = 512;
 const longestLine = 2048;
 
@@ -30,7 +32,9 @@ function formatValue(value: string): string {
   return /^[A-Za-z0-9_./:@%+,-]+$/.test(text) ? text : `"${text}"`;
 }
 
-/** Cuts what is escaped already: a value that grew by its escapes must not push the later keys off the line. */
+/**
+ * Cuts what is escaped already: a value that grew by its escapes must not push the later keys off the line.
+ */
 function shorten(escaped: string): string {
   if (escaped.length <= longestValue) return escaped;
   // No half escape and no half surrogate pair at the cut.
@@ -39,8 +43,8 @@ function shorten(escaped: string): string {
 }
 
 /**
- * Escapes as in JSON: backslash, quote, controls (C0, DEL, C1), line and paragraph separators, the marks that reorder
- * text in a terminal, and lone surrogates.
+ * Escapes as in JSON: backslash, quote, controls (C0, DEL, C1), line and paragraph separators, the marks that
+ * reorder text in a terminal, and lone surrogates.
  */
 export function escapeControls(text: string): string {
   return text.replace(

@@ -74,8 +74,8 @@ export function mountPointsBelow(path: string, mounts: readonly Mount[]): string
 }
 
 /**
- * Whether something is mounted on a directory or below it. A user may mount a filesystem of their own (FUSE) in their own
- * directory; it refuses us, or its server never answers.
+ * Whether something is mounted on a directory or below it. A user may mount a filesystem of their own (FUSE)
+ * in their own directory; it refuses us, or its server never answers.
  */
 export function hasMounts(path: string, mounts: readonly Mount[]): boolean {
   return mounts.some((mount) => isWithin(mount.mountPoint, path));
@@ -104,7 +104,9 @@ export function namesInUse(mounts: readonly Mount[], basePath: string, base: Loc
   return names;
 }
 
-/** The layers of an overlay: `lowerdir=a:b`, or one `lowerdir+=a` for each since Linux 6.8, and the upper one. */
+/**
+ * The layers of an overlay: `lowerdir=a:b`, or one `lowerdir+=a` for each since Linux 6.8, and the upper one.
+ */
 function overlayLayers(superOptions: string): string[] {
   const layers: string[] = [];
   for (const option of superOptions.split(',')) {
@@ -115,8 +117,8 @@ function overlayLayers(superOptions: string): string[] {
 }
 
 /**
- * The mount points named in an fstab(5) on the way to a path that are not mounted now. Where one is missing, the
- * directory under it is not the disk the admin meant and must not be filled.
+ * The mount points named in an fstab(5) on the way to a path that are not mounted now. Where one is missing,
+ * the directory under it is not the disk the admin meant and must not be filled.
  */
 export function missingMounts(path: string, fstab: string, mounts: readonly Mount[]): string[] {
   const mounted = new Set(mounts.map((mount) => mount.mountPoint));

@@ -3,7 +3,10 @@
 /** More mistakes than this, or than a third of the word, make it another word. */
 const mostMistakes = 5;
 
-/** @returns one with the same end (`data_path` for `container_cache_data_path`), or with few other letters; undefined: none */
+/**
+ * @returns one with the same end (`data_path` for `container_cache_data_path`), or with few other letters;
+ *   undefined: none
+ */
 export function nearestWord<T extends string>(word: string, words: readonly T[]): T | undefined {
   const limit = Math.min(mostMistakes, Math.floor(word.length / 3));
   const alike = word.toLowerCase().replaceAll('-', '_');
@@ -22,7 +25,9 @@ export function nearestWord<T extends string>(word: string, words: readonly T[])
   return nearest;
 }
 
-/** Letters to insert, delete or change (Levenshtein's distance); a number of `enough` or more means: too many. */
+/**
+ * Letters to insert, delete or change (Levenshtein's distance); a number of `enough` or more means: too many.
+ */
 function countMistakes(from: string, to: string, enough: number): number {
   if (Math.abs(from.length - to.length) >= enough) return enough;
   let row = Array.from({ length: to.length + 1 }, (_, column) => column);

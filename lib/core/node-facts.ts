@@ -1,6 +1,6 @@
 /**
- * What the enroot wrapper must know of its node, `<runtime>/node`: found out by the Prolog once, read by a shell at each
- * container start. `key=value` lines; no value holds a newline.
+ * What the enroot wrapper must know of its node, `<runtime>/node`: found out by the Prolog once, read by a
+ * shell at each container start. `key=value` lines; no value holds a newline.
  */
 import { isAtLeast } from './version.ts';
 
@@ -11,7 +11,9 @@ export interface NodeFacts {
   /** What they were found out for; other settings or another enroot make them out of date. */
   readonly fingerprint: string;
   readonly basePath: string;
-  /** What the base was mounted below, `/raid`: while that is not mounted, its mount point must not be filled. */
+  /**
+   * What the base was mounted below, `/raid`: while that is not mounted, its mount point must not be filled.
+   */
   readonly baseMount: string | undefined;
   readonly enrootPath: string | undefined;
   readonly enrootVersion: string | undefined;
@@ -29,7 +31,10 @@ export interface NodeFacts {
   /** pyxis' `runtime_path`, and its version where its file tells. */
   readonly pyxisRuntimePath: string | undefined;
   readonly pyxisVersion: string | undefined;
-  /** The files and directories that tell the last three, with tabs between; and what they were like when they were read. */
+  /**
+   * The files and directories that tell the last three, with tabs between; and what they were like when they
+   * were read.
+   */
   readonly pyxisFiles: string | undefined;
   readonly pyxisStamp: string | undefined;
 }
@@ -108,8 +113,8 @@ export function parseNodeFacts(text: string): NodeFacts | undefined {
 const parseTime = (text = ''): number | undefined => (/^\d{1,16}$/.test(text) ? Number(text) : undefined);
 
 /**
- * For how long a node is taken for one that cannot do something because an attempt failed. On a busy node it may have failed for
- * want of time or processes; where it always does, an attempt now and then costs little.
+ * For how long a node is taken for one that cannot do something because an attempt failed. On a busy node it
+ * may have failed for want of time or processes; where it always does, an attempt now and then costs little.
  */
 export const failureLimitMs = 5 * 60_000;
 
@@ -121,8 +126,8 @@ export function areValid({ validUntilMs }: NodeFacts, nowMs: number): boolean {
 }
 
 /**
- * Whether the wrapper knows how this enroot behaves: `digest` came with 4.0, what `start` and `mounts.d` do is the same since
- * 3.4.
+ * Whether the wrapper knows how this enroot behaves: `digest` came with 4.0, what `start` and `mounts.d` do
+ * is the same since 3.4.
  *
  * @param version as `enroot version` prints it, e.g. `4.1.2`
  */

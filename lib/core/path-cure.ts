@@ -1,7 +1,7 @@
 /**
- * Files and directories on the way to something of root's: whether somebody else can change them, and what to do about it, the least that
- * helps. Others may work in a directory that is everybody's, such as /scratch: with the sticky bit they still can, and nobody can rename
- * what is not theirs.
+ * Files and directories on the way to something of root's: whether somebody else can change them, and what to
+ * do about it, the least that helps. Others may work in a directory that is everybody's, such as /scratch:
+ * with the sticky bit they still can, and nobody can rename what is not theirs.
  */
 
 interface Owned {

@@ -36,8 +36,8 @@ export interface PyxisOptions {
 const defaultRuntimePath = '/run/pyxis';
 
 /**
- * Each line that has pyxis' arguments counts, whatever the plugin's file is called: who takes another program for pyxis is no
- * worse off than without a cache, who misses an importer is.
+ * Each line that has pyxis' arguments counts, whatever the plugin's file is called: who takes another program
+ * for pyxis is no worse off than without a cache, who misses an importer is.
  *
  * @returns undefined if two lines disagree, so that nobody can say what pyxis does
  */

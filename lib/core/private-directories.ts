@@ -1,4 +1,7 @@
-/** Directories of which each job sees others than the node: Slurm's job_container/tmpfs, SPANK plugins, pam_namespace. */
+/**
+ * Directories of which each job sees others than the node: Slurm's job_container/tmpfs, SPANK plugins,
+ * pam_namespace.
+ */
 import { isAtLeast, type Version } from './version.ts';
 
 /** slurm.conf's plugins that give a job a /tmp of its own; the second is its name from Slurm 25.11 on. */
@@ -11,7 +14,8 @@ const defaultDirectories = ['/tmp', '/dev/shm'];
 const firstWithDirs: Version = [23, 2];
 
 /**
- * Reads job_container.conf(5) or namespace.yaml. Which line is for which node only Slurm can tell, so all count.
+ * Reads job_container.conf(5) or namespace.yaml. Which line is for which node only Slurm can tell, so all
+ * count.
  *
  * @param text undefined: there is no such file
  * @param version of Slurm; undefined: not known

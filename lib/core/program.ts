@@ -1,7 +1,8 @@
 /**
  * Which program one executable runs as. Whoever starts it may have linked, copied or renamed it:
  *
- *   1. A command on the command line decides: `container-cache prolog`, `container-cache gc`. We start ourselves only so.
+ *   1. A command on the command line decides: `container-cache prolog`, `container-cache gc`. We start
+ *      ourselves only so.
  *   2. Otherwise SLURM_SCRIPT_CONTEXT decides, which Slurm sets for every script of slurm.conf.
  *   3. Otherwise the name it was called by decides.
  */
@@ -29,8 +30,8 @@ export const adminCommands = [
 const adminOptions = ['--help', '--version', '--get-yargs-completions'];
 
 /**
- * @returns the program, and the parameters that are left for it. `idle`: Slurm runs us where we have nothing to do, such as
- *   PrologSlurmctld or TaskProlog; a failure there would hold jobs.
+ * @returns the program, and the parameters that are left for it. `idle`: Slurm runs us where we have nothing
+ *   to do, such as PrologSlurmctld or TaskProlog; a failure there would hold jobs.
  */
 export function chooseProgram(start: Start): { program: Program; parameters: readonly string[] } {
   const { parameters } = start;

@@ -1,4 +1,6 @@
-/** How much of a user's own must go after a quota refused an image. Nobody tells how much of a quota is left. */
+/**
+ * How much of a user's own must go after a quota refused an image. Nobody tells how much of a quota is left.
+ */
 import { ownInodes, type SpaceNeed } from './image.ts';
 
 /** The first attempt is a little modest: what a listing says is more than what a tree takes. */

@@ -1,14 +1,15 @@
 /**
  * What enroot says when a registry gives it no image, read as one cause in plain words.
  *
- * enroot prints its progress as `[INFO]`, the HTTP status of an answer as `[ERROR] URL … returned error code: 401
- * Unauthorized`, and where there was no answer curl prints `curl: (7) …` (enroot's src/common.sh, common::curl).
+ * enroot prints its progress as `[INFO]`, the HTTP status of an answer as
+ * `[ERROR] URL … returned error code: 401 Unauthorized`, and where there was no answer curl prints
+ * `curl: (7) …` (enroot's src/common.sh, common::curl).
  */
 import { JobFault } from './faults.ts';
 
 /**
- * `silent`: nobody answered, or the answer was "not now". `late`: the question took too long, be it for the registry or for a
- * busy node. `refused`: an answer, or none that was believed; other credentials,
+ * `silent`: nobody answered, or the answer was "not now". `late`: the question took too long, be it for the
+ * registry or for a busy node. `refused`: an answer, or none that was believed; other credentials,
  * certificates or another proxy could change it. `other`: neither; enroot itself failed.
  */
 type RegistryFailureKind = 'silent' | 'late' | 'refused' | 'other';
@@ -72,7 +73,10 @@ const statusTexts: Readonly<Record<number, string>> = {
   504: 'Gateway Timeout',
 };
 
-/** Exit codes of curl(1) by which no server of the registry, nor of a proxy, has said anything about the image. */
+/**
+ * Exit codes of curl(1) by which no server of the registry, nor of a proxy, has said anything about the
+ * image.
+ */
 const unreached: ReadonlySet<number> = new Set([5, 6, 7, 18, 28, 35, 52, 55, 56, 92, 97]);
 /** CURLE_WRITE_ERROR: curl does not say why. */
 const unwritten = 23;
@@ -129,7 +133,10 @@ function explainStatus(registry: string, status: number, from: string): Registry
     : { kind: 'refused', cause: `registry ${registry} refused: ${told}` };
 }
 
-/** Where a registry wants a password (Basic), enroot drops the answer that refuses it: nothing follows on this line. */
+/**
+ * Where a registry wants a password (Basic), enroot drops the answer that refuses it: nothing follows on this
+ * line.
+ */
 const authenticating = /^\[INFO\] (?:Authenticating with user: (\S+)|Using credentials from file:)/;
 
 function explainEnd(registry: string, lines: readonly string[], { exitCode }: EnrootEnd): RegistryFailure {

@@ -1,11 +1,15 @@
 /**
- * What a step asks the node's room agent for (lib/store/room-agent.ts): one variable in the environment of a process of the step, whose
- * number it tells the agent. It names an image and never a size: what the image needs, root finds out.
+ * What a step asks the node's room agent for (lib/store/room-agent.ts): one variable in the environment of a
+ * process of the step, whose number it tells the agent. It names an image and never a size: what the image
+ * needs, root finds out.
  */
 
 export const roomVariable = 'CONTAINER_CACHE_ROOM';
 
-/** For an entry; for a container that enroot unpacks; of the user's own quota for either; for the few files of a stub, of disk or quota. */
+/**
+ * For an entry; for a container that enroot unpacks; of the user's own quota for either; for the few files of
+ * a stub, of disk or quota.
+ */
 export const roomKinds = ['entry', 'container', 'quota', 'stub', 'stub-quota'] as const;
 type RoomKind = (typeof roomKinds)[number];
 
@@ -28,7 +32,9 @@ export function parseRoomRequest(text: string): RoomRequest | undefined {
     : { kind, image };
 }
 
-/** `working` until there is an answer. `over-limit`: the cache would take more than container_cache_max_size. */
+/**
+ * `working` until there is an answer. `over-limit`: the cache would take more than container_cache_max_size.
+ */
 const roomAnswers = ['working', 'room', 'no-room', 'over-limit'] as const;
 export type RoomAnswer = (typeof roomAnswers)[number];
 

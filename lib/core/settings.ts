@@ -1,8 +1,8 @@
 /**
  * The configuration file, `/etc/slurm/container-cache.conf`: `key=value` lines, `#` starts a comment line.
  *
- * Each setting is declared once, in `settingReaders`: its default, its unit, what its extremes mean. Every problem in
- * the file is reported, not only the first, so that an admin mends it in one go.
+ * Each setting is declared once, in `settingReaders`: its default, its unit, what its extremes mean. Every
+ * problem in the file is reported, not only the first, so that an admin mends it in one go.
  */
 import { isFaultOfNode, NodeFault } from './faults.ts';
 import { escapeControls } from './log-line.ts';
@@ -15,7 +15,10 @@ export const defaultRuntimePath = '/run/container-cache';
 /** Whether a job waits for its entry, or runs without it while it is made for the next one. */
 type CreateMode = 'wait' | 'background';
 type ImageFreshness = 'always' | 'if-not-present';
-/** How a container is kept from writing into its entry; `auto`: an overlay where the kernel lets a user mount one. */
+/**
+ * How a container is kept from writing into its entry; `auto`: an overlay where the kernel lets a user mount
+ * one.
+ */
 type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
 type OnFailure = 'continue' | 'fail';
 export type LogTarget = 'syslog' | 'stderr';
@@ -52,9 +55,15 @@ export interface Settings {
   readonly gcLowPercent: number;
   /** `gc_min_age`, seconds since its last use during which an entry is kept. 0: no such protection. */
   readonly gcMinAgeSeconds: number;
-  /** `container_cache_max_size`, what all entries together may take on disk; undefined: as much as the watermarks leave them. */
+  /**
+   * `container_cache_max_size`, what all entries together may take on disk; undefined: as much as the
+   * watermarks leave them.
+   */
   readonly maxSize: SizeLimit | undefined;
-  /** `create_timeout`, seconds a job may wait for its entry. 0: a limit that grows with the image (createLimitMs). */
+  /**
+   * `create_timeout`, seconds a job may wait for its entry. 0: a limit that grows with the image
+   * (createLimitMs).
+   */
   readonly createTimeoutSeconds: number;
   /** `create_processors`, threads of an unpack. 0: as many as the node has. */
   readonly createProcessors: number;
@@ -65,8 +74,9 @@ export interface Settings {
   /** `on_failure`: `fail` makes a failure of the node (not of the job) exit 1, which drains the node. */
   readonly onFailure: OnFailure;
   /**
-   * `isolation`: `overlay` gives each container a layer of its own over the entry; `shared` starts read-only containers on the
-   * entry itself; `off` leaves containers to enroot, and the cache is of no use to them; `auto` tries overlays once per boot.
+   * `isolation`: `overlay` gives each container a layer of its own over the entry; `shared` starts read-only
+   * containers on the entry itself; `off` leaves containers to enroot, and the cache is of no use to them;
+   * `auto` tries overlays once per boot.
    */
   readonly isolation: Isolation;
   /** `enroot_sysconf_path`, where the real enroot has its mounts.d. */
@@ -77,7 +87,10 @@ export interface Settings {
   readonly runtimePath: string;
   /** `state_dir`, for what is counted and pinned; should outlive a reboot. */
   readonly statePath: string;
-  /** `pin`, a line for each: images that `container-cache warm` unpacks ahead of time, and no collection takes. */
+  /**
+   * `pin`, a line for each: images that `container-cache warm` unpacks ahead of time, and no collection
+   * takes.
+   */
   readonly pins: readonly ConfiguredPin[];
   readonly logTarget: LogTarget;
   readonly logLevel: LogLevel;
@@ -115,8 +128,8 @@ function oneOf<const T extends string>(choices: readonly T[]): (value: string) =
 }
 
 function absolutePath(value: string): string {
-  // Only plain names between the slashes: the path is printed to TaskProlog and into an fstab line of enroot, where a
-  // blank, a quote, a comma or a colon would mean something.
+  // Only plain names between the slashes: the path is printed to TaskProlog and into an fstab line of enroot,
+  // where a blank, a quote, a comma or a colon would mean something.
   if (!/^(\/[A-Za-z0-9_.+@%=-]+)+\/?$/.test(value) || /\/\.{1,2}(\/|$)/.test(value)) {
     throw new Wanted('an absolute path of letters, digits and _.+@%=- without "." or ".." in it');
   }
@@ -195,7 +208,8 @@ export interface ParsedSettings {
 /**
  * Reads the text of a configuration file.
  *
- * @param file where the text is from, for messages like `/etc/slurm/x.conf:3: gc_min_age: found "soon", want …`
+ * @param file where the text is from, for messages like
+ *   `/etc/slurm/x.conf:3: gc_min_age: found "soon", want …`
  */
 export function parseSettings(text: string, file: string): ParsedSettings {
   const values: Values = {};
@@ -295,7 +309,9 @@ export function logSettingsOf(
   return parsed.settings ?? { logTarget: parsed.logTarget, logLevel: 'info', syslogFacility: 'daemon' };
 }
 
-/** The exit code of Prolog and Epilog after these errors: only a fault of the node, or a bug, may drain it. */
+/**
+ * The exit code of Prolog and Epilog after these errors: only a fault of the node, or a bug, may drain it.
+ */
 export function exitCodeOf(errors: readonly unknown[], onFailure: OnFailure): 0 | 1 {
   return onFailure === 'fail' && errors.some(isFaultOfNode) ? 1 : 0;
 }
@@ -327,9 +343,9 @@ export interface ImageSizes {
 }
 
 /**
- * How long a job may wait for its entry, milliseconds. Without `create_timeout`: five minutes and a second for
- * each 4 MiB that an image file has on its disk, so slow that only a hung disk reaches it, and an hour at most, as for an image whose size
- * only the registry knows.
+ * How long a job may wait for its entry, milliseconds. Without `create_timeout`: five minutes and a second
+ * for each 4 MiB that an image file has on its disk, so slow that only a hung disk reaches it, and an hour at
+ * most, as for an image whose size only the registry knows.
  *
  * @param image undefined for an image from a registry
  */

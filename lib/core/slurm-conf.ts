@@ -1,9 +1,9 @@
 /**
  * slurm.conf(5), as far as it concerns us, and what its values mean for us.
  *
- * Keys are case-insensitive; `#` starts a comment unless a backslash is before it; a backslash at the end continues the
- * line; a value with blanks is quoted; `Include FILE` is resolved from the directory of slurm.conf, with `%c` for the
- * cluster's name.
+ * Keys are case-insensitive; `#` starts a comment unless a backslash is before it; a backslash at the end
+ * continues the line; a value with blanks is quoted; `Include FILE` is resolved from the directory of
+ * slurm.conf, with `%c` for the cluster's name.
  */
 import { dirname } from 'node:path';
 import { isAtLeast, type Version } from './version.ts';
@@ -147,16 +147,16 @@ export function messageTimeoutSeconds(conf: Pick<SlurmConf, 'last'>): number {
 }
 
 /**
- * Whether srun, with Alloc, asks for its node 0.1 s after the allocation and then only after 1.1 and 2.6 s (allocate.c of Slurm
- * 23.02 and newer). Before, it asked every 0.1 s.
+ * Whether srun, with Alloc, asks for its node 0.1 s after the allocation and then only after 1.1 and 2.6 s
+ * (allocate.c of Slurm 23.02 and newer). Before, it asked every 0.1 s.
  */
 export function asksSeldom(version: Version): boolean {
   return isAtLeast(version, [23, 2]);
 }
 
 /**
- * Whether a TaskProlog under pyxis needs slurmstepd's own libraries inside the container: from Slurm 24.11 until 25.05
- * slurmstepd executes itself again for it (NVIDIA/pyxis issue 163).
+ * Whether a TaskProlog under pyxis needs slurmstepd's own libraries inside the container: from Slurm 24.11
+ * until 25.05 slurmstepd executes itself again for it (NVIDIA/pyxis issue 163).
  */
 export function taskPrologNeedsLibraries(version: Version): boolean {
   return isAtLeast(version, [24, 11]) && !isAtLeast(version, [25, 11]);

@@ -8,17 +8,18 @@
  *   <fingerprint>.seen   empty: there was an entry of an image of that size and superblock
  *
  *   1. The identity is known: so is the entry. One small file is read for it.
- *   2. Else, if the fingerprint was seen, the file may be a copy of a cached image: its content is read first.
+ *   2. Else, if the fingerprint was seen, the file may be a copy of a cached image: its content is read
+ *      first.
  *   3. Else it cannot be a copy: it is unpacked at once, and its content is read at the same time.
  *
- * The identity has the time of the inode, which nobody can set: `cp -p` or `rsync -t` over an image changes it.
- * A file that changed less than a clock tick before it was read is not remembered. After the unpack the
+ * The identity has the time of the inode, which nobody can set: `cp -p` or `rsync -t` over an image changes
+ * it. A file that changed less than a clock tick before it was read is not remembered. After the unpack the
  * identity is compared again (create.ts); if it changed, the tree is discarded.
  *
  * The create lock is that of the fingerprint: of jobs that each stage a copy at once, one unpacks.
  *
- * With `create_mode=background` a Prolog does not read the image. With `use_squashfuse=1` a step asks only the
- * index.
+ * With `create_mode=background` a Prolog does not read the image. With `use_squashfuse=1` a step asks only
+ * the index.
  *
  * The index, the lock and the entries belong to one user: a forged index leads only to that user's entries.
  */

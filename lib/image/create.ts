@@ -54,7 +54,10 @@ export interface CreateContext {
    * @param imagePath undefined: what needs room is on the disk already
    */
   readonly makeRoom: (need: SpaceNeed, imagePath: string | undefined, limitMs: number) => Promise<RoomResult>;
-  /** Whether images of registries may be made of their layers: only who can call makeRoom() for what is on the disk. */
+  /**
+   * Whether images of registries may be made of their layers: only who can call makeRoom() for what is on the
+   * disk.
+   */
   readonly keepsLayers: boolean;
   /** The same for the import of a registry's image, as far as can be known what that takes. */
   readonly makeImportRoom: (uri: string, limitMs: number) => Promise<void>;
@@ -73,7 +76,10 @@ export interface KnownShortage {
   readonly isHopeless: boolean;
 }
 
-/** `over-limit`: the cache would take more than `container_cache_max_size`. Whether there is room now, the disk tells. */
+/**
+ * `over-limit`: the cache would take more than `container_cache_max_size`. Whether there is room now, the
+ * disk tells.
+ */
 export type RoomResult = 'done' | 'over-limit';
 
 export interface CreateProgress {
@@ -129,7 +135,8 @@ export async function fillRootfs(
     throw error;
   }
   const space = await settlePermissions(user, rootfsPath, remainingMs());
-  // Somebody may have replaced the file while it was read: what was unpacked must be what the entry's name says.
+  // Somebody may have replaced the file while it was read: what was unpacked must be what the entry's name
+  // says.
   const content = await reading;
   // By the time of the inode's last change, too, which nobody can set back.
   const now = await probeSquashfs(user, { kind: 'path', path: squashfs.path });
@@ -164,7 +171,10 @@ function nameOf(
   return entryName(user.uid, hashContent(content.content));
 }
 
-/** In the partial directory: what enroot makes, the tree of its layers, and the file that it makes if that tree cannot be. */
+/**
+ * In the partial directory: what enroot makes, the tree of its layers, and the file that it makes if that
+ * tree cannot be.
+ */
 const importedName = 'imported';
 const treeName = 'merged';
 const squashfsName = 'image.squashfs';
@@ -254,7 +264,8 @@ async function ensureRoom(context: CreateContext, squashfs: SquashfsSource, limi
   const before = context.readUsage();
   const { totalBytes, totalInodes } = before;
   if (need.bytes > totalBytes || (totalInodes > 0 && need.inodes > totalInodes)) {
-    // Not even on an empty disk. What fits there, but not beside what has to stay, is the collector's to find out.
+    // Not even on an empty disk. What fits there, but not beside what has to stay, is the collector's to find
+    // out.
     throw new JobFault(
       'UNPACK_FAILED',
       `Cannot unpack "${squashfs.path}": ${need.bytes} bytes and ${need.inodes} inodes needed, the whole filesystem has ` +
@@ -306,8 +317,8 @@ const overLimit = (image: string, { bytes }: SpaceNeed): JobFault =>
 const blockBytes = 4096;
 
 /**
- * Adds up the sizes in the image's listing, each rounded up to a block, and counts its names: no fewer than its inodes, while
- * the superblock may claim any number.
+ * Adds up the sizes in the image's listing, each rounded up to a block, and counts its names: no fewer than
+ * its inodes, while the superblock may claim any number.
  *
  * @throws JobFault UNPACK_FAILED, CREATE_TIMEOUT; NodeFault TOOL_MISSING
  */

@@ -32,8 +32,8 @@ import type { RegistrySource } from './image-source.ts';
 import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } from './registry-memory.ts';
 
 /**
- * Who asks. A `prolog` has none of the job's environment: no answer to it is final. A `user` is a step, with that environment, or an
- * admin who warms an image.
+ * Who asks. A `prolog` has none of the job's environment: no answer to it is final. A `user` is a step, with
+ * that environment, or an admin who warms an image.
  */
 export type Asker =
   { readonly kind: 'prolog' } | { readonly kind: 'user'; readonly environment?: Environment };

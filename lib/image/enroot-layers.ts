@@ -1,15 +1,18 @@
 /**
- * The layers of a registry's image as `enroot import` unpacks them, without the squashfs file that it would make of them.
+ * The layers of a registry's image as `enroot import` unpacks them, without the squashfs file that it would
+ * make of them.
  *
- * That file would be compressed, unpacked once more, and deleted, which takes longer than all else (docs/performance.md). No command of
- * enroot stops before: `enroot load` copies the layers once more, and shows files that a layer hides by an opaque directory, since
- * it mounts them as a user who may not read that mark. But enroot is a bash script, and bash takes functions from the environment. Of
- * the programs that `import` calls by name, two are replaced:
+ * That file would be compressed, unpacked once more, and deleted, which takes longer than all else
+ * (docs/performance.md). No command of enroot stops before: `enroot load` copies the layers once more, and
+ * shows files that a layer hides by an opaque directory, since it mounts them as a user who may not read that
+ * mark. But enroot is a bash script, and bash takes functions from the environment. Of the programs that
+ * `import` calls by name, two are replaced:
  *
  *   enroot-aufs2ovlfs LAYER             writes the paths of the layer's whiteouts into LAYER.whiteouts, and changes nothing
  *   enroot-mksquashovlfs 0:1:2 FILE …   makes a directory FILE, and moves the layers into it, with a file `order`: `0:1:2`
  *
- * merge-layers.ts makes one tree of that directory. An enroot that does not take these functions makes a squashfs file.
+ * merge-layers.ts makes one tree of that directory. An enroot that does not take these functions makes a
+ * squashfs file.
  */
 import { JobFault } from '../core/faults.ts';
 import { asUser, type UserIds } from '../system/as-user.ts';

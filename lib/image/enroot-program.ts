@@ -1,5 +1,6 @@
 /**
- * The enroot program, for what only it can do: ask registries and import their images, with the user's own credentials.
+ * The enroot program, for what only it can do: ask registries and import their images, with the user's own
+ * credentials.
  */
 import { dirname } from 'node:path';
 import { JobFault, NodeFault } from '../core/faults.ts';
@@ -26,7 +27,8 @@ export interface Enroot {
    *
    * @param uri of `image`, with the digest that is wanted if it is known
    * @param functions of bash in the place of programs of enroot, as env(1) takes them
-   * @throws RegistryFault, JobFault CREATE_TIMEOUT, NO_SPACE, QUOTA_EXCEEDED, UNPACK_FAILED if it was for the functions
+   * @throws RegistryFault, JobFault CREATE_TIMEOUT, NO_SPACE, QUOTA_EXCEEDED, UNPACK_FAILED if it was for the
+   *   functions
    */
   readonly importImage: (
     image: RegistryImage,
@@ -57,7 +59,10 @@ export interface QuestionLimits {
   readonly whole: number;
 }
 
-/** Whatever is configured for imports. Nothing is repeated: a registry that says "too many requests" is not waited for. */
+/**
+ * Whatever is configured for imports. Nothing is repeated: a registry that says "too many requests" is not
+ * waited for.
+ */
 const questionVariables = ({ connect, request }: QuestionLimits): Readonly<Record<string, string>> => ({
   ENROOT_CONNECT_TIMEOUT: String(connect),
   ENROOT_TRANSFER_TIMEOUT: String(request),
@@ -74,7 +79,8 @@ export function findEnroot(enrootPath: string | undefined): string {
 }
 
 /**
- * @param userPath the user's data directory; enroot makes sure at each start that it and a runtime directory are there
+ * @param userPath the user's data directory; enroot makes sure at each start that it and a runtime directory
+ *   are there
  * @param jobEnvironment of a job whose user we already are: proxies and settings of enroot come from there
  */
 export async function openEnroot(
@@ -94,8 +100,9 @@ export async function openEnroot(
     ENROOT_RUNTIME_PATH: userPath,
   };
 
-  // timeout(1) makes a process group of enroot and all it starts, and signals the group when the time is up, or when we
-  // die: enroot is a shell script with children of its own, which the death signal alone would miss.
+  // timeout(1) makes a process group of enroot and all it starts, and signals the group when the time is up,
+  // or when we die: enroot is a shell script with children of its own, which the death signal alone would
+  // miss.
   const runBounded = (
     args: readonly string[],
     timeoutMs: number,

@@ -1,10 +1,11 @@
 /**
- * What enroot itself will need for an image, and on which of its paths: asked of enroot, as the user, by its own rules (enroot.conf,
- * enroot.conf.d, the environment) and with the user's own credentials.
+ * What enroot itself will need for an image, and on which of its paths: asked of enroot, as the user, by its
+ * own rules (enroot.conf, enroot.conf.d, the environment) and with the user's own credentials.
  *
- * enroot has no command for either. It is a bash script, and bash takes functions from the environment: at its start it makes its
- * directories by mkdir(1), in whose place a function prints them; `enroot digest` asks a registry by curl(1), in whose place a function
- * asks once more for the manifest itself and prints the sizes of its layers. An enroot that works otherwise tells nothing.
+ * enroot has no command for either. It is a bash script, and bash takes functions from the environment: at
+ * its start it makes its directories by mkdir(1), in whose place a function prints them; `enroot digest` asks
+ * a registry by curl(1), in whose place a function asks once more for the manifest itself and prints the
+ * sizes of its layers. An enroot that works otherwise tells nothing.
  */
 import type { SpaceNeed } from '../core/image.ts';
 import { homelessPath } from '../core/layout.ts';
@@ -62,7 +63,9 @@ const printLayers = `() {
     | jq -r '"LAYERS\\t\\([.layers[].size] | add)"' >&2 2>/dev/null || :
 }`;
 
-/** @returns the size of the image's layers as the registry has them, compressed; undefined if it does not tell */
+/**
+ * @returns the size of the image's layers as the registry has them, compressed; undefined if it does not tell
+ */
 export async function askLayerBytes(
   enrootPath: string,
   user: EnrootUser,
@@ -120,7 +123,8 @@ const lookLimitMs = 5000;
 /**
  * Where enroot's directories are, or would be made.
  *
- * The paths are the user's word and may lead anywhere, also to a filesystem that hangs: a child looks, as the user.
+ * The paths are the user's word and may lead anywhere, also to a filesystem that hangs: a child looks, as the
+ * user.
  */
 export async function findDevices(user: UserIds, paths: EnrootPaths): Promise<EnrootDevices> {
   const wanted = [paths.data, paths.cache, paths.temporary].map(withParents);
@@ -157,8 +161,8 @@ function withParents(path: string): string[] {
 }
 
 /**
- * What an import, and the container that is made of it, takes on one filesystem: layers in the cache, layers unpacked in the temporary
- * directory, the container.
+ * What an import, and the container that is made of it, takes on one filesystem: layers in the cache, layers
+ * unpacked in the temporary directory, the container.
  *
  * @param layerBytes of a registry image, compressed
  */

@@ -1,4 +1,7 @@
-/** `container-cache hash-image FILE`: the SHA-256 of an image, for content.ts, which starts it as the image's user. */
+/**
+ * `container-cache hash-image FILE`: the SHA-256 of an image, for content.ts, which starts it as the image's
+ * user.
+ */
 import { createHash } from 'node:crypto';
 import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs';
 import process from 'node:process';

@@ -34,7 +34,9 @@ export function hashRegistry(registry: string): string {
   return shortHash(['registry', registry]);
 }
 
-/** 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together. */
+/**
+ * 16 hex digits of SHA-256 over the parts, each with its length before it, so that no two lists run together.
+ */
 function shortHash(parts: readonly (string | Uint8Array)[]): string {
   const pieces = parts.flatMap((part) => {
     const bytes = typeof part === 'string' ? Buffer.from(part) : part;

@@ -1,6 +1,6 @@
 /**
- * What is behind an image name, read as the job's user in a child process with a time limit: root must not open what
- * the user could not, and an image on a hung filesystem must not hang the Prolog.
+ * What is behind an image name, read as the job's user in a child process with a time limit: root must not
+ * open what the user could not, and an image on a hung filesystem must not hang the Prolog.
  */
 import { JobFault, NodeFault } from '../core/faults.ts';
 import {
@@ -42,13 +42,18 @@ export interface RegistrySource {
   readonly kind: 'registry';
   readonly hash: string;
   readonly image: RegistryImage;
-  /** What enroot imports: the image by its digest, so that what is unpacked is what the hash says; else by its tag. */
+  /**
+   * What enroot imports: the image by its digest, so that what is unpacked is what the hash says; else by its
+   * tag.
+   */
   readonly importUri: string;
   /** Why the hash may be older than the registry's image. */
   readonly warning: string | undefined;
   /** The home directory with whose credentials the registry was asked; undefined if nobody was. */
   readonly askedFrom: string | undefined;
-  /** Asks, before an import that no question went before, whether the registry answers. @throws RegistryFault */
+  /**
+   * Asks, before an import that no question went before, whether the registry answers. @throws RegistryFault
+   */
   readonly confirm: (() => Promise<void>) | undefined;
 }
 
@@ -83,7 +88,8 @@ const lookLimitMs = 500;
 /**
  * Our addon looks, in a child that executes nothing, while the caller goes on with what it has to do at once.
  *
- * @returns what the programs of askPrograms() would print; undefined wherever that is not simply so: they find out why
+ * @returns what the programs of askPrograms() would print; undefined wherever that is not simply so: they
+ *   find out why
  */
 async function look({ uid, gid }: UserIds, path: string): Promise<Buffer | undefined> {
   const addon = findBeneath();
@@ -94,8 +100,9 @@ async function look({ uid, gid }: UserIds, path: string): Promise<Buffer | undef
 }
 
 /**
- * One find(1) prints type, size and times of what the path leads to, then its real path, then the first bytes. The three
- * may be of different files if the image is being replaced; whoever unpacks probes again afterwards.
+ * One find(1) prints type, size and times of what the path leads to, then its real path, then the first
+ * bytes. The three may be of different files if the image is being replaced; whoever unpacks probes again
+ * afterwards.
  */
 async function askPrograms(user: UserIds, path: string): Promise<Buffer> {
   const args = ['-L', path, '-maxdepth', '0', '-printf', '%y %s %T@ %C@ %b\\0'];
@@ -149,7 +156,8 @@ async function unreadable(path: string, cause: unknown): Promise<Error> {
       `Cannot read "${path}" within ${probeTimeoutMs} ms: is its filesystem hung?`,
     );
   }
-  // Not by a signal, which the user can send, nor by how a long message ends, which the user's file name can be.
+  // Not by a signal, which the user can send, nor by how a long message ends, which the user's file name can
+  // be.
   const isNotStarted = cause.exitCode === undefined && cause.signal === undefined;
   const isSetprivs = (cause.exitCode ?? 0) > 1 || /^setpriv: [^\n]{1,200}$/.test(cause.stderrTail);
   if (isNotStarted || isSetprivs) {

@@ -5,21 +5,22 @@
  *   IMPORTER get URI     prints the path of a squashfs file: the image of the entry
  *   IMPORTER release     the file is not needed any more
  *
- *   1. The Prolog runs `get` as the user, before the step does, makes an entry of the file, and runs `release`.
- *   2. pyxis runs `get` again in each step and hands the same file to `create` or `start`: its content has the
- *      entry.
+ *   1. The Prolog runs `get` as the user, before the step does, makes an entry of the file, and runs
+ *      `release`.
+ *   2. pyxis runs `get` again in each step and hands the same file to `create` or `start`: its content has
+ *      the entry.
  *
- * This works only if the file stays. A file that is gone after `release`, or lies in pyxis' `runtime_path`, is
- * of one use: its bytes are others each time (mksquashfs writes its time), so no entry is made of it. The first
- * Prolog of a user may have fetched such a file; the wrapper gives it to the step's importer by a rename
- * (cc_take_held), so nothing is downloaded twice. `.images/importer` notes this for the user and this file of
- * the importer, and later Prologs leave such images to the steps.
+ * This works only if the file stays. A file that is gone after `release`, or lies in pyxis' `runtime_path`,
+ * is of one use: its bytes are others each time (mksquashfs writes its time), so no entry is made of it. The
+ * first Prolog of a user may have fetched such a file; the wrapper gives it to the step's importer by a
+ * rename (cc_take_held), so nothing is downloaded twice. `.images/importer` notes this for the user and this
+ * file of the importer, and later Prologs leave such images to the steps.
  *
- * Where no Prolog saw the image, a step notes of which file it made an entry. If that file is gone at the next
- * look, and the step's own importer had just made it, no further entry is made.
+ * Where no Prolog saw the image, a step notes of which file it made an entry. If that file is gone at the
+ * next look, and the step's own importer had just made it, no further entry is made.
  *
- * A Prolog lacks the job's variables. So a failed `get` is no answer: the step asks, and Prologs of the user do
- * not ask for that image again for ten minutes. Not solved: an importer that deletes files outside of
+ * A Prolog lacks the job's variables. So a failed `get` is no answer: the step asks, and Prologs of the user
+ * do not ask for that image again for ten minutes. Not solved: an importer that deletes files outside of
  * `runtime_path` costs each user of a node one more download, once.
  */
 import { existsSync, lstatSync, mkdirSync, chownSync, statSync } from 'node:fs';
@@ -41,7 +42,9 @@ const prologStepId = '4294967292';
 const releaseLimitMs = 60_000;
 const lookLimitMs = 15_000;
 const graceSeconds = 5;
-/** A Prolog has not the job's credentials and proxies. Its failure tells little, and is not repeated at once. */
+/**
+ * A Prolog has not the job's credentials and proxies. Its failure tells little, and is not repeated at once.
+ */
 const failureHoldsMs = 10 * 60_000;
 
 export interface Importer {
@@ -82,8 +85,8 @@ interface Imported {
 /**
  * Gets the image as the job's steps will.
  *
- * @throws JobFault UNSUPPORTED_OPTION if its files are known to be of one use, IMPORT_FAILED if it fails: no answer, since it lacks
- *   the job's environment
+ * @throws JobFault UNSUPPORTED_OPTION if its files are known to be of one use, IMPORT_FAILED if it fails: no
+ *   answer, since it lacks the job's environment
  */
 export async function getFromImporter(request: ImportRequest): Promise<Imported> {
   const { importer, job, userPath, image } = request;
@@ -156,8 +159,8 @@ export function isTemporary(realPath: string, runtimePaths: readonly (string | u
 }
 
 /**
- * In a step: whether the file that came from the importer will be gone after it. What was made before the step began was not made
- * by the step's importer.
+ * In a step: whether the file that came from the importer will be gone after it. What was made before the
+ * step began was not made by the step's importer.
  *
  * @param stepStartedMs undefined: unknown
  */
@@ -206,7 +209,8 @@ async function openCalls({
     PYXIS_RUNTIME_PATH: importer.runtimePath,
     ...(importer.version === undefined ? {} : { PYXIS_VERSION: importer.version }),
   };
-  // As in enroot-program.ts: timeout(1) ends all that the importer started, when the time is up or when we die.
+  // As in enroot-program.ts: timeout(1) ends all that the importer started, when the time is up or when we
+  // die.
   return (args, limitMs) =>
     asUser(
       job,

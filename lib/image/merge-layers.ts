@@ -1,5 +1,6 @@
 /**
- * `container-cache merge-layers LAYERS ROOTFS`: one tree of an image's layers, by renames; enroot-layers.ts starts it as the user.
+ * `container-cache merge-layers LAYERS ROOTFS`: one tree of an image's layers, by renames; enroot-layers.ts
+ * starts it as the user.
  *
  * LAYERS holds what enroot has unpacked and enroot-layers.ts kept of it:
  *
@@ -7,12 +8,13 @@
  *   1, 2, …        the layers, as they are in the image; 0 is what enroot makes of the image's configuration
  *   1.whiteouts    the whiteouts of layer 1, each as a path in it that ends in a zero byte
  *
- * From the lowest layer up, each is moved into ROOTFS, with the result that an overlay of them shows: a whiteout `.wh.NAME`
- * deletes NAME of the layers below, `.wh..wh..opq` all of a directory; a directory of two layers has the files of both, and
- * permissions and times of the upper one; all else of an upper layer takes the place of what is below. A directory that only
- * one layer has moves as a whole.
+ * From the lowest layer up, each is moved into ROOTFS, with the result that an overlay of them shows: a
+ * whiteout `.wh.NAME` deletes NAME of the layers below, `.wh..wh..opq` all of a directory; a directory of two
+ * layers has the files of both, and permissions and times of the upper one; all else of an upper layer takes
+ * the place of what is below. A directory that only one layer has moves as a whole.
  *
- * No link of an image is followed: a directory is entered only if it was seen to be one, by its type or by the error of a rename.
+ * No link of an image is followed: a directory is entered only if it was seen to be one, by its type or by
+ * the error of a rename.
  */
 import {
   chmodSync,

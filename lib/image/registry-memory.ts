@@ -1,8 +1,9 @@
 /**
  * Registries that lately gave a user's Prolog no answer: `<runtime>/registries/<uid>`, of root.
  *
- * Each job would wait in vain for the same registry. What is known here a Prolog does not ask again for a while; it leaves the question
- * to the step, so nothing is lost. A file for each user: what failed was said by a process of that user, which could lie.
+ * Each job would wait in vain for the same registry. What is known here a Prolog does not ask again for a
+ * while; it leaves the question to the step, so nothing is lost. A file for each user: what failed was said
+ * by a process of that user, which could lie.
  */
 import { readdirSync, rmSync, statSync } from 'node:fs';
 import { hashReference, hashRegistry } from './image-hash.ts';

@@ -1,9 +1,9 @@
 /**
  * Unpacking a squashfs file as a user, with the result that `enroot create` would have.
  *
- * enroot (src/runtime.sh, runtime::create) runs unsquashfs with the user's xattrs only, then gives the owner read
- * permission on everything, search and write on directories. We do the same, and let device nodes be, which nobody but
- * root can make and enroot would fail on.
+ * enroot (src/runtime.sh, runtime::create) runs unsquashfs with the user's xattrs only, then gives the owner
+ * read permission on everything, search and write on directories. We do the same, and let device nodes be,
+ * which nobody but root can make and enroot would fail on.
  */
 import { readFileSync } from 'node:fs';
 import { JobFault, NodeFault } from '../core/faults.ts';
@@ -27,12 +27,18 @@ interface UnpackRequest {
   readonly onPercent: (percent: number) => void;
 }
 
-/** unsquashfs' exit codes since squashfs-tools 4.4: 1 it gave up, 2 something could not be made but the rest is there. */
+/**
+ * unsquashfs' exit codes since squashfs-tools 4.4: 1 it gave up, 2 something could not be made but the rest
+ * is there.
+ */
 const exitedWithOmissions = 2;
 const deviceOmission = /could not create (?:character|block) device .*, because you're not superuser!$/;
 const longestKeptLine = 300;
 
-/** unsquashfs sizes its tables by the limit of open files, which may be a billion under systemd (enroot issue 90). */
+/**
+ * unsquashfs sizes its tables by the limit of open files, which may be a billion under systemd (enroot issue
+ * 90).
+ */
 const openFilesMax = 65_536;
 
 /** Only ever lowered: raising needs a capability. No core file: it would land in the user's data. */
@@ -104,8 +110,8 @@ async function unpackFault(
 }
 
 /**
- * The first complaint of unsquashfs that is not about a device node: exit code 2 stands for those, but also for a
- * symlink that found no space, and an entry without it must not be published.
+ * The first complaint of unsquashfs that is not about a device node: exit code 2 stands for those, but also
+ * for a symlink that found no space, and an entry without it must not be published.
  */
 class ComplaintFilter {
   #first: string | undefined;
@@ -126,8 +132,8 @@ class ComplaintFilter {
 /**
  * Gives the owner what enroot gives, and measures the tree, in one walk.
  *
- * A directory gets its permissions before find(1) enters it. `-execdir` names files relative to their directory, so a
- * tree deeper than PATH_MAX is no obstacle.
+ * A directory gets its permissions before find(1) enters it. `-execdir` names files relative to their
+ * directory, so a tree deeper than PATH_MAX is no obstacle.
  *
  * @returns what the tree takes on disk, hard links counted once
  */

@@ -1,6 +1,7 @@
 /**
- * Whether the base itself is at fault, when something in a user directory failed: there the cause may be the user's own, who can
- * mount a filesystem that says anything. So root tries it in the base, where no user is in the way.
+ * Whether the base itself is at fault, when something in a user directory failed: there the cause may be the
+ * user's own, who can mount a filesystem that says anything. So root tries it in the base, where no user is
+ * in the way.
  */
 import { closeSync, writeSync } from 'node:fs';
 import { diskRemedy } from '../core/filesystem-kinds.ts';

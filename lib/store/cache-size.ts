@@ -1,4 +1,7 @@
-/** What all entries take together, and where that stands with the cache's own limit (`container_cache_max_size`). */
+/**
+ * What all entries take together, and where that stands with the cache's own limit
+ * (`container_cache_max_size`).
+ */
 import { maxCacheBytes, type CollectionPolicy } from '../core/gc-plan.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { entryPath, parsePartialName } from '../core/layout.ts';

@@ -3,13 +3,16 @@
  *
  *   1. flock the collector's lock: one collector at a time on a base.
  *   2. Sweep what crashes left (sweep.ts), and empty the trash.
- *   3. List all entries of all users (listed-entries.ts), plan (lib/core/gc-plan.ts), and evict one after the other (eviction.ts) until
- *      the goal is reached, by the filesystem's own numbers: what entries claim about their size decides nothing.
- *   4. For the cache's own limit (cache-size.ts), then for what is to be written and still does not fit: the same.
+ *   3. List all entries of all users (listed-entries.ts), plan (lib/core/gc-plan.ts), and evict one after the
+ *      other (eviction.ts) until the goal is reached, by the filesystem's own numbers: what entries claim
+ *      about their size decides nothing.
+ *   4. For the cache's own limit (cache-size.ts), then for what is to be written and still does not fit: the
+ *      same.
  *
- * Each of these measures entries first, in the order of their last use, until what they take would be enough, and evicts those. If
- * all that may go is not enough it evicts none: entries that other files leave no room for would be deleted and unpacked again by
- * each job. (For the watermark, those that nobody used for a day go all the same.)
+ * Each of these measures entries first, in the order of their last use, until what they take would be enough,
+ * and evicts those. If all that may go is not enough it evicts none: entries that other files leave no room
+ * for would be deleted and unpacked again by each job. (For the watermark, those that nobody used for a day
+ * go all the same.)
  */
 import { closeSync, constants, lstatSync, rmSync } from 'node:fs';
 import type { EvictionReason } from '../core/events.ts';
@@ -61,7 +64,10 @@ interface CollectResult {
   readonly isWithinLimit: boolean;
 }
 
-/** @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed over */
+/**
+ * @throws NodeFault, or a failed system call on the base itself; trouble with one entry is logged and passed
+ *   over
+ */
 export async function collect(request: CollectRequest): Promise<CollectResult> {
   const result = await withCollectorLock(request, (trash) => collectLocked(request, trash));
   if (result !== undefined) return result;
@@ -72,8 +78,8 @@ export async function collect(request: CollectRequest): Promise<CollectResult> {
 /**
  * Deletes entries by their names, however young; what is in use stays.
  *
- * @returns for each name why it stayed, `unknown` if there is no such entry, `locked` if another collector was at work for too
- *   long; undefined: it is gone
+ * @returns for each name why it stayed, `unknown` if there is no such entry, `locked` if another collector
+ *   was at work for too long; undefined: it is gone
  */
 export async function evictEntries(
   request: CollectRequest,
@@ -94,8 +100,8 @@ export async function evictEntries(
 }
 
 /**
- * Deletes entries of one user, however young, the least recently used first, until they took as much as is needed; without a need the
- * given number of them.
+ * Deletes entries of one user, however young, the least recently used first, until they took as much as is
+ * needed; without a need the given number of them.
  *
  * @returns how many
  */
@@ -209,7 +215,8 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   if (need !== undefined && !hasRoom()) {
     const reclaim = new Reclaim();
     const counted = new Map<string, SpaceNeed>();
-    // What a user's child has counted is believed until it turns out to be less: then all of that user's entries count as nothing.
+    // What a user's child has counted is believed until it turns out to be less: then all of that user's
+    // entries count as nothing.
     const measure = async (entry: FoundEntry): Promise<SpaceNeed> => {
       if (gains.isLiar(entry.uid)) return { bytes: 0, inodes: 0 };
       const known = counted.get(entry.name);
@@ -257,8 +264,8 @@ function logTooManyMounts({ log }: CollectRequest, mounted: MountScan): void {
 }
 
 /**
- * Whose image needs more than could be freed gets nothing evicted: else one that claims the right size, of a few bytes, would empty
- * the node's cache in vain.
+ * Whose image needs more than could be freed gets nothing evicted: else one that claims the right size, of a
+ * few bytes, would empty the node's cache in vain.
  *
  * @returns the first of the candidates, enough of them; undefined if all of them are not
  */

@@ -1,6 +1,7 @@
 /**
- * Room for what enroot writes by itself: the cache gives way as if it were not there. Who is served is the job, so entries go however
- * young they are, but none that is in use; and none if all of them would not be enough.
+ * Room for what enroot writes by itself: the cache gives way as if it were not there. Who is served is the
+ * job, so entries go however young they are, but none that is in use; and none if all of them would not be
+ * enough.
  */
 import { fits, type Usage } from '../core/gc-plan.ts';
 import { estimateSpace, parseImage, type SpaceNeed } from '../core/image.ts';
@@ -34,7 +35,10 @@ export async function makeRoomForContainer(request: RoomFor): Promise<'room' | '
   return need === 'none' ? 'room' : makeRoom(request, need);
 }
 
-/** For the import of an image from a registry in a partial directory, whose layers become the entry (enroot-layers.ts). */
+/**
+ * For the import of an image from a registry in a partial directory, whose layers become the entry
+ * (enroot-layers.ts).
+ */
 export async function makeRoomForImport(request: RoomFor): Promise<'room' | 'no-room'> {
   const { user, image, settings, base } = request;
   if (readUsage(base.path).availableBytes > plentyBytes) return 'room';
@@ -65,8 +69,9 @@ const mostGuessedBytes = 32 * 2 ** 30;
 const guessShares = [1, 1 / 4, 1 / 16] as const;
 
 /**
- * Nobody knows what it needs: then what the collector leaves free for the next job, if that can be had, else a part of it. An entry
- * that is in use elsewhere, or a disk that others fill, must not cost the cache what does not help.
+ * Nobody knows what it needs: then what the collector leaves free for the next job, if that can be had, else
+ * a part of it. An entry that is in use elsewhere, or a disk that others fill, must not cost the cache what
+ * does not help.
  */
 export function guessNeeds(
   { totalBytes, totalInodes }: Usage,

@@ -1,5 +1,6 @@
 /**
- * What enroot and pyxis do while we make no user directories: a data path that only our Prolog makes is missing then, and enroot fails.
+ * What enroot and pyxis do while we make no user directories: a data path that only our Prolog makes is
+ * missing then, and enroot fails.
  *
  * A module of its own so that a Prolog that works does not load it.
  */
@@ -16,8 +17,8 @@ const codes = ['BAD_CONFIG', 'BASE_UNSAFE', 'BASE_UNFIT', 'DISK_FAILED', 'USER_D
 const longestFileBytes = 64 * 1024;
 
 /**
- * @returns a sentence for the log if this failure of ours makes enroot fail for the user; undefined: it does not, or only a shell could
- *   tell
+ * @returns a sentence for the log if this failure of ours makes enroot fail for the user; undefined: it does
+ *   not, or only a shell could tell
  */
 export function describeDataPathHazard(
   sysconfPath: string,

@@ -1,12 +1,12 @@
 /**
- * What entries take on disk, as root has counted it, kept in `<runtime>/sizes` so that not every unpack has to count all
- * files of the node. What an entry claims of itself plays no part (I14).
+ * What entries take on disk, as root has counted it, kept in `<runtime>/sizes` so that not every unpack has
+ * to count all files of the node. What an entry claims of itself plays no part (I14).
  *
- * A file with several names counts as its share for each of them: so entries that share files take together what they
- * take on disk, and nobody can make the cache look larger by hard links.
+ * A file with several names counts as its share for each of them: so entries that share files take together
+ * what they take on disk, and nobody can make the cache look larger by hard links.
  *
- * A kept count is of the same directory (inode) and at most an hour old: a user can write to their entry, or link its files
- * elsewhere, and then the count is wrong for that long.
+ * A kept count is of the same directory (inode) and at most an hour old: a user can write to their entry, or
+ * link its files elsewhere, and then the count is wrong for that long.
  */
 import type { SpaceNeed } from '../core/image.ts';
 import { parseJsonObject } from '../core/json.ts';

@@ -1,16 +1,17 @@
 /**
  * Getting a job its entry: the one that is there, or a new one.
  *
- *   1. Hold the entry (held-entry.ts). There: done. Of an image file it is the content that names it (content.ts).
- *   2. Take the create lock of all images that might be the same, waiting with a limit; look again: another job may have made it
- *      while we waited.
+ *   1. Hold the entry (held-entry.ts). There: done. Of an image file it is the content that names it
+ *      (content.ts).
+ *   2. Take the create lock of all images that might be the same, waiting with a limit; look again: another
+ *      job may have made it while we waited.
  *   3. See that the image fits, unpack it into a hidden `.partial` directory.
  *   4. Write the lock file into it, flock it shared, and only then rename it into place.
- *   5. Have the disk take it in the background, which nobody waits for, and mark it settled: its lock file loses the owner's right to
- *      write. An entry that is not, of a boot that is over, is made anew.
+ *   5. Have the disk take it in the background, which nobody waits for, and mark it settled: its lock file
+ *      loses the owner's right to write. An entry that is not, of a boot that is over, is made anew.
  *
- * So a published entry is complete and has a holder from its first moment. The create lock is held until the rename: a
- * partial directory whose create lock is free has no living creator, and the collector may have it.
+ * So a published entry is complete and has a holder from its first moment. The create lock is held until the
+ * rename: a partial directory whose create lock is free has no living creator, and the collector may have it.
  */
 import { closeSync, constants, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
@@ -176,7 +177,9 @@ function inUserDirectory<T>(
   return inDirectoryOf<T>(user, userPath, action);
 }
 
-/** A failed system call below the user directory is no bug of ours, but the user's doing, whatever its number. */
+/**
+ * A failed system call below the user directory is no bug of ours, but the user's doing, whatever its number.
+ */
 function faultOf({ userPath, key }: Pick<AcquireRequest, 'userPath' | 'key'>, cause: unknown): unknown {
   const path = `${userPath}/${directoryName(key.name ?? key.lockName)}`;
   const code = faultCode(cause);
@@ -211,7 +214,8 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   };
   let { name } = key;
   for (let round = 1; ; round++) {
-    // Without a lock: of many that have the same image each under another path, none waits until another has read its own.
+    // Without a lock: of many that have the same image each under another path, none waits until another has
+    // read its own.
     name ??= await key.identify(remainingMs());
     const found = name === undefined ? undefined : await hold(request, name, onDamage);
     if (found !== undefined)
@@ -244,7 +248,10 @@ async function findOrCreate(request: AcquireRequest): Promise<Acquired> {
   }
 }
 
-/** How often somebody may remove the lock file just before we flock it; the collector does, a user can for ever. */
+/**
+ * How often somebody may remove the lock file just before we flock it; the collector does, a user can for
+ * ever.
+ */
 const createLockAttempts = 20;
 
 async function takeCreateLock(
@@ -284,8 +291,8 @@ export const openCreateLock = (userDirectory: Directory, name: string): number =
   openOrCreateFileBeneath(userDirectory, name, 0o600, constants.O_RDONLY);
 
 /**
- * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it is of a boot that is
- * over. Under the create lock nobody else deals with it.
+ * Something has the entry's name but no lock file, so it was not published by us, or was damaged since; or it
+ * is of a boot that is over. Under the create lock nobody else deals with it.
  */
 function setDamagedAside(
   creator: EntryCreator,
@@ -379,7 +386,9 @@ function watchQuietly(place: Place, partial: string): WatchedDirectory[] | undef
   }
 }
 
-/** The collector knows an entry without a lock file of its own by the create lock of its name (eviction.ts). */
+/**
+ * The collector knows an entry without a lock file of its own by the create lock of its name (eviction.ts).
+ */
 async function underOwnLock<T>(
   request: AcquireRequest,
   name: string,
@@ -421,7 +430,10 @@ function settle(request: Place, entry: HeldEntry): void {
   }
 }
 
-/** On a disk that fails, this fails too, and what failed first is what matters. The Epilog or the next collector finds the tree. */
+/**
+ * On a disk that fails, this fails too, and what failed first is what matters. The Epilog or the next
+ * collector finds the tree.
+ */
 function discardQuietly(creator: EntryCreator, name: string): void {
   try {
     creator.discard(name);
@@ -467,8 +479,9 @@ function publish(userDirectory: Directory, name: string, partial: string, metada
 }
 
 /**
- * The image may have something of the lock file's name. A directory is not deleted here but left in the partial one, which goes
- * into the trash: it may be deeper and larger than a process should walk that is still root.
+ * The image may have something of the lock file's name. A directory is not deleted here but left in the
+ * partial one, which goes into the trash: it may be deeper and larger than a process should walk that is
+ * still root.
  */
 function putImagesLockAside(rootfs: Directory, partial: Directory): void {
   const found = unlessErrno(isGone, () => statBeneath(rootfs, lockFileName));

@@ -1,8 +1,9 @@
 /**
  * Where events are written: `<state>/events/2026-11-24`, a file for each day (UTC), a line for each event.
  *
- * An event is one write(2) to a file opened with O_APPEND, so that any number of programs may write at once. A line that a crash cut
- * is no JSON, and is left out by whoever reads. Nothing here ever fails a job: what cannot be written is not counted.
+ * An event is one write(2) to a file opened with O_APPEND, so that any number of programs may write at once.
+ * A line that a crash cut is no JSON, and is left out by whoever reads. Nothing here ever fails a job: what
+ * cannot be written is not counted.
  */
 import {
   closeSync,
@@ -88,7 +89,10 @@ function openDay(statePath: string, day: string): number {
   return created;
 }
 
-/** Not `recursive`: where a filesystem answers ENOENT for a directory that cannot be made, as /proc does, Node would try for ever. */
+/**
+ * Not `recursive`: where a filesystem answers ENOENT for a directory that cannot be made, as /proc does, Node
+ * would try for ever.
+ */
 export function makeStateDirectory(statePath: string): void {
   unlessErrno(['EEXIST'], () => {
     mkdirSync(statePath, { mode: 0o755 });
@@ -141,7 +145,10 @@ export function readDay(
   }
 }
 
-/** Notes a start for the Epilog to count, as the user, in their directory. What cannot be written is not counted. */
+/**
+ * Notes a start for the Epilog to count, as the user, in their directory. What cannot be written is not
+ * counted.
+ */
 export function noteStepStart(user: UserIds, userPath: string, jobId: number, event: StartEvent): void {
   write(
     () =>
@@ -157,10 +164,11 @@ const mostStepStarts = 1000;
 const longestStepEventsBytes = 256 * 1024;
 
 /**
- * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries of that user are handed on, and
- * their time is now.
+ * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries of
+ * that user are handed on, and their time is now.
  *
- * @param jobEntries what the Prolog had leased for the job: starts from these are the job's, all others its steps'
+ * @param jobEntries what the Prolog had leased for the job: starts from these are the job's, all others its
+ *   steps'
  */
 export function takeStepStarts(
   userDirectory: Directory,

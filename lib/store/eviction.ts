@@ -1,6 +1,6 @@
 /**
- * Evicting one entry: flock it exclusively, without waiting (refused: a job holds it); look that no process has it mounted and that nobody
- * used it since the plan; rename it into the trash; delete it there.
+ * Evicting one entry: flock it exclusively, without waiting (refused: a job holds it); look that no process
+ * has it mounted and that nobody used it since the plan; rename it into the trash; delete it there.
  */
 import { closeSync } from 'node:fs';
 import type { CacheEvent, EvictionReason } from '../core/events.ts';
@@ -33,7 +33,10 @@ export interface EvictionRequest extends Pick<ListRequest, 'base' | 'log'> {
 /** An eviction that frees less is in vain. */
 const leastGain: SpaceNeed = { bytes: 1024 * 1024, inodes: 100 };
 
-/** What the evictions of a collection have freed, by user: so many in vain, and so many lines, are enough for one. */
+/**
+ * What the evictions of a collection have freed, by user: so many in vain, and so many lines, are enough for
+ * one.
+ */
 export class Gains {
   readonly #log: EvictionRequest['log'];
   readonly #of = new Map<number, { vain: number; lines: number }>();
@@ -144,7 +147,8 @@ function moveEntryAway(
   const { userDirectory } = directories;
   const { name } = entry;
   const directory = directoryName(name);
-  // An entry without a lock file can be no job's; the create lock keeps a Prolog from putting it aside at the same time.
+  // An entry without a lock file can be no job's; the create lock keeps a Prolog from putting it aside at the
+  // same time.
   const lock = withUserIds(
     user,
     () => openEntryLock(userDirectory, directory) ?? openCreateLock(userDirectory, createLockName(name)),

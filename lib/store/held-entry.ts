@@ -7,8 +7,9 @@
  *   4. Unless its mode says that it is settled (entry.ts), look whether it was made since the boot.
  *   5. Look whether names are missing in the directories that are watched (watched-directories.ts).
  *
- * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we were first) or
- * the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way is the user's own.
+ * The collector flocks exclusively before it renames an entry away, so after step 3 it either refuses (we
+ * were first) or the path leads nowhere (it was). All of it with the user's ids: what a user puts in the way
+ * is the user's own.
  */
 import { closeSync, constants, fchmodSync, fstatSync, ftruncateSync, futimesSync, writeSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
@@ -62,7 +63,8 @@ type Attempt = { readonly fd: number } | 'missing' | 'refused';
  * Holds a published entry.
  *
  * @returns undefined if there is none, or none that can be trusted
- * @throws JobFault LOCK_TIMEOUT if somebody keeps an exclusive flock; ENTRY_DAMAGED for what cannot be an entry
+ * @throws JobFault LOCK_TIMEOUT if somebody keeps an exclusive flock; ENTRY_DAMAGED for what cannot be an
+ *   entry
  */
 export async function holdEntry(
   user: UserIds,
@@ -125,7 +127,8 @@ function tryHold(user: UserIds, userDirectory: Directory, name: string, onDamage
       );
     if (hole !== undefined && onDamage?.(hole) !== true) return 'missing';
     if (!tryFlock(fd, 'shared')) return 'refused';
-    // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere or nowhere.
+    // The collector may have renamed the entry between our open and our flock: then the path leads elsewhere
+    // or nowhere.
     isHeld = leadsToBeneath(userDirectory, lockPath(name), fd);
     return isHeld ? { fd } : 'refused';
   } finally {
@@ -141,7 +144,8 @@ function isOfThisBoot(metadata: EntryMetadata | undefined): boolean {
 const verificationIntervalMs = 24 * 3600 * 1000;
 
 /**
- * Whether it is time to count the files of an entry; the caller then does. The time of the last count is the lock file's own.
+ * Whether it is time to count the files of an entry; the caller then does. The time of the last count is the
+ * lock file's own.
  */
 export function claimVerification(user: UserIds, path: string): boolean {
   try {
@@ -192,7 +196,8 @@ function withLockFile<T>(
 }
 
 /**
- * Sets the entry's modification time, the clock of the LRU. An entry that is gone, or closed by its user, needs none.
+ * Sets the entry's modification time, the clock of the LRU. An entry that is gone, or closed by its user,
+ * needs none.
  *
  * @returns whether nothing else hindered it: without it the entry only looks older than it is
  */

@@ -1,6 +1,6 @@
 /**
- * Whether Slurm gives each job other directories in the place of ours: then no container of a job starts from the cache, and the Prolog,
- * which sees the node's own, would not know.
+ * Whether Slurm gives each job other directories in the place of ours: then no container of a job starts from
+ * the cache, and the Prolog, which sees the node's own, would not know.
  *
  * A module of its own: it is loaded once per boot.
  */

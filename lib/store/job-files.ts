@@ -1,7 +1,8 @@
 /**
  * What a job finds in `<runtime>/jobs/<jobid>`: its task environment and which image is which entry.
  *
- * Root writes them and only the job's group can read them: owned by the user they could be filled until the tmpfs is full.
+ * Root writes them and only the job's group can read them: owned by the user they could be filled until the
+ * tmpfs is full.
  */
 import { chownSync, chmodSync, mkdirSync, readdirSync, rmSync } from 'node:fs';
 import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../core/layout.ts';
@@ -22,9 +23,10 @@ export interface JobImage {
   readonly image: string;
   readonly entry: string;
   /**
-   * By which the enroot wrapper sees whether the answer holds for a step. Of a file: what the Prolog saw of it (image-source.ts). Of a tag:
-   * the home directory with whose credentials the Prolog asked, `-` if nobody was asked, or `ask`. Without an entry (`-`): `later` if it
-   * may be there by the time of a step, or a file of one use that the Prolog has fetched for it.
+   * By which the enroot wrapper sees whether the answer holds for a step. Of a file: what the Prolog saw of
+   * it (image-source.ts). Of a tag: the home directory with whose credentials the Prolog asked, `-` if nobody
+   * was asked, or `ask`. Without an entry (`-`): `later` if it may be there by the time of a step, or a file
+   * of one use that the Prolog has fetched for it.
    */
   readonly stamp: string;
   /** How the Prolog came by the entry, for the wrapper to note with each start; else it tells nothing. */

@@ -1,21 +1,23 @@
 /**
  * Leases: how a job keeps its entries from being collected.
  *
- * A flock ends with the last descriptor of its open file, and the Prolog exits before the job starts. So the Prolog
- * hands the descriptors to a holder, a process that only sleeps, and the Epilog stops it:
+ * A flock ends with the last descriptor of its open file, and the Prolog exits before the job starts. So the
+ * Prolog hands the descriptors to a holder, a process that only sleeps, and the Epilog stops it:
  *
- *   1. Prolog: flock each lock file shared, note that a holder is being started, start it, write the record, remove the note.
+ *   1. Prolog: flock each lock file shared, note that a holder is being started, start it, write the record,
+ *      remove the note.
  *   2. Epilog: stop the holder, remove the record.
  *   3. Collector: an exclusive flock that is refused means: in use.
  *
- * The holder exists before the record: a crash between the two leaves a holder without a record, and the note. Then the Epilog, which otherwise
- * knows whom to stop, looks at every process of root for the job ID in its environment. A record whose holder is gone protects nothing and is swept by the collector.
+ * The holder exists before the record: a crash between the two leaves a holder without a record, and the
+ * note. Then the Epilog, which otherwise knows whom to stop, looks at every process of root for the job ID in
+ * its environment. A record whose holder is gone protects nothing and is swept by the collector.
  *
- * An image that the Prolog did not see, of an srun inside the job, is held by a process of the user for the step (holdForStep): the
- * Epilog ends those as well.
+ * An image that the Prolog did not see, of an srun inside the job, is held by a process of the user for the
+ * step (holdForStep): the Epilog ends those as well.
  *
- * The holder is a session of its own with nothing open but /dev/null and the lock files: slurmd reads the Prolog's output
- * until every writer is gone, then kills the Prolog's process group.
+ * The holder is a session of its own with nothing open but /dev/null and the lock files: slurmd reads the
+ * Prolog's output until every writer is gone, then kills the Prolog's process group.
  */
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
@@ -55,8 +57,8 @@ import type { HeldEntry } from './held-entry.ts';
 type Holder = LeaseRecord['holder'];
 
 /**
- * Takes the lease of a job on entries it holds. An older lease of the same job ID, of a requeued job's former run, is
- * released after the new one is there.
+ * Takes the lease of a job on entries it holds. An older lease of the same job ID, of a requeued job's former
+ * run, is released after the new one is there.
  *
  * @param entries stay open here: the caller closes them
  * @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES; then no holder is left behind
@@ -66,7 +68,8 @@ export function takeLease(
   job: { jobId: number; uid: number },
   entries: readonly HeldEntry[],
 ): LeaseRecord {
-  // Only the recorded one: a holder that a crash left without a record is the Epilog's to find, by a look at all processes.
+  // Only the recorded one: a holder that a crash left without a record is the Epilog's to find, by a look at
+  // all processes.
   const older = readLease(runtimePath, job.jobId)?.holder;
   const isNoted = noteStart(runtimePath, job.jobId);
   let record: LeaseRecord;
@@ -100,7 +103,10 @@ function startRecorded(
 const cannotWrite = (runtimePath: string, jobId: number, cause: unknown): NodeFault =>
   new NodeFault('LEASE_FAILED', `Cannot write the lease of job ${jobId} below "${runtimePath}"`, { cause });
 
-/** @returns false if there is a note of a Prolog that did not come to remove it: its holder may live, and the note stays for the Epilog */
+/**
+ * @returns false if there is a note of a Prolog that did not come to remove it: its holder may live, and the
+ *   note stays for the Epilog
+ */
 function noteStart(runtimePath: string, jobId: number): boolean {
   const path = startingPath(runtimePath, jobId);
   try {
@@ -116,8 +122,8 @@ function noteStart(runtimePath: string, jobId: number): boolean {
 }
 
 /**
- * Holds an entry for one step of a job, by a process of the job's user: for an image that the job's Prolog did not see. No record
- * is kept; the Epilog finds the process by its environment.
+ * Holds an entry for one step of a job, by a process of the job's user: for an image that the job's Prolog
+ * did not see. No record is kept; the Epilog finds the process by its environment.
  *
  * @returns its process ID
  * @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES
@@ -128,7 +134,8 @@ export function holdForStep(jobId: number, uid: number, entry: HeldEntry): numbe
 
 function startHolder(jobId: number, descriptors: readonly number[], owner: number): Holder {
   const file = '/usr/bin/sleep';
-  // Where all coreutils are one program (uutils, busybox) it goes by the name it is called by, and must keep it.
+  // Where all coreutils are one program (uutils, busybox) it goes by the name it is called by, and must keep
+  // it.
   const isOwnProgram = basename(realpathSync(file)) === 'sleep';
   const title = isOwnProgram ? holderTitle(jobId) : 'sleep';
   const pid = executeHolder(file, title, jobId, descriptors);
@@ -140,10 +147,12 @@ function startHolder(jobId: number, descriptors: readonly number[], owner: numbe
     cause = error;
   }
   if (pid === undefined || startTicks === undefined) {
-    // Nobody would know of one that gets going later. Without a pid, the signal would go to our own process group.
+    // Nobody would know of one that gets going later. Without a pid, the signal would go to our own process
+    // group.
     if (pid !== undefined) unlessErrno(['ESRCH'], () => process.kill(pid, 'SIGKILL'));
     const message = `Cannot start the lease holder of job ${jobId}: ${file} does not run`;
-    // A program that is there fails for want of processes or memory, or on a node that is too busy: any user can see to that.
+    // A program that is there fails for want of processes or memory, or on a node that is too busy: any user
+    // can see to that.
     if (isExecutable(file)) throw new JobFault('NO_RESOURCES', message, { cause });
     throw new NodeFault('LEASE_FAILED', message, { cause });
   }
@@ -180,7 +189,10 @@ function executeHolder(
   return child.pid;
 }
 
-/** What a start or an end of a process takes at most, on a node on which everything waits for its turn; a millisecond otherwise. */
+/**
+ * What a start or an end of a process takes at most, on a node on which everything waits for its turn; a
+ * millisecond otherwise.
+ */
 const processChangeLimitMs = 10_000;
 const pauseMs = 0.2;
 
@@ -195,8 +207,8 @@ function waitUntil(happened: () => boolean): boolean {
 }
 
 /**
- * A process that is being executed closes the pipe that spawn waits for a moment before its new environment can be read;
- * in that moment it could not be recognised, and so not be stopped.
+ * A process that is being executed closes the pipe that spawn waits for a moment before its new environment
+ * can be read; in that moment it could not be recognised, and so not be stopped.
  *
  * @returns when it started, or undefined if it does not run
  */
@@ -205,7 +217,10 @@ function waitForHolder(jobId: number, pid: number, owner: number): string | unde
   return isRunning ? processStartTicks(pid) : undefined;
 }
 
-/** The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. It is a holder without that, too. */
+/**
+ * The holder takes 1.5 MiB; killing it would free nothing and expose the job's rootfs. It is a holder without
+ * that, too.
+ */
 function protectFromOomKiller(pid: number): void {
   try {
     writeFileSync(`/proc/${pid}/oom_score_adj`, '-1000');
@@ -235,8 +250,8 @@ export function releaseLease(
 }
 
 /**
- * Stops the holders of a job's steps. They are the user's, who decides what runs under these IDs and when it ends: so it is the
- * user who signals them, in a child, and nobody else's process can be hit.
+ * Stops the holders of a job's steps. They are the user's, who decides what runs under these IDs and when it
+ * ends: so it is the user who signals them, in a child, and nobody else's process can be hit.
  *
  * @returns how many there were
  */
@@ -264,7 +279,9 @@ function findHolders(jobId: number): Holder[] {
 
 const rootId = 0;
 
-/** A user can start a process with any environment, but not as root. The owner comes first, see processUid(). */
+/**
+ * A user can start a process with any environment, but not as root. The owner comes first, see processUid().
+ */
 function isHolderOf(jobId: number, pid: number, owner: number): boolean {
   return processUid(pid) === owner && processVariable(pid, holderVariable) === String(jobId);
 }
@@ -275,8 +292,8 @@ export function isHolderAlive(jobId: number, holder: Holder): boolean {
 }
 
 /**
- * Checked once more right before: the process may have ended and its number may be another's. Waits for its end, so that
- * whoever comes next does not find the entry still held.
+ * Checked once more right before: the process may have ended and its number may be another's. Waits for its
+ * end, so that whoever comes next does not find the entry still held.
  */
 function stopHolder(jobId: number, holder: Holder): boolean {
   if (!isHolderAlive(jobId, holder)) return false;
@@ -285,7 +302,10 @@ function stopHolder(jobId: number, holder: Holder): boolean {
   return isSignalled;
 }
 
-/** @returns undefined for whatever is no record of that job: it must not keep anybody from stopping the holders */
+/**
+ * @returns undefined for whatever is no record of that job: it must not keep anybody from stopping the
+ *   holders
+ */
 export function readLease(runtimePath: string, jobId: number): LeaseRecord | undefined {
   try {
     const text = readSmallFile(leasePath(runtimePath, jobId), longestLeaseRecordBytes);

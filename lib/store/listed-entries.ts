@@ -1,8 +1,9 @@
 /**
- * The entries of all users of a base, as they are: when each was used last, whether a job holds it or a process has it mounted, and what
- * it says of itself, which decides nothing (I14).
+ * The entries of all users of a base, as they are: when each was used last, whether a job holds it or a
+ * process has it mounted, and what it says of itself, which decides nothing (I14).
  *
- * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are looked at.
+ * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are
+ * looked at.
  */
 import { closeSync } from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata, type EntryMetadata } from '../core/entry-metadata.ts';

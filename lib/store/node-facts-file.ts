@@ -1,9 +1,10 @@
 /**
- * Finding out what the enroot wrapper must know of its node, and telling it by `<runtime>/node` (lib/core/node-facts.ts).
+ * Finding out what the enroot wrapper must know of its node, and telling it by `<runtime>/node`
+ * (lib/core/node-facts.ts).
  *
- * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first after a boot, after a
- * change, or some time after an attempt that failed, asks enroot for its version and tries an overlay, as nobody: what a process of
- * the job's user said could be the user's invention.
+ * Every Prolog comes by, most find the file up to date: one read and a look at the enroot program. The first
+ * after a boot, after a change, or some time after an attempt that failed, asks enroot for its version and
+ * tries an overlay, as nobody: what a process of the job's user said could be the user's invention.
  */
 import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import process from 'node:process';

@@ -1,6 +1,6 @@
 /**
- * A step makes room in its user's quota by itself, where no room agent does (room-agent.ts): as the user, with entries of this user alone,
- * by the same protocol as the collector's.
+ * A step makes room in its user's quota by itself, where no room agent does (room-agent.ts): as the user,
+ * with entries of this user alone, by the same protocol as the collector's.
  */
 import { closeSync, lstatSync, renameSync } from 'node:fs';
 import { parseImage, type PathImage, type SpaceNeed } from '../core/image.ts';
@@ -35,8 +35,8 @@ export async function measureFile(user: UserIds, image: PathImage): Promise<Spac
 }
 
 /**
- * Deletes entries that nobody uses, first those that were not used for the longest time, until they took what is needed; without a need
- * one of them.
+ * Deletes entries that nobody uses, first those that were not used for the longest time, until they took what
+ * is needed; without a need one of them.
  *
  * @returns how many
  */
@@ -73,7 +73,10 @@ export async function evictOwnEntries(
   return count;
 }
 
-/** @returns the lock of an entry that nobody can hold from here on; undefined if somebody uses it, or it is gone */
+/**
+ * @returns the lock of an entry that nobody can hold from here on; undefined if somebody uses it, or it is
+ *   gone
+ */
 function takeUnused(
   basePath: string,
   userDirectory: Directory,

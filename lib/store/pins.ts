@@ -1,8 +1,8 @@
 /**
  * Pinned entries, `<state>/pins`: an admin said that they stay.
  *
- * By the entry's name, which says whose it is and of which image: what an entry says of itself is its user's to write. Changed under
- * a flock of `<state>/pins.lock`, and replaced as a whole.
+ * By the entry's name, which says whose it is and of which image: what an entry says of itself is its user's
+ * to write. Changed under a flock of `<state>/pins.lock`, and replaced as a whole.
  */
 import { closeSync, constants } from 'node:fs';
 import { describeError } from '../core/faults.ts';
@@ -39,7 +39,10 @@ export function readPins(statePath: string): Map<string, Pin> {
   }
 }
 
-/** The names for a collector, which must not stop for them: without a list that can be read, nothing is pinned. */
+/**
+ * The names for a collector, which must not stop for them: without a list that can be read, nothing is
+ * pinned.
+ */
 export function pinnedNames(statePath: string, log: Log['write']): ReadonlySet<string> {
   try {
     return new Set(readPins(statePath).keys());

@@ -95,8 +95,8 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
 }
 
 /**
- * After the disk was full in the middle of an unpack, which others that write make possible, or an image that needs more than it
- * looks. Of an image that was not here yet nobody knows what it needs.
+ * After the disk was full in the middle of an unpack, which others that write make possible, or an image that
+ * needs more than it looks. Of an image that was not here yet nobody knows what it needs.
  */
 export async function makeRoomAgain(
   request: CollectRequest,
@@ -113,7 +113,10 @@ export async function makeRoomAgain(
   return false;
 }
 
-/** What was free was not enough, of bytes or inodes: of the scarcer as much more as can be had without evicting anything in vain. */
+/**
+ * What was free was not enough, of bytes or inodes: of the scarcer as much more as can be had without
+ * evicting anything in vain.
+ */
 function moreThan(usage: Usage, policy: CollectionPolicy): SpaceNeed[] {
   const { availableBytes, totalBytes, freeInodes, totalInodes } = usage;
   const isOfInodes = freeInodes * totalBytes < availableBytes * totalInodes;

@@ -5,16 +5,17 @@
  *   <runtime>/room.lock       flocked by the agent
  *   <runtime>/answers/<pid>   root's answer to that process
  *
- *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a separate session, that
- *      sleeps in read(2). It takes 3 MiB.
- *   2. A step starts a process that says in its environment what it wants (room-request.ts). It writes the number
- *      of that process into the FIFO.
+ *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a separate session,
+ *      that sleeps in read(2). It takes 3 MiB.
+ *   2. A step starts a process that says in its environment what it wants (room-request.ts). It writes the
+ *      number of that process into the FIFO.
  *   3. The agent starts `container-cache room serve NUMBER…`, at most once a second, however much is written.
- *   4. That program finds the process's user, reads the request and measures the image as this user, collects,
- *      and answers. It holds the flock of the user's directory, so that only one serves a user at a time. Who
- *      gets no answer asks again.
+ *   4. That program finds the process's user, reads the request and measures the image as this user,
+ *      collects, and answers. It holds the flock of the user's directory, so that only one serves a user at a
+ *      time. Who gets no answer asks again.
  *
- * The kernel says who asks, and the image what they need: a request costs others what a job with that image would.
+ * The kernel says who asks, and the image what they need: a request costs others what a job with that image
+ * would.
  *
  * This module is loaded only by a Prolog that finds no agent.
  */
@@ -31,11 +32,12 @@ import { selfCommand } from '../system/self.ts';
 export const roomAgentTitle = 'container-cache-room';
 
 /**
- * bash, since its `read` takes no more than it is told to, and needs no other process to wait in. Descriptor 3 is the lock, 4 the FIFO,
- * which it has open for writing, too: so it never ends. It looks every five minutes whether the FIFO still is its own, and ends if not.
+ * bash, since its `read` takes no more than it is told to, and needs no other process to wait in. Descriptor
+ * 3 is the lock, 4 the FIFO, which it has open for writing, too: so it never ends. It looks every five
+ * minutes whether the FIFO still is its own, and ends if not.
  *
- * One program serves those who ask at about the same time, while the next may come: a user who keeps one busy keeps no other user
- * waiting. Who was not heard, since eight are busy, asks again.
+ * One program serves those who ask at about the same time, while the next may come: a user who keeps one busy
+ * keeps no other user waiting. Who was not heard, since eight are busy, asks again.
  */
 const script = `
 fifo=$1

@@ -15,7 +15,10 @@ import { readSmallFile } from '../system/files.ts';
 import { childEnvironment } from '../system/run-command.ts';
 import { openRoomFifo } from './room-presence.ts';
 
-/** Until the agent has seen it: it starts a program, after at most a second. On a busy node that takes a while. */
+/**
+ * Until the agent has seen it: it starts a program, after at most a second. On a busy node that takes a
+ * while.
+ */
 const noticeLimitMs = 15_000;
 /** Who was not heard asks again. */
 const repeatMs = 2000;

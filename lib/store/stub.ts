@@ -1,6 +1,6 @@
 /**
- * Stubs: the small directories that the enroot wrapper puts in the place of a container (enroot/enroot). enroot removes them like
- * any container; here is what is left to root, when a step did not come to that.
+ * Stubs: the small directories that the enroot wrapper puts in the place of a container (enroot/enroot).
+ * enroot removes them like any container; here is what is left to root, when a step did not come to that.
  */
 import { closeSync, type Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
@@ -11,13 +11,16 @@ import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 
 /**
- * Looks whether a name of a user directory is a stub, and not a container that enroot unpacked. To be asked with the user's ids: a
- * user may mark anything of their own as a stub, and nothing else. However that is made, a look costs a few system calls.
+ * Looks whether a name of a user directory is a stub, and not a container that enroot unpacked. To be asked
+ * with the user's ids: a user may mark anything of their own as a stub, and nothing else. However that is
+ * made, a look costs a few system calls.
  *
- * The wrapper makes the directory, one in it, and then the mark. Killed in between it leaves an empty directory, or one in which there
- * is only an empty one of ours: nothing else tells these from a container, and nothing else would sweep them.
+ * The wrapper makes the directory, one in it, and then the mark. Killed in between it leaves an empty
+ * directory, or one in which there is only an empty one of ours: nothing else tells these from a container,
+ * and nothing else would sweep them.
  *
- * @returns what lstat(2) tells of the mark, or of what there is of an unfinished stub; undefined: it is no stub
+ * @returns what lstat(2) tells of the mark, or of what there is of an unfinished stub; undefined: it is no
+ *   stub
  */
 export function findStub(userDirectory: Directory, name: string): Stats | undefined {
   try {

@@ -1,6 +1,6 @@
 /**
- * What crashes left behind: partial directories of dead creators and their lock files, stubs without a job, names that were being written,
- * and records of dead leases.
+ * What crashes left behind: partial directories of dead creators and their lock files, stubs without a job,
+ * names that were being written, and records of dead leases.
  */
 import { closeSync, fchmodSync } from 'node:fs';
 import {
@@ -146,7 +146,9 @@ function sweepUnshared(userDirectory: Directory, name: string): void {
   if (found === undefined) removeFileBeneath(userDirectory, name);
 }
 
-/** Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take. */
+/**
+ * Between its creation and its start a stub is not mounted; this is longer than enroot and pyxis ever take.
+ */
 const youngestStubMs = 60 * 60_000;
 
 /** A stub that no Epilog came to sweep: of a node that crashed, or of a job whose Epilog failed. */
@@ -159,7 +161,10 @@ function sweepStub(turn: UserTurn, directories: TrashContext, mounted: MountScan
   turn.log('info', 'gc-stub', { stub: name, reason: 'its job is over' });
 }
 
-/** An entry that version 0.1 made, whose directory has no dot: no job can find it any more. What is still in use stays. */
+/**
+ * An entry that version 0.1 made, whose directory has no dot: no job can find it any more. What is still in
+ * use stays.
+ */
 function sweepFormerEntry(turn: UserTurn, directories: TrashContext, mounted: MountScan, name: string): void {
   const { user, directory } = turn;
   const stats = withUserIds(user, () => unlessErrno(isGone, () => statBeneath(directory, name)));
@@ -175,7 +180,10 @@ function sweepFormerEntry(turn: UserTurn, directories: TrashContext, mounted: Mo
   }
 }
 
-/** Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial is dead. */
+/**
+ * Whoever creates an entry holds its create lock; while we hold it there is no creator, and what is partial
+ * is dead.
+ */
 function sweepCreator(
   directories: TrashContext,
   user: UserIds,

@@ -1,11 +1,13 @@
 /**
- * The way out: what is no longer wanted is renamed into `<base>/.trash`, which only root can enter, and deleted there.
+ * The way out: what is no longer wanted is renamed into `<base>/.trash`, which only root can enter, and
+ * deleted there.
  *
- * The rename takes a tree away at once and whole, however long the deletion takes or whoever kills it; what is left in
- * the trash is deleted by the next collector.
+ * The rename takes a tree away at once and whole, however long the deletion takes or whoever kills it; what
+ * is left in the trash is deleted by the next collector.
  *
- * A tree is deleted as the user from whose directory it came, and with no other right: what another user has in it stays. Root only
- * removes the empty directory from the trash. Its user can stop or trace the process that deletes: then it is killed at once.
+ * A tree is deleted as the user from whose directory it came, and with no other right: what another user has
+ * in it stays. Root only removes the empty directory from the trash. Its user can stop or trace the process
+ * that deletes: then it is killed at once.
  */
 import { closeSync, fchmodSync } from 'node:fs';
 import { BeneathError, describeError } from '../core/faults.ts';
@@ -50,7 +52,10 @@ export function moveToTrash({ userDirectory, trash }: TrashContext, name: string
 
 const trashedPattern = /^u(\d{1,10})\./;
 
-/** Moves names of a user directory into the trash of the base; those that cannot be moved stay. @returns how many were */
+/**
+ * Moves names of a user directory into the trash of the base; those that cannot be moved stay. @returns how
+ * many were
+ */
 export function moveNamesToTrash(
   base: Directory,
   userDirectory: Directory,
@@ -90,8 +95,9 @@ interface DeletionLimits {
 }
 
 /**
- * For a tree of millions of files on a slow disk, and for a process of the user that still is in the tree and makes new files in it:
- * that must not keep a collector from the entries of others. The next one goes on where this one stopped.
+ * For a tree of millions of files on a slow disk, and for a process of the user that still is in the tree and
+ * makes new files in it: that must not keep a collector from the entries of others. The next one goes on
+ * where this one stopped.
  */
 const longestDeletionMs = 2 * 60_000;
 /** The descriptors that a process gets. */
@@ -137,7 +143,10 @@ function ownerOf(name: string): number | undefined {
   return uid === undefined ? undefined : Number(uid);
 }
 
-/** So many names are deleted without a process: thousands of empty entries of one user must not take others' time. */
+/**
+ * So many names are deleted without a process: thousands of empty entries of one user must not take others'
+ * time.
+ */
 const mostNamesOfSmall = 64;
 const deepestSmall = 8;
 
@@ -245,7 +254,8 @@ async function find(
         ...[`--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups'],
         ...['--inh-caps=-all', '--bounding-set=-all', '--no-new-privs', '--pdeathsig=KILL', '--'],
         ...(inBackground ? lowPriority : []),
-        // From descriptors: whatever the paths are now. find(1) works by descriptors, too, and does not enter what is mounted inside.
+        // From descriptors: whatever the paths are now. find(1) works by descriptors, too, and does not enter
+        // what is mounted inside.
         ...['find', '-P', ...trees.map((_, index) => `/proc/self/fd/${3 + index}/.`), '-xdev', ...expression],
       ],
       timeoutMs: seconds * 1000,

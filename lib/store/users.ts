@@ -1,8 +1,9 @@
 /**
- * A pass over the users of a base: trouble with one, of whatever kind, costs that user alone, and is told in one line.
+ * A pass over the users of a base: trouble with one, of whatever kind, costs that user alone, and is told in
+ * one line.
  *
- * Each user has a budget in each pass. Who has more than it allows, or makes looking slow, keeps by it what is their own; the others
- * are looked at as if that user was not there.
+ * Each user has a budget in each pass. Who has more than it allows, or makes looking slow, keeps by it what
+ * is their own; the others are looked at as if that user was not there.
  */
 import { closeSync } from 'node:fs';
 import { describeError } from '../core/faults.ts';
@@ -29,7 +30,10 @@ export const userBudget = {
   lines: 10,
 } as const;
 
-/** Evictions of one user in one collection that free next to nothing: what is deleted in vain must not take the time of others. */
+/**
+ * Evictions of one user in one collection that free next to nothing: what is deleted in vain must not take
+ * the time of others.
+ */
 export const mostVainEvictions = 30;
 
 type Limit = keyof typeof userBudget;
@@ -54,7 +58,8 @@ export class UserTurn {
   }
 
   /**
-   * Names in the user directory that are wanted, those with something mounted on or below them left out: their server may never answer.
+   * Names in the user directory that are wanted, those with something mounted on or below them left out:
+   * their server may never answer.
    *
    * @throws BeneathError
    */
@@ -83,7 +88,10 @@ export class UserTurn {
     });
   }
 
-  /** Runs `action` for each of the names; what one of them throws is told, and the next is looked at, as long as there is time. */
+  /**
+   * Runs `action` for each of the names; what one of them throws is told, and the next is looked at, as long
+   * as there is time.
+   */
   each(names: readonly string[], action: (name: string) => void): void {
     for (const name of names) {
       if (spentMs() - this.#startedMs > userBudget.cpu_milliseconds) {
@@ -114,7 +122,8 @@ export class UserTurn {
 }
 
 /**
- * Gives each user of the base a turn: names that are a uid, directories, owned by that uid, with nothing mounted on them.
+ * Gives each user of the base a turn: names that are a uid, directories, owned by that uid, with nothing
+ * mounted on them.
  *
  * @param log for the lines of a turn; also what the action throws ends in one of them
  */

@@ -1,6 +1,7 @@
 /**
- * Seeing that something was deleted from an entry, at the price of a few stat(2). All of it with the user's ids, and by the door beneath
- * the entry (lib/system/beneath.ts): what a user puts in the place of a directory leads nowhere.
+ * Seeing that something was deleted from an entry, at the price of a few stat(2). All of it with the user's
+ * ids, and by the door beneath the entry (lib/system/beneath.ts): what a user puts in the place of a
+ * directory leads nowhere.
  */
 import { BeneathError } from '../core/faults.ts';
 import { lockFileName } from '../core/layout.ts';

@@ -1,9 +1,10 @@
 /**
  * Acting as a job's user: in a child process that has given up root, or for a few system calls in our own.
  *
- * Whatever may hang or is long goes into a child: only a child can be waited for with a limit. For the rest, inside
- * the user's own directory on a local filesystem, our effective ids are switched to the user's, so that the kernel refuses
- * whatever the user could not do. The real uid stays 0, so the user cannot send us signals or trace us (credentials(7)).
+ * Whatever may hang or is long goes into a child: only a child can be waited for with a limit. For the rest,
+ * inside the user's own directory on a local filesystem, our effective ids are switched to the user's, so
+ * that the kernel refuses whatever the user could not do. The real uid stays 0, so the user cannot send us
+ * signals or trace us (credentials(7)).
  */
 import process from 'node:process';
 import { errnoName } from '../core/errno-names.ts';
@@ -29,8 +30,8 @@ export const isRoot = (): boolean => userId() === 0;
 let hasNoGroups = false;
 
 /**
- * Gives up root's supplementary groups, which it needs for nothing, for good: children do not get them, and withUserIds() has less to
- * do. Each change of IDs interrupts all threads of the process.
+ * Gives up root's supplementary groups, which it needs for nothing, for good: children do not get them, and
+ * withUserIds() has less to do. Each change of IDs interrupts all threads of the process.
  */
 export function dropGroups(): void {
   if (!isRoot()) return;
@@ -44,8 +45,9 @@ export function dropGroups(): void {
 }
 
 /**
- * Runs `action` with the user's effective ids and no other group: enough for what the user owns, and without asking a
- * directory service. The action must be synchronous: nothing else may run while we are somebody else.
+ * Runs `action` with the user's effective ids and no other group: enough for what the user owns, and without
+ * asking a directory service. The action must be synchronous: nothing else may run while we are somebody
+ * else.
  */
 export function withUserIds<T>(user: UserIds, action: () => T extends Promise<unknown> ? never : T): T {
   if (userId() === user.uid) return action();
@@ -73,7 +75,10 @@ export function withUserIds<T>(user: UserIds, action: () => T extends Promise<un
   }
 }
 
-/** Of our thread alone, which is the one that acts: to change all of them stops each. No thread must be started meanwhile: it would stay the user's. */
+/**
+ * Of our thread alone, which is the one that acts: to change all of them stops each. No thread must be
+ * started meanwhile: it would stay the user's.
+ */
 function withThreadIds<T>(ids: BeneathAddon, user: UserIds, action: () => T): T {
   const gid = process.getegid?.() ?? 0;
   try {
@@ -96,9 +101,15 @@ function setIds(ids: BeneathAddon, uid: number, gid: number): void {
 export interface Privileges {
   /** enroot may live on file capabilities (its package "enroot+caps"); nothing else may. */
   readonly canGain: boolean;
-  /** What the kernel sends it when we die. TERM is for a command that ends others in turn; clear: it goes on without us. */
+  /**
+   * What the kernel sends it when we die. TERM is for a command that ends others in turn; clear: it goes on
+   * without us.
+   */
   readonly deathSignal?: 'KILL' | 'TERM' | 'clear';
-  /** `none`: for what belongs to the user alone. Nobody is asked for groups then: the user need not be known here. */
+  /**
+   * `none`: for what belongs to the user alone. Nobody is asked for groups then: the user need not be known
+   * here.
+   */
   readonly groups?: 'all' | 'none';
 }
 
@@ -120,8 +131,8 @@ function groupOptions({ uid }: UserIds, groups: Privileges['groups']): string {
 /**
  * The same command, run as the user, killed when we die.
  *
- * Groups come from the system's databases (`--init-groups`), which can be slow or away: mind the command's time limit. Where they may
- * not know the user, runForUser() (user-groups.ts) comes first.
+ * Groups come from the system's databases (`--init-groups`), which can be slow or away: mind the command's
+ * time limit. Where they may not know the user, runForUser() (user-groups.ts) comes first.
  */
 export function asUser(
   user: UserIds,
@@ -154,10 +165,11 @@ export function asUser(
 }
 
 /**
- * For enroot, an importer, and what they run: a /proc of its PID namespace, by which programs find their parents (GNU parallel its shell).
- * And other numbers than those of the next namespace: enroot has its own in the names of temporary files that all enroots of a user
- * share. The first process of a namespace may choose the next number. Where there is no namespace (confined.ts), or root may not mount
- * in one (containers, AppArmor), nothing of it.
+ * For enroot, an importer, and what they run: a /proc of its PID namespace, by which programs find their
+ * parents (GNU parallel its shell). And other numbers than those of the next namespace: enroot has its own in
+ * the names of temporary files that all enroots of a user share. The first process of a namespace may choose
+ * the next number. Where there is no namespace (confined.ts), or root may not mount in one (containers,
+ * AppArmor), nothing of it.
  */
 const ownNumbers = `
 [ $$ -eq 1 ] && unshare --mount --propagation=slave -- true 2>/dev/null || exec setpriv "$@"

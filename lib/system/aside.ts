@@ -1,7 +1,8 @@
 /**
  * Names for what is not complete yet, or there for a moment only: `.<name>.<pid>-<start time>-<count>.aside`.
  *
- * They tell who is at work, so that what a crash left is told at once from what is under way: its process is gone.
+ * They tell who is at work, so that what a crash left is told at once from what is under way: its process is
+ * gone.
  */
 import {
   closeSync,
@@ -35,7 +36,10 @@ export function asideName(name: string): string {
   return `.${name}.${owner}.aside`;
 }
 
-/** Those of the names whose process is gone. Of a user's process there is no asking for its start (processes.ts): it is taken for the one. */
+/**
+ * Those of the names whose process is gone. Of a user's process there is no asking for its start
+ * (processes.ts): it is taken for the one.
+ */
 export function abandonedAsides(names: readonly string[]): string[] {
   return names.filter((name) => {
     const [, pid, startTicks] = asidePattern.exec(name) ?? [];

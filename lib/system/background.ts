@@ -11,10 +11,11 @@ import { selfCommand } from './self.ts';
 const settleLimitSeconds = 3600;
 
 /**
- * Has the disk take all that was written to a filesystem, then changes a file's mode, by which others know. It goes on as long as
- * that takes.
+ * Has the disk take all that was written to a filesystem, then changes a file's mode, by which others know.
+ * It goes on as long as that takes.
  *
- * As the user: a file of theirs may by now be a hard link to another's that they may write to, but not change the mode of.
+ * As the user: a file of theirs may by now be a hard link to another's that they may write to, but not change
+ * the mode of.
  *
  * @param directory on the filesystem, the user's
  * @param fd of the file: what its path leads to by then may be another
@@ -40,8 +41,9 @@ export function startSettling(user: UserIds, directory: string, fd: number, mode
 }
 
 /**
- * It looks at what is the users' with their ids (setuid, setgid), moves their trees (dac_override, fowner), reads the mounts of all
- * processes (sys_ptrace), confines its own children (setpcap), and ends those that run as a user (kill).
+ * It looks at what is the users' with their ids (setuid, setgid), moves their trees (dac_override, fowner),
+ * reads the mounts of all processes (sys_ptrace), confines its own children (setpcap), and ends those that
+ * run as a user (kill).
  */
 export const collectorCapabilities = [
   ...(['setuid', 'setgid', 'setpcap'] as const),
@@ -49,14 +51,15 @@ export const collectorCapabilities = [
 ];
 
 /**
- * The first words of a command that comes behind all that jobs do. Not at nice's end: on a node whose processors are all busy, that
- * would be a hundredth of one of them, and nothing would come to an end.
+ * The first words of a command that comes behind all that jobs do. Not at nice's end: on a node whose
+ * processors are all busy, that would be a hundredth of one of them, and nothing would come to an end.
  */
 export const lowPriority = ['ionice', '--class', 'idle', 'nice', '--adjustment=10'] as const;
 
 /**
- * Starts a collector, in a session of its own, so that slurmd neither waits for it nor kills it with the Prolog; unless the last
- * one that was started so has not ended yet. It has our own priority: it holds locks of entries for which a Prolog may be waiting.
+ * Starts a collector, in a session of its own, so that slurmd neither waits for it nor kills it with the
+ * Prolog; unless the last one that was started so has not ended yet. It has our own priority: it holds locks
+ * of entries for which a Prolog may be waiting.
  *
  * @param runtimePath where the file is whose flock the collector has as long as it lives
  * @param configPath the configuration we were started with, if not the default
@@ -95,7 +98,10 @@ export function startInBackground(
   startQuietly(lowPriority, parameters, configPath, directory);
 }
 
-/** So many at once for one user: short jobs, each of an image of its own, must not fill the node with processes. */
+/**
+ * So many at once for one user: short jobs, each of an image of its own, must not fill the node with
+ * processes.
+ */
 const mostWarmingsOfUser = 4;
 
 /**
@@ -150,7 +156,8 @@ function startQuietly(
     // What is inherited stays open in the program itself, not in what it starts: Node sees to that.
     stdio: ['ignore', 'ignore', 'ignore', ...(inherited === undefined ? [] : [inherited])],
   });
-  // Without a collector the node fills up, and without an unpack the image is not there: both are tried with the next job.
+  // Without a collector the node fills up, and without an unpack the image is not there: both are tried with
+  // the next job.
   child.on('error', () => undefined);
   child.unref();
 }

@@ -1,17 +1,22 @@
 /**
- * The one door by which root touches what lies below a user's directory. There the user can put anything in the way, at any moment.
+ * The one door by which root touches what lies below a user's directory. There the user can put anything in
+ * the way, at any moment.
  *
- *   1. Everything is reached from an open directory. The kernel follows no symlink on the way, leaves the directory by no `..`, and
- *      crosses no mount: openat2(2). Where it cannot (Linux before 5.6, a seccomp filter, no addon), each name is a step of its own.
- *   2. What is found is first a descriptor that only stands for it (O_PATH): its type is looked at there, and only a regular file or a
- *      directory is then opened, by that descriptor. So nobody waits for the writer of a FIFO, wakes a device, or reads a socket.
+ *   1. Everything is reached from an open directory. The kernel follows no symlink on the way, leaves the
+ *      directory by no `..`, and crosses no mount: openat2(2). Where it cannot (Linux before 5.6, a seccomp
+ *      filter, no addon), each name is a step of its own.
+ *   2. What is found is first a descriptor that only stands for it (O_PATH): its type is looked at there, and
+ *      only a regular file or a directory is then opened, by that descriptor. So nobody waits for the writer
+ *      of a FIFO, wakes a device, or reads a socket.
  *   3. What is made, moved or removed is one name in an open directory.
  *   4. A directory is read in pieces, never as a whole.
  *
- * Whatever fails here is a BeneathError: the user's trouble, with whichever error number (lib/core/faults.ts). Callers act with the user's
- * effective ids (as-user.ts); a move into the trash needs root's.
+ * Whatever fails here is a BeneathError: the user's trouble, with whichever error number
+ * (lib/core/faults.ts). Callers act with the user's effective ids (as-user.ts); a move into the trash needs
+ * root's.
  *
- * A name is a string whose characters are bytes (latin1): whatever a directory holds can be told, opened and removed.
+ * A name is a string whose characters are bytes (latin1): whatever a directory holds can be told, opened and
+ * removed.
  */
 import {
   closeSync,
@@ -40,7 +45,9 @@ import { findBeneath } from './native-addon.ts';
 /** O_PATH of open(2), which Node does not export. */
 const onlyPath = 0o10000000;
 const noLink = constants.O_NOFOLLOW;
-/** Of a file that was a regular one a moment ago; O_NONBLOCK as ever, should a filesystem have its own mind. */
+/**
+ * Of a file that was a regular one a moment ago; O_NONBLOCK as ever, should a filesystem have its own mind.
+ */
 const always = constants.O_NONBLOCK | constants.O_NOCTTY;
 
 /**
@@ -61,7 +68,9 @@ export function statBeneath(directory: Directory, path: string): Stats {
   return withPath(directory, path, 0, (stands) => fstatSync(stands));
 }
 
-/** Opens a directory to read it and to reach what is in it. @throws BeneathError, ENOTDIR for anything else */
+/**
+ * Opens a directory to read it and to reach what is in it. @throws BeneathError, ENOTDIR for anything else
+ */
 export function openDirectoryBeneath(directory: Directory, path: string): Directory {
   return withPath(directory, path, constants.O_DIRECTORY, (stands) => {
     const fd = openSync(`/proc/self/fd/${stands}`, constants.O_RDONLY | constants.O_DIRECTORY);
@@ -219,8 +228,9 @@ export function touchDirectoryBeneath(directory: Directory, path: string, time: 
 }
 
 /**
- * Runs `action` with a directory of a user directory open, which is made if it is not there. What fails below the user's directory, whatever a
- * user has put there, is passed over: what is not remembered is found out again.
+ * Runs `action` with a directory of a user directory open, which is made if it is not there. What fails below
+ * the user's directory, whatever a user has put there, is passed over: what is not remembered is found out
+ * again.
  */
 export function inIndexOf(
   user: UserIds,
@@ -267,7 +277,10 @@ export function* itemsBeneath(
   }
 }
 
-/** Whether a path leads to an open file or directory: whoever locks what others rename looks so after the lock. */
+/**
+ * Whether a path leads to an open file or directory: whoever locks what others rename looks so after the
+ * lock.
+ */
 export function leadsToBeneath(directory: Directory, path: string, fd: number): boolean {
   const file = fstatSync(fd);
   const now = unlessGone(() => statBeneath(directory, path), false);
@@ -330,7 +343,8 @@ function openPath(directory: number, path: string, flags: number): number {
   if (result === undefined) return walk(directory, path, flags);
   if (result >= 0) return result;
   const code = errnoName(result);
-  // EPERM: of a filter for system calls that does not know it; by itself openat2(2) does not say so for O_PATH.
+  // EPERM: of a filter for system calls that does not know it; by itself openat2(2) does not say so for
+  // O_PATH.
   if (code === 'ENOSYS' || code === 'EPERM') {
     isWalking = true;
     return walk(directory, path, flags);
@@ -338,7 +352,9 @@ function openPath(directory: number, path: string, flags: number): number {
   throw Object.assign(new Error(`${code ?? result}, openat2`), { code, errno: result });
 }
 
-/** The same, name by name: each must be a directory, no symlink, and on the mount that the directory is on. */
+/**
+ * The same, name by name: each must be a directory, no symlink, and on the mount that the directory is on.
+ */
 function walk(directory: number, path: string, flags: number): number {
   const names = path.split('/');
   const mount = mountId(directory);

@@ -1,7 +1,8 @@
 /**
  * Time on a clock that nobody sets.
  *
- * Not performance.now(): the runtime would load eleven modules for it, which takes a warm Prolog more than a millisecond.
+ * Not performance.now(): the runtime would load eleven modules for it, which takes a warm Prolog more than a
+ * millisecond.
  */
 import process from 'node:process';
 

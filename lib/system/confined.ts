@@ -1,12 +1,14 @@
 /**
  * The start of a child that runs as a user: of what it starts, nothing outlives it.
  *
- * What runs as a user may do anything that user likes: enroot executes what their credentials file says, and a process of theirs
- * can trace it and run code in it. So the child is the first process of a PID namespace: when it ends, or is killed, the kernel kills all
- * others there, be they stopped, of a session of their own, or orphans (pid_namespaces(7)). It is no daemon of Slurm's either: it has limits,
- * and slurmd's protection from the kernel's out-of-memory killer is not for it.
+ * What runs as a user may do anything that user likes: enroot executes what their credentials file says, and
+ * a process of theirs can trace it and run code in it. So the child is the first process of a PID namespace:
+ * when it ends, or is killed, the kernel kills all others there, be they stopped, of a session of their own,
+ * or orphans (pid_namespaces(7)). It is no daemon of Slurm's either: it has limits, and slurmd's protection
+ * from the kernel's out-of-memory killer is not for it.
  *
- * Where the kernel refuses (no CAP_SYS_ADMIN, no addon), the child starts without: a time limit then ends it alone.
+ * Where the kernel refuses (no CAP_SYS_ADMIN, no addon), the child starts without: a time limit then ends it
+ * alone.
  */
 import { readFileSync, writeFileSync } from 'node:fs';
 import { unlessErrno } from './errno.ts';

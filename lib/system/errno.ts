@@ -21,12 +21,14 @@ export function unlessErrno<T>(numbers: readonly string[], action: () => T): T |
 export const isGone = ['ENOENT', 'ENOTDIR'] as const;
 
 /**
- * What a user can bring about in a directory of their own, at any moment, by taking away, closing, replacing, or mounting there.
+ * What a user can bring about in a directory of their own, at any moment, by taking away, closing, replacing,
+ * or mounting there.
  */
 export const userMadeErrnos: readonly string[] = [
   ...isGone,
   ...['EACCES', 'EPERM', 'ELOOP', 'EISDIR', 'EEXIST', 'ENOTEMPTY', 'EBUSY', 'EXDEV', 'EMLINK'],
   ...['ENAMETOOLONG', 'ENXIO'],
-  // Of a filesystem that the user mounted in the moment after we looked; a base that is at fault itself is found out before.
+  // Of a filesystem that the user mounted in the moment after we looked; a base that is at fault itself is
+  // found out before.
   ...['EROFS', 'EIO', 'ENOTCONN', 'ENOSYS', 'ENOTSUP', 'ENOLCK'],
 ];

@@ -22,7 +22,8 @@ export function openRegularFile(path: string, extraFlags = 0, mode = 0o600): num
 }
 
 /**
- * Whether a path leads to an open file: whoever locks a file that others rename or replace looks so after the lock.
+ * Whether a path leads to an open file: whoever locks a file that others rename or replace looks so after the
+ * lock.
  *
  * @param refusals error numbers that mean "no" beside those of a path that is gone
  */

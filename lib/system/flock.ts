@@ -16,7 +16,10 @@ import { CommandFailed, endingWithUs, run, runSync, type Command } from './run-c
 /** LOCK_SH or LOCK_EX of flock(2). */
 export type FlockMode = 'shared' | 'exclusive';
 
-/** flock(1) exits with this, and nothing else does, when the lock is held by another. EX_TEMPFAIL of sysexits.h. */
+/**
+ * flock(1) exits with this, and nothing else does, when the lock is held by another. EX_TEMPFAIL of
+ * sysexits.h.
+ */
 const conflictExitCode = 75;
 /** Longer than flock(1) takes to start, and to say that its own time is up. */
 const commandLimitMs = 10_000;
@@ -76,8 +79,8 @@ export async function flockWithin(descriptor: number, mode: FlockMode, timeoutMs
   if (tryFlock(descriptor, mode)) return true;
   if (timeoutMs <= 0) return false;
   const wait = flockCommand(descriptor, mode, ['--timeout', (timeoutMs / 1000).toFixed(3)]);
-  // A waiter must not outlive us and take the lock for nobody. If it was orphaned before the kernel could know, its own
-  // time-out ends it.
+  // A waiter must not outlive us and take the lock for nobody. If it was orphaned before the kernel could
+  // know, its own time-out ends it.
   return run(endingWithUs({ ...wait, timeoutMs: timeoutMs + commandLimitMs })).then(() => true, refusal);
 }
 

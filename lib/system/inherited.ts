@@ -4,7 +4,10 @@ import process from 'node:process';
 import { dropGroups } from './as-user.ts';
 import { errnoOf, isGone, unlessErrno } from './errno.ts';
 
-/** Node itself settles these at its start, and those after them up to the first gap (libuv, uv_disable_stdio_inheritance). */
+/**
+ * Node itself settles these at its start, and those after them up to the first gap (libuv,
+ * uv_disable_stdio_inheritance).
+ */
 const lastSettledDescriptor = 15;
 /** O_CLOEXEC of open(2), as fdinfo shows it (proc_pid_fdinfo(5)). */
 const closeOnExec = 0o2000000;
@@ -12,9 +15,10 @@ const closeOnExec = 0o2000000;
 /**
  * Settles what is inherited, before anything is started or made.
  *
- * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits for the end of such
- * a pipe would wait as long. What the runtime itself has opened closes on exec, what was handed to us does not. The mask of file
- * modes and the supplementary groups: slurmd's or an admin's may be anything.
+ * Descriptors beyond the standard ones: a holder would keep them open for the whole job, and whoever waits
+ * for the end of such a pipe would wait as long. What the runtime itself has opened closes on exec, what was
+ * handed to us does not. The mask of file modes and the supplementary groups: slurmd's or an admin's may be
+ * anything.
  */
 export function settleInheritance(): void {
   process.umask(0o022);

@@ -1,9 +1,9 @@
 /**
- * Notices that a job is over while its Prolog is still at work: cancelled, timed out, requeued. Until the Prolog ends, the node is
- * kept; and slurmd tells it nothing.
+ * Notices that a job is over while its Prolog is still at work: cancelled, timed out, requeued. Until the
+ * Prolog ends, the node is kept; and slurmd tells it nothing.
  *
- * Only slurmctld knows, and a question costs it an RPC. But slurmd writes a file at the moment when slurmctld has it end a job, its
- * `cred_state`. So:
+ * Only slurmctld knows, and a question costs it an RPC. But slurmd writes a file at the moment when slurmctld
+ * has it end a job, its `cred_state`. So:
  *
  *   - a Prolog asks once, when it has been at work for some seconds: a warm one is done by then
  *   - then it looks at that file, twice a second, and asks when it was written

@@ -1,6 +1,6 @@
 /**
- * Ends that nobody planned, of the programs that Slurm runs for each job. The exit code is always 0: any other
- * drains the node, and a user may have caused it. main.ts imports this module before all others.
+ * Ends that nobody planned, of the programs that Slurm runs for each job. The exit code is always 0: any
+ * other drains the node, and a user may have caused it. main.ts imports this module before all others.
  *
  *   an uncaught exception or rejection; stdout or stderr is closed   one log line, exit 0
  *   V8 out of memory, a crash in native code                         exit 0, once guardAgainstCrash() has run

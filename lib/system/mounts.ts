@@ -9,8 +9,9 @@ export function readMounts(): Mount[] {
 }
 
 /**
- * How much the processes of one user may tell, and the processor time that the kernel may take for it. A container has a few kilobytes
- * of mounts; who has more than this keeps the own entries, and takes no more of the collector's time.
+ * How much the processes of one user may tell, and the processor time that the kernel may take for it. A
+ * container has a few kilobytes of mounts; who has more than this keeps the own entries, and takes no more of
+ * the collector's time.
  */
 export const mountinfoLimits = { bytes: 16 * 1024 * 1024, processorMs: 500 } as const;
 
@@ -21,18 +22,21 @@ interface MountinfoLimits {
 
 let scannedMs = 0;
 
-/** Processor time of all scans of this process: it counts for the users whose mounts were read, not for whoever's turn it was. */
+/**
+ * Processor time of all scans of this process: it counts for the users whose mounts were read, not for
+ * whoever's turn it was.
+ */
 export const mountScanMs = (): number => scannedMs;
 
 /**
- * Which directories of a user directory are mounted in any process's view: entries and stubs. One scan of all processes, by the first
- * who asks; after that, of those that have been started since.
+ * Which directories of a user directory are mounted in any process's view: entries and stubs. One scan of all
+ * processes, by the first who asks; after that, of those that have been started since.
  *
- * Only processes of that user and of root count: in a user namespace anybody can make an overlay whose options show
- * any path, and must not keep another's entry by it.
+ * Only processes of that user and of root count: in a user namespace anybody can make an overlay whose
+ * options show any path, and must not keep another's entry by it.
  *
- * A mount that a process makes later is a container's, which holds its entry. So what was held since the scan, or used (each use, and its
- * end, sets the time of the entry), may be mounted by now, and stays.
+ * A mount that a process makes later is a container's, which holds its entry. So what was held since the
+ * scan, or used (each use, and its end, sets the time of the entry), may be mounted by now, and stays.
  */
 export class MountScan {
   readonly #basePath: string;
@@ -110,7 +114,8 @@ export class MountScan {
       this.#told.set(uid, told);
     }
     if (mountinfo === undefined) return;
-    // Neighbours mostly see the same. By what it is called, a view could be told only at the risk of waiting (processes.ts).
+    // Neighbours mostly see the same. By what it is called, a view could be told only at the risk of waiting
+    // (processes.ts).
     if (this.#lastSeen.get(uid) === mountinfo) return;
     this.#lastSeen.set(uid, mountinfo);
     for (const name of namesInUse(parseMountinfo(mountinfo), this.#basePath, base)) {

@@ -25,7 +25,10 @@ export interface FsExtAddon {
 
 /** Our own addon. Each gives what the system call did, or a negative error number. */
 export interface BeneathAddon {
-  /** openat2(2) with O_PATH: beneath the directory, no symlink followed, no mount crossed. @returns a descriptor */
+  /**
+   * openat2(2) with O_PATH: beneath the directory, no symlink followed, no mount crossed. @returns a
+   * descriptor
+   */
   openPath(directory: number, path: string, flags: number): number;
   /** Signals that a crash raises end the process with this code from now on. */
   exitOnCrash(code: number): number;
@@ -132,7 +135,8 @@ function loadThrough(directory: string, bytes: Uint8Array): unknown {
     let written = 0;
     while (written < bytes.length) written += writeSync(descriptor, bytes, written);
     const module = { exports: {} };
-    // The linker takes an addon whose path it has seen for the one it has loaded, and descriptors' numbers come back.
+    // The linker takes an addon whose path it has seen for the one it has loaded, and descriptors' numbers
+    // come back.
     process.dlopen(module, `/proc/self/fd/${'./'.repeat(loaded.size)}${descriptor}`);
     return module.exports;
   } finally {

@@ -1,7 +1,8 @@
 /**
- * Whether a user may mount an overlay over a directory of the base: Linux 5.11 and newer, unless the distribution forbids user
- * namespaces or the filesystem cannot carry an upper layer. Found out by doing it, as nobody and with the programs by which enroot
- * does it: where AppArmor restricts user namespaces, enroot's own helpers are allowed what unshare(1) is not.
+ * Whether a user may mount an overlay over a directory of the base: Linux 5.11 and newer, unless the
+ * distribution forbids user namespaces or the filesystem cannot carry an upper layer. Found out by doing it,
+ * as nobody and with the programs by which enroot does it: where AppArmor restricts user namespaces, enroot's
+ * own helpers are allowed what unshare(1) is not.
  */
 import { chownSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
@@ -20,7 +21,8 @@ const mountByHelper = `echo "overlay $1/merged overlay lowerdir=$1/lower,upperdi
 const mountByUtil = `mount -t overlay -o "lowerdir=$1/lower,upperdir=$1/upper,workdir=$1/work,userxattr" overlay "$1/merged" && ${useOverlay}`;
 
 /**
- * Tries an overlay below a directory and leaves nothing of it; what a killed one leaves is the collector's to sweep.
+ * Tries an overlay below a directory and leaves nothing of it; what a killed one leaves is the collector's to
+ * sweep.
  *
  * @param directoryOnBase absolute; whoever we are must be able to make a directory in it
  * @param enrootPath the real enroot; its helper programs lie beside it

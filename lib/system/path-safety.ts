@@ -22,7 +22,8 @@ interface Step {
 const mostLinks = 40;
 
 /**
- * The way to a path as the kernel goes it, from the root down: each directory, each symlink before it is followed, and the end.
+ * The way to a path as the kernel goes it, from the root down: each directory, each symlink before it is
+ * followed, and the end.
  *
  * @throws ENOENT, … if it leads nowhere
  */
@@ -51,7 +52,10 @@ function* stepsTo(path: string): Generator<Step> {
   }
 }
 
-/** What the end of a path is, if not what is meant itself: a directory above it, which may be sticky; then also one without symlinks. */
+/**
+ * What the end of a path is, if not what is meant itself: a directory above it, which may be sticky; then
+ * also one without symlinks.
+ */
 type Purpose = 'itself' | 'above' | 'only directories';
 
 function findFault({ path, stats, isEnd }: Step, purpose: Purpose): PathFault | undefined {
@@ -68,8 +72,8 @@ function findFault({ path, stats, isEnd }: Step, purpose: Purpose): PathFault | 
 }
 
 /**
- * Looks for what lets anybody but root change what a path leads to: owner and mode of the file, of each directory above it, and the same
- * for where its symlinks lead.
+ * Looks for what lets anybody but root change what a path leads to: owner and mode of the file, of each
+ * directory above it, and the same for where its symlinks lead.
  *
  * @returns the first, from the root down
  * @throws ENOENT, … if it leads nowhere
@@ -83,7 +87,8 @@ export function whoElseCanChange(path: string, purpose: Purpose = 'itself'): Pat
 }
 
 /**
- * Follows the symlinks of a path, each step of which must be root's alone: so what it leads to stays the same until it is opened.
+ * Follows the symlinks of a path, each step of which must be root's alone: so what it leads to stays the same
+ * until it is opened.
  *
  * @returns the path without symlinks
  * @throws Error naming the step that somebody else can change; ENOENT, …

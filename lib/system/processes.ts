@@ -1,9 +1,11 @@
 /**
- * Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to tell.
+ * Other processes, by /proc (proc(5)). A process can end between any two looks: then there is nothing to
+ * tell.
  *
- * Of a user's process root reads no more than `status` and `mountinfo`. For the rest (stat, environ, cmdline, what ns/ and root lead
- * to) the kernel makes the reader wait while the process is being executed, which users can make last for ever: by closing, at
- * execve(2), a file of a FUSE whose server does not answer. Seen on Linux 6.18.
+ * Of a user's process root reads no more than `status` and `mountinfo`. For the rest (stat, environ, cmdline,
+ * what ns/ and root lead to) the kernel makes the reader wait while the process is being executed, which
+ * users can make last for ever: by closing, at execve(2), a file of a FUSE whose server does not answer. Seen
+ * on Linux 6.18.
  */
 import { closeSync, openSync, readFileSync, readdirSync, statSync } from 'node:fs';
 import { errnoOf } from './errno.ts';
@@ -62,7 +64,10 @@ export function processCommandLine(pid: number): string | undefined {
   return readProcessFile(pid, 'cmdline')?.replace(/\0+$/, '').replaceAll('\0', ' ');
 }
 
-/** @returns the real IDs, or undefined if the process is gone or a zombie; never waits, whoever owns the process */
+/**
+ * @returns the real IDs, or undefined if the process is gone or a zombie; never waits, whoever owns the
+ *   process
+ */
 export function processIds(pid: number): { readonly uid: number; readonly gid: number } | undefined {
   const status = readProcessFile(pid, 'status') ?? '';
   const [uid, gid] = [/^Uid:\s+(\d+)/m, /^Gid:\s+(\d+)/m].map((field) => field.exec(status)?.[1]);
@@ -78,7 +83,8 @@ export const isStopped = (pid: number): boolean =>
 export const processUid = (pid: number): number | undefined => processIds(pid)?.uid;
 
 /**
- * Users may have as many mounts as they like in a namespace of their own, and the kernel takes its time for each.
+ * Users may have as many mounts as they like in a namespace of their own, and the kernel takes its time for
+ * each.
  *
  * @returns the first `limitBytes` of it, or less once `isLate`
  */
@@ -105,8 +111,8 @@ export function processMountinfo(
 }
 
 /**
- * Those that a user owns, as /proc/<pid> shows it; never waits. Not among them: processes that have changed their IDs, or were started from
- * files that their user cannot read (proc_pid(5), dumpable).
+ * Those that a user owns, as /proc/<pid> shows it; never waits. Not among them: processes that have changed
+ * their IDs, or were started from files that their user cannot read (proc_pid(5), dumpable).
  */
 export function processesOwnedBy(uid: number): readonly number[] {
   const found = findBeneath()?.processesOf(uid);

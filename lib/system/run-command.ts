@@ -1,9 +1,10 @@
 /**
  * Running other programs: bounded in time and output, with a fixed environment, and never outliving us.
  *
- * What may take long starts through setpriv(1) (as-user.ts, trash.ts), which asks the kernel to kill it when we die
- * (`--pdeathsig`) and, for a command that is to run as a user, drops root for good. A command that does not end in time is killed; if it does not even
- * die (a process in an uninterruptible wait on a hung filesystem), we go on without it.
+ * What may take long starts through setpriv(1) (as-user.ts, trash.ts), which asks the kernel to kill it when
+ * we die (`--pdeathsig`) and, for a command that is to run as a user, drops root for good. A command that
+ * does not end in time is killed; if it does not even die (a process in an uninterruptible wait on a hung
+ * filesystem), we go on without it.
  */
 import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
@@ -107,7 +108,10 @@ const aftermath = /Broken pipe|Exiting with failure status|Error is not recovera
 const complaint =
   /error|fail|fatal|cannot|can't|could not|unable|denied|refused|invalid|no such|not found|no space/i;
 
-/** The line of a program's stderr that says why it failed: the first complaint, else the last line that says anything. */
+/**
+ * The line of a program's stderr that says why it failed: the first complaint, else the last line that says
+ * anything.
+ */
 function findCause(stderrTail: string): string {
   const lines = stderrTail.split('\n').map((line) => line.trim());
   // The first may be the end of a line.
@@ -179,8 +183,8 @@ async function runWith(output: Output, command: Command, fileBytes?: number): Pr
     else reject(new CommandFailed(command, how, { cause }));
   };
   const timer = setTimeout(() => {
-    // Not until it has ended: in an uninterruptible wait it may never end. A signal that is refused is an 'error' event,
-    // which must not come first.
+    // Not until it has ended: in an uninterruptible wait it may never end. A signal that is refused is an
+    // 'error' event, which must not come first.
     closePipes();
     child.unref();
     end(null, 'SIGKILL', true);
@@ -200,7 +204,8 @@ async function runWith(output: Output, command: Command, fileBytes?: number): Pr
   try {
     if (child.pid !== undefined) command.onStart?.(child.pid);
   } catch (error) {
-    // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that ends the program.
+    // By the promise: thrown, it would leave the command's own end without anybody to tell it to, and that
+    // ends the program.
     reject(error);
     child.kill('SIGKILL');
   }
@@ -239,8 +244,8 @@ export function run(command: Command): Promise<CommandResult> {
 }
 
 /**
- * Runs a command whose output is short, through files in memory instead of pipes: half the cost, in a process that has
- * made no pipe before. Otherwise like run(); callbacks for the output are not called.
+ * Runs a command whose output is short, through files in memory instead of pipes: half the cost, in a process
+ * that has made no pipe before. Otherwise like run(); callbacks for the output are not called.
  *
  * @throws CommandFailed unless it exits with 0 in time
  */
@@ -255,7 +260,8 @@ export async function runBriefly(command: Command): Promise<CommandResult> {
     return run(command);
   }
   try {
-    // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the start.
+    // Written at a position, so that the descriptor's own offset, which the child inherits, stays at the
+    // start.
     writeSync(input, command.input ?? '', 0);
   } catch (error) {
     close();

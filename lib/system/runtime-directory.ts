@@ -17,7 +17,8 @@ const passableMode = 0o711;
  * @throws NodeFault BAD_CONFIG if anyone but root can
  */
 export function checkRuntimeDirectory(runtimePath: string): void {
-  // Where it is not there yet, whoever can change the last directory that is could make it first; in a sticky one, they are refused then.
+  // Where it is not there yet, whoever can change the last directory that is could make it first; in a sticky
+  // one, they are refused then.
   for (let path = runtimePath; ; path = dirname(path)) {
     const fault = unlessErrno(
       isGone,
@@ -34,7 +35,10 @@ export function checkRuntimeDirectory(runtimePath: string): void {
   }
 }
 
-/** Makes `path`, a directory of root directly below `runtimePath`, and `runtimePath` itself where they are missing. */
+/**
+ * Makes `path`, a directory of root directly below `runtimePath`, and `runtimePath` itself where they are
+ * missing.
+ */
 export function prepareRuntimeDirectory(runtimePath: string, path: string, mode: number): void {
   const make = (): unknown => unlessErrno(['EEXIST'], () => mkdirSync(path, { mode }));
   try {

@@ -5,7 +5,9 @@ import { isSea } from 'node:sea';
 import { isGone, unlessErrno } from './errno.ts';
 import { whoCannotReach, whoElseCanChange } from './path-safety.ts';
 
-/** @returns file and first arguments, as bundled or under the bare runtime; a command like `gc` must follow */
+/**
+ * @returns file and first arguments, as bundled or under the bare runtime; a command like `gc` must follow
+ */
 export function selfCommand(): { readonly file: string; readonly args: readonly string[] } {
   if (isSea()) return { file: process.execPath, args: [] };
   return { file: process.execPath, args: [new URL('../../main.ts', import.meta.url).pathname] };
@@ -16,8 +18,8 @@ const executableName = 'container-cache';
 const usualPath = `/usr/libexec/container-cache/${executableName}`;
 
 /**
- * The executable that jobs' users start. The one that runs may be a copy that only root can reach, as in an /etc/slurm/prolog.d of
- * mode 0700.
+ * The executable that jobs' users start. The one that runs may be a copy that only root can reach, as in an
+ * /etc/slurm/prolog.d of mode 0700.
  *
  * @returns undefined if users can execute none, or under the bare runtime
  */

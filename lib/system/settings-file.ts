@@ -8,7 +8,9 @@ import { followSafely } from './path-safety.ts';
 
 const longestConfigBytes = 256 * 1024;
 
-/** Reads `CONTAINER_CACHE_CONF` or the default file; a file that cannot be read is a problem like one in it. */
+/**
+ * Reads `CONTAINER_CACHE_CONF` or the default file; a file that cannot be read is a problem like one in it.
+ */
 export function readSettings(environment: Environment): ParsedSettings {
   const path = environment['CONTAINER_CACHE_CONF'] ?? defaultConfigPath;
   const unreadable = (reason: string): ParsedSettings => ({
@@ -23,7 +25,10 @@ export function readSettings(environment: Environment): ParsedSettings {
   }
 }
 
-/** Sites keep what is in /etc/slurm elsewhere, by symlinks: good if nobody but root can change where they lead. */
+/**
+ * Sites keep what is in /etc/slurm elsewhere, by symlinks: good if nobody but root can change where they
+ * lead.
+ */
 function readConfig(path: string): string | undefined {
   try {
     return readSmallFile(path, longestConfigBytes);

@@ -1,6 +1,6 @@
 /**
- * Why a program could not write, by what it says: whichever of the programs that we or enroot start it was (tar, zstd, curl, tee,
- * mktemp, mksquashfs, unsquashfs …), it prints strerror(3). They run in the C locale.
+ * Why a program could not write, by what it says: whichever of the programs that we or enroot start it was
+ * (tar, zstd, curl, tee, mktemp, mksquashfs, unsquashfs …), it prints strerror(3). They run in the C locale.
  */
 import { JobFault } from '../core/faults.ts';
 
@@ -16,7 +16,10 @@ const unwritten = /^curl: \(23\) .*$/m;
 /** A disk with less has no room for a layer. */
 const littleBytes = 64 * 2 ** 20;
 
-/** @returns the line of a program that could not write, as it seems for want of room on a disk with so much left */
+/**
+ * @returns the line of a program that could not write, as it seems for want of room on a disk with so much
+ *   left
+ */
 export const unwrittenLine = (text: string, availableBytes: number): string | undefined =>
   availableBytes < littleBytes ? unwritten.exec(text)?.[0] : undefined;
 
@@ -33,7 +36,10 @@ export function shortageFault(code: Shortage, what: string, complaint?: string):
 
 const longestKeptLine = 200;
 
-/** Reads all that a program prints: of a hundred complaints about a full disk the first counts, and the last may be of something else. */
+/**
+ * Reads all that a program prints: of a hundred complaints about a full disk the first counts, and the last
+ * may be of something else.
+ */
 export class ShortageWatch {
   /** The first complaint of that kind, with the code that it stands for. */
   found: { readonly code: Shortage; readonly line: string } | undefined;

@@ -1,4 +1,7 @@
-/** The slurmd of this node, found among its processes, and by it Slurm's programs and configuration, wherever they are. */
+/**
+ * The slurmd of this node, found among its processes, and by it Slurm's programs and configuration, wherever
+ * they are.
+ */
 import { readFileSync, readlinkSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { isRoot } from './as-user.ts';
@@ -22,8 +25,8 @@ export interface Slurmd {
 }
 
 /**
- * @returns the one that runs longest, since it starts children of its own name; one that sees our mounts before one in
- *   a container; undefined: none of root's runs
+ * @returns the one that runs longest, since it starts children of its own name; one that sees our mounts
+ *   before one in a container; undefined: none of root's runs
  */
 export function findSlurmd(): Slurmd | undefined {
   const own = mountNamespace('self');
@@ -52,8 +55,8 @@ export const slurmPrefix = ({ executable }: Slurmd): string | undefined =>
   executable === undefined ? undefined : dirname(dirname(executable));
 
 /**
- * A program of Slurm: the one beside the slurmd that runs, `/opt/slurm/bin/squeue` for `/opt/slurm/sbin/slurmd`, since another in PATH may be
- * of another version or cluster.
+ * A program of Slurm: the one beside the slurmd that runs, `/opt/slurm/bin/squeue` for
+ * `/opt/slurm/sbin/slurmd`, since another in PATH may be of another version or cluster.
  */
 export function findSlurmProgram(name: string, slurmd: Slurmd | undefined): string | undefined {
   const prefix = slurmd && slurmPrefix(slurmd);

@@ -1,8 +1,8 @@
 /**
  * Log lines to syslog, or to stderr.
  *
- * Our addon writes to the daemon's socket as syslog(3) would: Node cannot. Where that fails, logger(1) tries, which knows other kinds of
- * sockets; one logger is started for all lines that are left.
+ * Our addon writes to the daemon's socket as syslog(3) would: Node cannot. Where that fails, logger(1) tries,
+ * which knows other kinds of sockets; one logger is started for all lines that are left.
  */
 import { writeSync } from 'node:fs';
 import process from 'node:process';
@@ -71,7 +71,8 @@ export function openLog(settings: LogSettings, socketPath = '/dev/log'): Log {
         pending.push({ priority: facilityCodes[settings.syslogFacility] * 8 + severityCodes[level], text });
     },
     flush: () => {
-      // One after the other: who waits for the last has waited for all, since a logger that still runs ends with us.
+      // One after the other: who waits for the last has waited for all, since a logger that still runs ends
+      // with us.
       flushed = flushed.then(send);
       return flushed;
     },
@@ -113,8 +114,8 @@ function complain(cause: string, lines: readonly Line[]): void {
 
 async function sendByLogger(lines: readonly Line[]): Promise<void> {
   const input = inLoggersWords(lines);
-  // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel refuses in a user
-  // namespace; the line is lost without a word.
+  // Not by --id: logger of util-linux 2.38 then sends credentials that are not its own, which the kernel
+  // refuses in a user namespace; the line is lost without a word.
   const tag = `${logTag}[${process.pid}]`;
   const args = ['--prio-prefix', '--tag', tag, '--size', String(longestMessageBytes)];
   await runBriefly({ file: 'logger', args, input, timeoutMs: flushTimeoutMs }).catch((error: unknown) => {

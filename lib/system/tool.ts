@@ -1,6 +1,6 @@
 /**
- * Whether a program is at fault, or who had us run it: a user can stop, trace and end what runs under their uid, and so make it say
- * anything. So a program that seems to be missing is tried once more as nobody.
+ * Whether a program is at fault, or who had us run it: a user can stop, trace and end what runs under their
+ * uid, and so make it say anything. So a program that seems to be missing is tried once more as nobody.
  */
 import process from 'node:process';
 import { isUsedUp } from '../core/faults.ts';

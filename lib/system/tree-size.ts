@@ -3,8 +3,8 @@
  * deleted (I14).
  *
  * A file with several names is freed with the last of them: it counts once all of them were met, in whichever
- * entries they are. Copies that share blocks (reflinks) count each. Whoever makes such copies gains no more than
- * by an image that is as large as it says.
+ * entries they are. Copies that share blocks (reflinks) count each. Whoever makes such copies gains no more
+ * than by an image that is as large as it says.
  */
 import type { Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
@@ -22,12 +22,15 @@ export const blockBytes = 512;
 /** Names of millions of files could fill our memory: of so many is noted which are of one file. */
 export const mostLinkedFiles = 1_000_000;
 /**
- * Millions of files on a slow disk: so long find(1) may run for one user, in all that this process does. What is not seen by then
- * counts as nothing.
+ * Millions of files on a slow disk: so long find(1) may run for one user, in all that this process does. What
+ * is not seen by then counts as nothing.
  */
 const longestOfUserMs = 60_000;
 const spentMsOf = new Map<number, number>();
-/** Trees of so few names are looked at without a process: a thousand empty entries of one user must not take the time of others. */
+/**
+ * Trees of so few names are looked at without a process: a thousand empty entries of one user must not take
+ * the time of others.
+ */
 const mostFewNames = 64;
 const deepestFew = 8;
 
@@ -35,7 +38,10 @@ export class Reclaim {
   /** Names not met yet, by inode. */
   readonly #missingNames = new Map<string, number>();
 
-  /** @returns what deleting a tree would free after all those that were measured before; what its user cannot read is left out */
+  /**
+   * @returns what deleting a tree would free after all those that were measured before; what its user cannot
+   *   read is left out
+   */
   async measure(user: UserIds, path: string): Promise<SpaceNeed> {
     let blocks = 0;
     let inodes = 0;
@@ -56,7 +62,10 @@ export class Reclaim {
   }
 }
 
-/** What a tree takes, a file with several names as its share for each of them; what its user cannot read is left out. */
+/**
+ * What a tree takes, a file with several names as its share for each of them; what its user cannot read is
+ * left out.
+ */
 export async function measureShare(user: UserIds, path: string): Promise<SpaceNeed> {
   let blocks = 0;
   let inodes = 0;

@@ -1,4 +1,7 @@
-/** Children that run as a user, who can stop or trace them: then they are killed at once, and nobody waits for their time to be over. */
+/**
+ * Children that run as a user, who can stop or trace them: then they are killed at once, and nobody waits for
+ * their time to be over.
+ */
 import process from 'node:process';
 import { errnoOf } from './errno.ts';
 import { isStopped } from './processes.ts';

@@ -1,8 +1,10 @@
 /**
- * The groups of users whom passwd does not know, as on nodes with nss_slurm: their IDs come from Slurm, and those are enough.
+ * The groups of users whom passwd does not know, as on nodes with nss_slurm: their IDs come from Slurm, and
+ * those are enough.
  *
- * setpriv(1) looks up a user's groups by uid, in a child that we can abandon (as-user.ts), and refuses a uid that passwd does not know.
- * Then, and only then, we look further: the group database may have the user's name. If not, the primary group has to do.
+ * setpriv(1) looks up a user's groups by uid, in a child that we can abandon (as-user.ts), and refuses a uid
+ * that passwd does not know. Then, and only then, we look further: the group database may have the user's
+ * name. If not, the primary group has to do.
  */
 import { asUser, rememberGroups, type Privileges, type UserIds } from './as-user.ts';
 import { CommandFailed, endingWithUs, run, type Command, type CommandResult } from './run-command.ts';
@@ -38,7 +40,8 @@ const nothing: readonly number[] = [];
 
 async function findGroups({ userName = '' }: UserIds): Promise<readonly number[]> {
   if (userName === '') return nothing;
-  // A name that passwd does know is another user's: Slurm says "nobody" where it knows none, and a local account may have the same.
+  // A name that passwd does know is another user's: Slurm says "nobody" where it knows none, and a local
+  // account may have the same.
   if ((await getent('passwd', userName)) !== '') return nothing;
   // `alice  100 2000`
   const [, ...groups] = (await getent('initgroups', userName)).trim().split(/\s+/);

@@ -25,8 +25,9 @@ export function listProcessOwners(): UserIds[] {
 /**
  * Looks for numbers in the environment of a user's processes.
  *
- * The kernel makes the reader wait while the process is being executed, and with a filesystem of their own (FUSE) users can make that
- * last for ever: so a child reads it, as the user, with a time limit. What comes after such a process is not found.
+ * The kernel makes the reader wait while the process is being executed, and with a filesystem of their own
+ * (FUSE) users can make that last for ever: so a child reads it, as the user, with a time limit. What comes
+ * after such a process is not found.
  *
  * @param names of the variables
  * @param value the only one to be found; without it any of ten digits at most

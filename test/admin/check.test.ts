@@ -66,7 +66,10 @@ const slurmVersionFile = join(machineRoot, 'slurm-version');
 const controllerFile = join(machineRoot, 'controller');
 const activeJobsFile = join(machineRoot, 'active-jobs');
 
-/** A node where nothing is wrong: our build, Slurm, pyxis and enroot as far as files go, and a slurmd that only sleeps. */
+/**
+ * A node where nothing is wrong: our build, Slurm, pyxis and enroot as far as files go, and a slurmd that
+ * only sleeps.
+ */
 class RightNode implements AsyncDisposable {
   readonly node: TestNode;
   readonly root: string;

@@ -57,7 +57,10 @@ function metric(text: string, name: string): number {
   return Number(line.split(' ').at(-1));
 }
 
-/** What the enroot wrapper notes of containers that start from entries (test/enroot/wrapper.test.ts), each `result entry`. */
+/**
+ * What the enroot wrapper notes of containers that start from entries (test/enroot/wrapper.test.ts), each
+ * `result entry`.
+ */
 function noteContainers(node: TestNode, jobId: number, ...containers: string[]): void {
   const path = join(node.userPath(alice), `.steps-${jobId}.events`);
   const lines = containers.map((container) => {

@@ -1,4 +1,7 @@
-/** `container-cache warm`, `pin`, `unpin` and `verify`: entries ahead of time, entries that stay, entries that are still right. */
+/**
+ * `container-cache warm`, `pin`, `unpin` and `verify`: entries ahead of time, entries that stay, entries that
+ * are still right.
+ */
 // test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import {

@@ -1,6 +1,6 @@
 /**
- * `container-cache acquire`, as the enroot wrapper calls it: the protocol of the Prolog in the hands of a user, and a holder that the
- * Epilog finds.
+ * `container-cache acquire`, as the enroot wrapper calls it: the protocol of the Prolog in the hands of a
+ * user, and a holder that the Epilog finds.
  */
 // test: timeout 600 s
 import { chmodSync, existsSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';

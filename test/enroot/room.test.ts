@@ -1,5 +1,6 @@
 /**
- * Room for steps, which run as the user: the room agent, on real small filesystems that entries of others fill; and quotas.
+ * Room for steps, which run as the user: the room agent, on real small filesystems that entries of others
+ * fill; and quotas.
  */
 // test: timeout 600 s
 import { spawnSync } from 'node:child_process';
@@ -265,7 +266,10 @@ hostile.run();
 
 const quota = suite('a disk quota', { skip: unlessPrivateMachine });
 
-/** Kernels without quotas are common: unsquashfs fails as it does where the user directory may take no more than 20 MiB. */
+/**
+ * Kernels without quotas are common: unsquashfs fails as it does where the user directory may take no more
+ * than 20 MiB.
+ */
 function limitUsers(): Disposable {
   return replaceProgram(
     'unsquashfs',

@@ -1,7 +1,7 @@
 /**
- * The enroot wrapper, called as pyxis calls it, before an enroot that only notes how it was called: what goes to the real enroot
- * untouched, what becomes of stubs, and what a hostile or broken surrounding brings about (nothing but the real enroot).
- * test/slurm/container-starts.test.ts has the containers themselves.
+ * The enroot wrapper, called as pyxis calls it, before an enroot that only notes how it was called: what goes
+ * to the real enroot untouched, what becomes of stubs, and what a hostile or broken surrounding brings about
+ * (nothing but the real enroot). test/slurm/container-starts.test.ts has the containers themselves.
  */
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcessByStdio } from 'node:child_process';
@@ -73,7 +73,9 @@ const image = '/images/a.sqsh';
 const uri = 'docker://reg#app:1';
 const container = `pyxis_${jobId}.0`;
 
-/** A node with the wrapper in `bin`, the recorder as the real enroot, one entry of alice's, leased by job 42. */
+/**
+ * A node with the wrapper in `bin`, the recorder as the real enroot, one entry of alice's, leased by job 42.
+ */
 class WrapperNode implements AsyncDisposable {
   readonly node: TestNode;
   readonly wrapper: string;
@@ -178,7 +180,9 @@ class WrapperNode implements AsyncDisposable {
     return this.node.entryPath(alice, this.entry);
   }
 
-  /** root's slurmstepd, and in its child, as the user, the same program, which has not become the task's yet. */
+  /**
+   * root's slurmstepd, and in its child, as the user, the same program, which has not become the task's yet.
+   */
   pyxis(): Callers {
     return { root: [this.slurmstepd, ...waiting], user: [this.slurmstepd, ...waiting] };
   }
@@ -446,7 +450,8 @@ stubs('create makes one in place of an unpack, private to its user, and prints n
   node.createStub();
   const upper = join(node.stub(), '.container-cache/upper');
   assert.equal(readdirSync(upper).sort(), ['.lock', '.pyxis_cache_lock']);
-  // The container has the root directory's mode, and does not see our lock file: a whiteout, character device 0:0.
+  // The container has the root directory's mode, and does not see our lock file: a whiteout, character device
+  // 0:0.
   assert.is(statSync(upper).mode & 0o777, 0o751);
   const whiteout = lstatSync(join(upper, '.pyxis_cache_lock'));
   assert.equal([whiteout.isCharacterDevice(), whiteout.rdev], [true, 0]);
@@ -581,7 +586,10 @@ stubs('a second start does not mount a layer that is in use: it begins with a co
   assert.is(layerOf(node.run(['start', container])), upper);
 });
 
-/** A container of alice's that has the layer mounted, until its standard input ends. It prints a line when it has. */
+/**
+ * A container of alice's that has the layer mounted, until its standard input ends. It prints a line when it
+ * has.
+ */
 function mountLayer(node: WrapperNode, upper: string): ChildProcessByStdio<Writable, Readable, null> {
   const ids = [`--reuid=${alice.uid}`, `--regid=${alice.gid}`, '--clear-groups'];
   const layers = `lowerdir=${node.entryPath},upperdir=${upper},workdir=${upper.replace('upper', 'work')},userxattr`;
@@ -973,7 +981,10 @@ registry.run();
 
 const shared = suite('wrapper: isolation=shared', { skip: unlessPrivateMachine });
 
-/** Beside the recorder, the programs that enroot has for namespaces and mounts: they do without either, and note the mounts. */
+/**
+ * Beside the recorder, the programs that enroot has for namespaces and mounts: they do without either, and
+ * note the mounts.
+ */
 function setShared(node: WrapperNode): void {
   const real = join(node.node.root, 'real');
   const write = (name: string, text: string): void =>

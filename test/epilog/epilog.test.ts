@@ -380,7 +380,8 @@ sweep('starts the collector at the high watermark, and not below it', async () =
 sweep('a stub whose making was killed goes like one that was finished', async () => {
   await using node = await TestNode.start();
   const user = node.makeUserDirectory(alice);
-  // After each of the wrapper's steps; then what is none: a container of enroot's, one whose image has a directory like ours.
+  // After each of the wrapper's steps; then what is none: a container of enroot's, one whose image has a
+  // directory like ours.
   const steps = ['', '.container-cache', '.container-cache/entry', '.container-cache/upper'];
   const containers = ['etc', '.container-cache/upper'];
   for (const [index, step] of steps.entries()) {

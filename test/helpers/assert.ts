@@ -56,7 +56,10 @@ export function throws<Thrown extends Error>(
   return nothingThrown(expected);
 }
 
-/** Asserts that the promise, or that of `body`, rejects with an `expected` whose message matches, and returns it. */
+/**
+ * Asserts that the promise, or that of `body`, rejects with an `expected` whose message matches, and returns
+ * it.
+ */
 export async function rejects<Thrown extends Error>(
   body: Promise<unknown> | (() => Promise<unknown>),
   expected: ErrorClass<Thrown>,

@@ -11,8 +11,8 @@ export type Defer = (undo: () => void | Promise<void>) => void;
 const endingSignals = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /**
- * Runs `body`, and when it has ended, failed or a signal came, everything it deferred. Sets the exit code: what `body`
- * returns, 1 if it or an undo fails, 128 and the signal's number after a signal.
+ * Runs `body`, and when it has ended, failed or a signal came, everything it deferred. Sets the exit code:
+ * what `body` returns, 1 if it or an undo fails, 128 and the signal's number after a signal.
  */
 export async function runAndCleanUp(body: (defer: Defer) => Promise<number>): Promise<void> {
   const undos: (() => void | Promise<void>)[] = [];

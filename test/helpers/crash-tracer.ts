@@ -1,4 +1,7 @@
-/** Killing a program at any of its system calls that change the disk or a lock: trace-and-kill.c, compiled for this machine. */
+/**
+ * Killing a program at any of its system calls that change the disk or a lock: trace-and-kill.c, compiled for
+ * this machine.
+ */
 import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
@@ -12,7 +15,9 @@ export interface Point {
   readonly call: string;
 }
 
-/** Who is killed: the process that makes the call, all of the program's process group, or the program alone. */
+/**
+ * Who is killed: the process that makes the call, all of the program's process group, or the program alone.
+ */
 export type KillMode = 'process' | 'group' | 'program';
 
 export interface Kill {

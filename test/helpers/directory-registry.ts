@@ -1,4 +1,7 @@
-/** A directory that is a registry to the enroot that stands in for the real one (test/helpers/stand-in-enroot.sh). */
+/**
+ * A directory that is a registry to the enroot that stands in for the real one
+ * (test/helpers/stand-in-enroot.sh).
+ */
 import {
   chmodSync,
   copyFileSync,
@@ -85,7 +88,10 @@ export class StandInRegistry {
     return join(this.#directory, directory, reference.replaceAll(/[^A-Za-z0-9]/g, '_'));
   }
 
-  /** What the registry demands or does from now on, as the head of stand-in-enroot.sh says; undefined: no more. */
+  /**
+   * What the registry demands or does from now on, as the head of stand-in-enroot.sh says; undefined: no
+   * more.
+   */
   set(name: 'password' | 'proxy' | 'answer' | 'conf' | 'programs', content: string | undefined): void {
     const path = join(this.#directory, name);
     if (content === undefined) rmSync(path, { force: true });

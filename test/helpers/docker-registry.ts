@@ -5,8 +5,9 @@
  *   await registry.push('team/image', 'v1', [smallTree]);
  *   // docker://localhost:34567/team/image:v1 is registry.uri('team/image', 'v1')
  *
- * Images are pushed by the registry's own protocol (Docker Registry HTTP API V2), so no further program is needed. What
- * a tree gives is the same layer, digest included, each time. The registry ends with this process, however that ends.
+ * Images are pushed by the registry's own protocol (Docker Registry HTTP API V2), so no further program is
+ * needed. What a tree gives is the same layer, digest included, each time. The registry ends with this
+ * process, however that ends.
  */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -72,7 +73,9 @@ export interface ImageConfiguration {
 
 interface PushOptions {
   readonly configuration?: ImageConfiguration;
-  /** Default: docker. One of OCI is refused to enroot, whose first request does not say that it takes those. */
+  /**
+   * Default: docker. One of OCI is refused to enroot, whose first request does not say that it takes those.
+   */
   readonly format?: 'docker' | 'oci';
   /** Puts a list of manifests for several architectures behind the tag. */
   readonly asList?: boolean;
@@ -136,8 +139,8 @@ export class DockerRegistry implements AsyncDisposable {
   /**
    * Makes an image and puts a tag on it, whatever the tag was on.
    *
-   * @param layers from the lowest up; a file `.wh.NAME` takes NAME of the layers below away, `.wh..wh..opq` all that is
-   *   below in its directory
+   * @param layers from the lowest up; a file `.wh.NAME` takes NAME of the layers below away, `.wh..wh..opq`
+   *   all that is below in its directory
    * @returns the digest that `enroot digest` prints
    */
   async push(
@@ -188,7 +191,10 @@ export class DockerRegistry implements AsyncDisposable {
     await this.#putManifest(repository, tag, await answer.text(), type);
   }
 
-  /** What it was asked for, oldest first, its own helpers' requests included: `GET /v2/team/image/manifests/v1`. */
+  /**
+   * What it was asked for, oldest first, its own helpers' requests included:
+   * `GET /v2/team/image/manifests/v1`.
+   */
   requests(): string[] {
     const lines = readFileSync(this.#logPath, 'utf8').matchAll(/"((?:GET|HEAD|PUT|POST|PATCH) [^ ?"]+)/g);
     return [...lines].map(([, request = '']) => request);

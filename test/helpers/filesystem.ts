@@ -1,6 +1,6 @@
 /**
- * Real filesystems for tests: small ones to be filled (ext4 in a file, limited in blocks and inodes), and such as a user may
- * mount on their own directory (FUSE, with a server that never answers).
+ * Real filesystems for tests: small ones to be filled (ext4 in a file, limited in blocks and inodes), and
+ * such as a user may mount on their own directory (FUSE, with a server that never answers).
  */
 import { spawn } from 'node:child_process';
 import { existsSync, mkdirSync, mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
@@ -48,7 +48,9 @@ export function makeExt4({ mebibytes, inodes }: FilesystemSize): SmallFilesystem
   };
 }
 
-/** For SuiteOptions.skip: why no such filesystem can be mounted here. To be called inside a private machine. */
+/**
+ * For SuiteOptions.skip: why no such filesystem can be mounted here. To be called inside a private machine.
+ */
 export function unlessExt4(): string | undefined {
   if (unlessPrivateMachine !== undefined) return unlessPrivateMachine;
   try {
@@ -64,14 +66,17 @@ interface FuseOptions {
   readonly forOthers: boolean;
 }
 
-/** Mounts a FUSE filesystem of a user whose server lives and never answers: whoever is let in waits for ever. */
+/**
+ * Mounts a FUSE filesystem of a user whose server lives and never answers: whoever is let in waits for ever.
+ */
 export async function mountSilentFuse(
   path: string,
   user: TestUser,
   { forOthers }: FuseOptions,
 ): Promise<AsyncDisposable> {
   const ids = `user_id=${user.uid},group_id=${user.gid}${forOthers ? ',allow_other' : ''}`;
-  // By mount(2) alone: with the newer calls, the mount(8) of util-linux 2.41 touches what it has mounted, which refuses root.
+  // By mount(2) alone: with the newer calls, the mount(8) of util-linux 2.41 touches what it has mounted,
+  // which refuses root.
   const script = `exec 3<>/dev/fuse; LIBMOUNT_FORCE_MOUNT2=always mount -i -t fuse -o "fd=3,rootmode=40000,${ids}" fuse "$1"; exec sleep infinity`;
   const server = spawn('sh', ['-euc', script, 'sh', path], { stdio: ['ignore', 'inherit', 'inherit'] });
   await until(`a FUSE is mounted on ${path}`, () => {

@@ -1,4 +1,7 @@
-/** Races are forced: a program that ours start is held at its start, until the test has done what is to happen meanwhile. */
+/**
+ * Races are forced: a program that ours start is held at its start, until the test has done what is to happen
+ * meanwhile.
+ */
 import { chmodSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { until } from './node.ts';

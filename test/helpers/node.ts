@@ -1,7 +1,7 @@
 /**
- * A node in a temporary root: a base, a runtime directory and a configuration of its own, on which the built programs run
- * as slurmd runs them: Slurm's variables and nothing else, a process group of their own, output read until the last writer
- * is gone.
+ * A node in a temporary root: a base, a runtime directory and a configuration of its own, on which the built
+ * programs run as slurmd runs them: Slurm's variables and nothing else, a process group of their own, output
+ * read until the last writer is gone.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
@@ -106,7 +106,10 @@ const hangLimitMs = 120_000;
 /** Between two looks: what is looked at costs processor time, which the others on a busy machine need. */
 const pollMs = { least: 5, most: 50, partOfElapsed: 0.05 } as const;
 
-/** Resolves when `condition` gives something other than undefined and false; it is for states, never for durations. */
+/**
+ * Resolves when `condition` gives something other than undefined and false; it is for states, never for
+ * durations.
+ */
 export async function until<T>(what: string, condition: () => T | undefined | false): Promise<T> {
   const startedMs = performance.now();
   for (;;) {
@@ -121,7 +124,9 @@ export async function until<T>(what: string, condition: () => T | undefined | fa
 /** dist/, where users reach it: the checkout may be in root's home, which is closed to them. */
 const openDistDirectory = join(machineRoot, 'dist');
 
-/** The path of a program of dist/ by which users, too, can execute it. A node must have been started before. */
+/**
+ * The path of a program of dist/ by which users, too, can execute it. A node must have been started before.
+ */
 export const programPath = (name: string): string => join(openDistDirectory, name);
 
 /** After 1970, when the first image of a node says that it was made. */
@@ -180,7 +185,10 @@ export class TestNode implements AsyncDisposable {
     writeFileSync(this.configPath, text);
   }
 
-  /** Makes another image file of the node: of another content, too, since no two are of the same second by what they say. */
+  /**
+   * Makes another image file of the node: of another content, too, since no two are of the same second by
+   * what they say.
+   */
   image(tree?: Tree, options: readonly string[] = []): string {
     const number = ++this.#images;
     const ofOwnSecond = ['-mkfs-time', String(firstImageSeconds + number)];
@@ -283,7 +291,10 @@ export class TestNode implements AsyncDisposable {
     );
   }
 
-  /** The create lock of the only image that the user has had unpacked: it is named by what images have in common, not by its entry. */
+  /**
+   * The create lock of the only image that the user has had unpacked: it is named by what images have in
+   * common, not by its entry.
+   */
   createLock(user: TestUser): string {
     const name = this.others(user).find((one) => parseCreateLockName(one) !== undefined);
     return join(this.userPath(user), name ?? 'no create lock');
@@ -362,7 +373,10 @@ export class TestNode implements AsyncDisposable {
       .map(({ pid }) => pid);
   }
 
-  /** Resolves when nothing that was started in the background runs any more: a collector, or what marks an entry settled. */
+  /**
+   * Resolves when nothing that was started in the background runs any more: a collector, or what marks an
+   * entry settled.
+   */
   async settle(): Promise<void> {
     // While one program of such a chain executes the next, its command line is empty for a moment.
     let looksWithout = 0;
@@ -389,7 +403,10 @@ export async function stopProcess(pid: number): Promise<void> {
   await untilStopped(pid);
 }
 
-/** Resolves when no thread of the process runs any more: the others go on until one of them has taken the signal. */
+/**
+ * Resolves when no thread of the process runs any more: the others go on until one of them has taken the
+ * signal.
+ */
 export async function untilStopped(pid: number): Promise<void> {
   await until(`process ${pid} has stopped`, () =>
     readdirSync(`/proc/${pid}/task`).every((id) => /^State:\s+T/m.test(threadStatus(pid, id))),

@@ -1,16 +1,17 @@
 /**
  * A machine of its own for one test file: own processes, own mounts, own users, on this kernel.
  *
- * The Epilog looks for holders, and the collector for mounts, among all processes of the node; job IDs are small numbers.
- * So two test files on one machine would meet. `enterPrivateMachine()` runs the file again as a child of process 1 of new
- * PID and mount namespaces:
+ * The Epilog looks for holders, and the collector for mounts, among all processes of the node; job IDs are
+ * small numbers. So two test files on one machine would meet. `enterPrivateMachine()` runs the file again as
+ * a child of process 1 of new PID and mount namespaces:
  *
  *   /mnt              a tmpfs for all that the tests make: they alone fill it, whatever the machine's disk
  *   /etc/passwd, …    the machine's, and two users more; no line in /etc/fstab
  *   /usr/local/sbin   first in the fixed PATH of our programs, and empty but for `logger`: here a test puts a
  *                     program in the place of another
  *
- * When the file's process ends, however it ends, the kernel ends all that it started and unmounts all that it mounted.
+ * When the file's process ends, however it ends, the kernel ends all that it started and unmounts all that it
+ * mounted.
  */
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -64,8 +65,8 @@ export function enterPrivateMachine(): void {
 }
 
 function runAgainInside(): never {
-  // The shell stays as process 1 and reaps orphans: to a program that looks for it, a zombie is a process. Like slurmd
-  // it hands on nothing but the standard streams.
+  // The shell stays as process 1 and reaps orphans: to a program that looks for it, a zombie is a process.
+  // Like slurmd it hands on nothing but the standard streams.
   const script =
     'for fd in /proc/self/fd/*; do fd=${fd##*/}; if ((fd > 2)); then eval "exec $fd>&-"; fi; done; "$@"; exit $?';
   const init = ['bash', '-c', script, 'bash'];

@@ -4,13 +4,15 @@
 #
 #   private-namespaces.sh DIRECTORY MODE < pipe held open by whoever uses it      MODE: root, user or inside
 #
-# Says "ready PID", the host's PID of the node's process 1, and ends when its standard input does, also because
-# its user was killed. With process 1 the kernel ends every process and mount of the node; DIRECTORY goes last.
+# Says "ready PID", the host's PID of the node's process 1, and ends when its standard input does, also
+# because its user was killed. With process 1 the kernel ends every process and mount of the node; DIRECTORY
+# goes last.
 #
-# In mode `user` nothing but a user namespace is needed. There the caller is root, and nobody else exists; what
-# belongs to the machine's root belongs to nobody, so the node gets a root directory of its own.
+# In mode `user` nothing but a user namespace is needed. There the caller is root, and nobody else exists;
+# what belongs to the machine's root belongs to nobody, so the node gets a root directory of its own.
 #
-# bash, because process 1 inherits every orphan and must reap it: bash does so while it waits in `read`, dash does not.
+# bash, because process 1 inherits every orphan and must reap it: bash does so while it waits in `read`, dash
+# does not.
 set -eu
 directory=$1
 mode=$2
@@ -53,7 +55,8 @@ mount --types proc proc "$root/proc"
 # As on a Debian node: /run is a tmpfs one cannot execute from.
 mount --types tmpfs -o mode=0755,nosuid,nodev,noexec tmpfs "$root/run"
 
-# A /dev of our own, or /dev/log would appear on the host. The nodes are the host's, or a user could not have them.
+# A /dev of our own, or /dev/log would appear on the host. The nodes are the host's, or a user could not have
+# them.
 device_directory=$directory/dev
 mkdir "$device_directory"
 mount --types tmpfs -o mode=0755,nosuid,noexec tmpfs "$device_directory"
@@ -66,8 +69,8 @@ mkdir --mode=1777 "$device_directory/shm"
 mount --types tmpfs -o mode=1777,nosuid,nodev tmpfs "$device_directory/shm"
 mount --rbind "$device_directory" "$root/dev"
 
-# Entries are kept here: on the filesystem of DIRECTORY, or where that is below directories of the machine's root,
-# in a directory of the node's own root.
+# Entries are kept here: on the filesystem of DIRECTORY, or where that is below directories of the machine's
+# root, in a directory of the node's own root.
 if [ -n "$root" ]; then
   mkdir --mode=0755 "$root/node"
   mount --bind "$directory" "$root/node"

@@ -1,9 +1,10 @@
 /**
- * A compute node without Slurm: what slurmd would run is run by us, in a mount and PID namespace of its own with a real
- * rsyslogd behind /dev/log (private-namespaces.sh). The machine's own /dev, /run and processes are never touched.
+ * A compute node without Slurm: what slurmd would run is run by us, in a mount and PID namespace of its own
+ * with a real rsyslogd behind /dev/log (private-namespaces.sh). The machine's own /dev, /run and processes
+ * are never touched.
  *
- * Root gets a node with the machine's accounts. Any other user gets one in a user namespace, if the kernel grants that:
- * there the user is root, and the only one.
+ * Root gets a node with the machine's accounts. Any other user gets one in a user namespace, if the kernel
+ * grants that: there the user is root, and the only one.
  */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
@@ -99,7 +100,9 @@ interface Unreferable {
   unref: () => void;
 }
 
-/** rsyslog.conf(5): what is written to /dev/log, as an operator sees it, each line at once and none left out. */
+/**
+ * rsyslog.conf(5): what is written to /dev/log, as an operator sees it, each line at once and none left out.
+ */
 function rsyslogConfiguration(directory: string, logPath: string): string {
   return `global(workDirectory="${directory}/${logDirectoryName}")
 module(load="imuxsock" SysSock.Name="/dev/log" SysSock.RateLimit.Interval="0")

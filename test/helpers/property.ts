@@ -1,8 +1,8 @@
 /**
  * Properties: what must hold for any input, tried on many inputs from a seeded generator.
  *
- * Every case has a seed of its own, and a failure names it: with that number in CONTAINER_CACHE_TEST_SEED the same case is
- * the first one tried. Without the variable each run of the tests tries other cases.
+ * Every case has a seed of its own, and a failure names it: with that number in CONTAINER_CACHE_TEST_SEED the
+ * same case is the first one tried. Without the variable each run of the tests tries other cases.
  */
 import process from 'node:process';
 import { runInNewContext } from 'node:vm';
@@ -37,12 +37,18 @@ export class Random {
     return Array.from({ length: this.integer(lengthMin, lengthMax) }, () => this.pick(alphabet)).join('');
   }
 
-  /** Text as an adversary would have it: ends of lines, quotes, escapes, marks that reorder, halves of characters. */
+  /**
+   * Text as an adversary would have it: ends of lines, quotes, escapes, marks that reorder, halves of
+   * characters.
+   */
   hostileText(lengthMax: number): string {
     return this.text(hostileAlphabet, 0, lengthMax);
   }
 
-  /** A valid text with some pieces left out, doubled, moved or replaced: what comes close to a format tries it hardest. */
+  /**
+   * A valid text with some pieces left out, doubled, moved or replaced: what comes close to a format tries it
+   * hardest.
+   */
   mutation(text: string): string {
     let mutated = text;
     for (let changes = this.integer(1, 4); changes > 0; changes--) {
@@ -82,7 +88,9 @@ export function forAll(cases: number, property: (random: Random) => void): void 
   }
 }
 
-/** Of a parser that takes a moment for what it is given; one that tries all ways to read it would take years. */
+/**
+ * Of a parser that takes a moment for what it is given; one that tries all ways to read it would take years.
+ */
 const hangLimitMs = 30_000;
 
 /**
@@ -95,8 +103,8 @@ export function unlessItHangs(body: () => void): void {
 }
 
 /**
- * Texts that make a parser work if it goes back over what it has read: pieces of its format again and again, alone, and in the
- * middle of a valid text.
+ * Texts that make a parser work if it goes back over what it has read: pieces of its format again and again,
+ * alone, and in the middle of a valid text.
  */
 export function longTexts(sample: string, pieces: readonly string[], length: number): string[] {
   const half = Math.floor(sample.length / 2);

@@ -1,4 +1,7 @@
-/** `container-cache acquire`, run as the enroot wrapper runs it: as the job's user, with the environment of a step. */
+/**
+ * `container-cache acquire`, run as the enroot wrapper runs it: as the job's user, with the environment of a
+ * step.
+ */
 import { spawn, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { parseLog, programPath, type LogLine, type TestNode } from './node.ts';

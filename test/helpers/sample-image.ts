@@ -1,9 +1,10 @@
 /**
  * Squashfs images to demonstrate and measure with, made on the spot and always the same for the same seed.
  *
- * What is in them decides how long they take to unpack, so it is taken from life: text files are pieces of TypeScript's
- * compiler, binary files pieces of the pinned runtime, both of which package-lock.json fixes. Sizes are distributed as in
- * a container of Python or Node programs: half of the files are below 4 KiB, most bytes are in a few large ones.
+ * What is in them decides how long they take to unpack, so it is taken from life: text files are pieces of
+ * TypeScript's compiler, binary files pieces of the pinned runtime, both of which package-lock.json fixes.
+ * Sizes are distributed as in a container of Python or Node programs: half of the files are below 4 KiB, most
+ * bytes are in a few large ones.
  */
 import { spawn } from 'node:child_process';
 import { randomInt } from 'node:crypto';
@@ -66,8 +67,8 @@ const compressors = [
 ] as const;
 
 /**
- * A maker of images, one after the other. The clean-up stops it, and waits until it has stopped: mksquashfs must not write
- * into a directory that is being deleted.
+ * A maker of images, one after the other. The clean-up stops it, and waits until it has stopped: mksquashfs
+ * must not write into a directory that is being deleted.
  *
  * The promise of an image rejects if mksquashfs cannot make it or was stopped.
  */
@@ -203,7 +204,10 @@ async function pack(treePath: string, imagePath: string, signal: AbortSignal): P
   throw new Error(`Cannot make "${imagePath}": mksquashfs failed with every compressor: ${complaint.trim()}`);
 }
 
-/** Numbers from 0 to below 1, the same for the same seed: a linear congruential generator modulo 2^32, scrambled. */
+/**
+ * Numbers from 0 to below 1, the same for the same seed: a linear congruential generator modulo 2^32,
+ * scrambled.
+ */
 function seededRandom(seed: number): () => number {
   let state = seed >>> 0;
   return () => {

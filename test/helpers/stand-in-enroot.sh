@@ -1,6 +1,6 @@
 #!/bin/bash
-# Stands in for enroot where tests ask registries: `digest`, `import` and `version`, as enroot 4.1 answers them, on a
-# directory in place of a registry. Beside this script lie
+# Stands in for enroot where tests ask registries: `digest`, `import` and `version`, as enroot 4.1 answers
+# them, on a directory in place of a registry. Beside this script lie
 #
 #   version      what `version` prints
 #   registry/    NAME.digest and NAME.sqsh for each reference, NAME being the reference with `_` for what is
@@ -82,7 +82,8 @@ authenticate() {
   info "Authenticating with user: ${user:-<anonymous>}"
   [ -n "$user" ] || exit 1
   info "Using credentials from file: $credentials"
-  # A password that begins with a dollar sign is shell text, up to the end of the line, as the real one has it.
+  # A password that begins with a dollar sign is shell text, up to the end of the line, as the real one has
+  # it.
   password=$(sed 's/^\([^ ]* *\)\{5\}//; q' "$credentials")
   case $password in \$*) password=$(sh -c "echo $password" 2>/dev/null) || : ;; esac
   [ "$password" = "$(cat "$here/password")" ] || exit 1

@@ -29,8 +29,10 @@ function quantile(sorted: readonly number[], share: number): number {
   return below + (above - below) * (position - Math.floor(position));
 }
 
-/** What to run in which order: each round takes one sample of each, and every other round goes backwards, so that no
- * sample always follows the same one and slow drifts of the machine meet all alike. */
+/**
+ * What to run in which order: each round takes one sample of each, and every other round goes backwards, so
+ * that no sample always follows the same one and slow drifts of the machine meet all alike.
+ */
 export function interleave<T>(kinds: readonly T[], rounds: number): T[] {
   return Array.from({ length: rounds }, (_, round) => (round % 2 === 0 ? kinds : kinds.toReversed())).flat();
 }

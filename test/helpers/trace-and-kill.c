@@ -4,13 +4,13 @@
  *   crash-tracer --watch DIRECTORY --report FILE [--kill LABEL:NUMBER --mode process|group|program]
  *     -- PROGRAM [ARGUMENT…]
  *
- * strace(1) counts the system calls of each process for itself and can kill nothing but the one that makes the call; here a
- * point is the NUMBER-th of all that carry a LABEL, and the call is not made by whoever is killed (seccomp(2), SECCOMP_RET_TRACE:
- * a tracee that is killed while it stops there skips the call).
+ * strace(1) counts the system calls of each process for itself and can kill nothing but the one that makes
+ * the call; here a point is the NUMBER-th of all that carry a LABEL, and the call is not made by whoever is
+ * killed (seccomp(2), SECCOMP_RET_TRACE: a tracee that is killed while it stops there skips the call).
  *
- * LABEL: "program" is PROGRAM itself, "collector" another run of its executable, "spawn" a child that has not executed
- * anything yet, else the name of what the process executes. The report has a line for each point, "LABEL:NUMBER CALL WHAT", and
- * "KILLED LABEL:NUMBER" for the one that was killed at.
+ * LABEL: "program" is PROGRAM itself, "collector" another run of its executable, "spawn" a child that has not
+ * executed anything yet, else the name of what the process executes. The report has a line for each point,
+ * "LABEL:NUMBER CALL WHAT", and "KILLED LABEL:NUMBER" for the one that was killed at.
  *
  * It ends when all that it traces has ended, but for the holders of leases: those live on.
  */
@@ -301,7 +301,10 @@ static int is_holder(pid_t id) {
   return length >= sizeof variable - 1 && strncmp(text, variable, sizeof variable - 1) == 0;
 }
 
-/* Whether nothing is left but holders that sleep. Not before: while one still starts, the calls of the list would fail without us. */
+/*
+ * Whether nothing is left but holders that sleep. Not before: while one still starts, the calls of the list
+ * would fail without us.
+ */
 static int only_holders_sleep(void) {
   for (int i = 0; i < task_count; i++) {
     char path[64];

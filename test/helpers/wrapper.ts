@@ -1,4 +1,7 @@
-/** The enroot wrapper on a test node, before an enroot that stands in for the real one; and what pyxis calls it with. */
+/**
+ * The enroot wrapper on a test node, before an enroot that stands in for the real one; and what pyxis calls
+ * it with.
+ */
 import { copyFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';

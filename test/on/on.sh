@@ -1,13 +1,17 @@
 #!/bin/bash
-# `npm run test:on -- SUITE [OPTION…] [COMMAND…]`: README's two commands on a fresh Debian of another release, as a newcomer runs them.
+# `npm run test:on -- SUITE [OPTION…] [COMMAND…]`: README's two commands on a fresh Debian of another release,
+# as a newcomer runs them.
 #
-#   1. ROOTS/SUITE.base is made: debootstrap(8), then Debian's own nodejs and npm. One that an earlier run kept is taken as it is.
-#   2. ROOTS/SUITE is a copy of it with this checkout. It runs as a machine: namespaces for mounts, processes, network, names and
-#      IPC, a /dev and a cgroup of its own, systemd as process 1 where the kernel lets it have a cgroup2.
+#   1. ROOTS/SUITE.base is made: debootstrap(8), then Debian's own nodejs and npm. One that an earlier run
+#      kept is taken as it is.
+#   2. ROOTS/SUITE is a copy of it with this checkout. It runs as a machine: namespaces for mounts, processes,
+#      network, names and IPC, a /dev and a cgroup of its own, systemd as process 1 where the kernel lets it
+#      have a cgroup2.
 #   3. The commands run in it, and all that this run made is removed.
 #
-# pivot_root(2), since the kernel refuses user namespaces in a chroot. The network is its own, too: slirp4netns(1) takes what
-# apt and npm ask for to the outside. How the outer machine's apt and npm are set up is carried in.
+# pivot_root(2), since the kernel refuses user namespaces in a chroot. The network is its own, too:
+# slirp4netns(1) takes what apt and npm ask for to the outside. How the outer machine's apt and npm are set up
+# is carried in.
 set -euo pipefail
 
 project=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/../.." && pwd -P)
@@ -30,7 +34,8 @@ die() {
   exit 1
 }
 
-# Runs as process 1 of the new namespaces, on the outer root. Says the PID that it has outside, and becomes the machine's init.
+# Runs as process 1 of the new namespaces, on the outer root. Says the PID that it has outside, and becomes
+# the machine's init.
 become_machine() {
   local root=$1 init=$2 host_pid name number
   # /proc is still the outer one: what it calls "self" is our PID out there.
@@ -39,8 +44,8 @@ become_machine() {
 
   mount --bind "$root" "$root"
   mount --types tmpfs -o mode=0755,nosuid,nodev,noexec tmpfs "$root/run"
-  # The settings of the kernel are the outer machine's, so systemd must not change them. A second /proc that nothing covers:
-  # the kernel lets users of a user namespace mount one only where they see one whole.
+  # The settings of the kernel are the outer machine's, so systemd must not change them. A second /proc that
+  # nothing covers: the kernel lets users of a user namespace mount one only where they see one whole.
   mkdir "$root/run/whole-proc"
   mount --types proc proc "$root/run/whole-proc"
   mount --types proc -o nosuid,nodev,noexec proc "$root/proc"
@@ -88,7 +93,8 @@ supervisor='' init='' network='' cgroup='' scratch=''
 
 stop_machine() {
   local process
-  # Process 1 is gone only when all that ran in the machine is. Before it has said who it is, unshare(1) takes it along.
+  # Process 1 is gone only when all that ran in the machine is. Before it has said who it is, unshare(1) takes
+  # it along.
   for process in "$network" "${init:-$supervisor}"; do
     [ -z "$process" ] || kill -KILL "$process" 2>/dev/null || true
   done
@@ -135,7 +141,8 @@ start_machine() {
   done
 }
 
-# Runs a command in the machine with the environment of a login, and what the outer one needs to reach servers.
+# Runs a command in the machine with the environment of a login, and what the outer one needs to reach
+# servers.
 inside() {
   local -a variables=(HOME=/root USER=root LOGNAME=root SHELL=/bin/bash LANG=C.UTF-8 "TERM=${TERM:-dumb}")
   variables+=(PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin)
@@ -149,7 +156,8 @@ inside() {
 
 certificate_variables=(NODE_EXTRA_CA_CERTS SSL_CERT_FILE SSL_CERT_DIR CURL_CA_BUNDLE)
 
-# How apt and npm of the outer machine reach their servers, into a root. No address of any stands in this file.
+# How apt and npm of the outer machine reach their servers, into a root. No address of any stands in this
+# file.
 carry_settings() {
   local root=$1 name file
   printf '%s\n' "${root##*/}" >"$root/etc/hostname"

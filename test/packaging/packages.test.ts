@@ -1,6 +1,6 @@
 /**
- * The packages, on a Debian of their own: an overlay on this machine's, so that what dpkg and rpm do stays there. Installed, upgraded while
- * a job holds an entry, and removed.
+ * The packages, on a Debian of their own: an overlay on this machine's, so that what dpkg and rpm do stays
+ * there. Installed, upgraded while a job holds an entry, and removed.
  */
 // test: timeout 400 s
 import { spawnSync, type SpawnSyncReturns } from 'node:child_process';

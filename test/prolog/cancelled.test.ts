@@ -1,4 +1,7 @@
-/** A job that is over while its Prolog is at work: the node is free at once, and the Epilog finds all that was begun. */
+/**
+ * A job that is over while its Prolog is at work: the node is free at once, and the Epilog finds all that was
+ * begun.
+ */
 // test: timeout 600 s
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,6 +1,6 @@
 /**
- * A Prolog that is killed at any moment: its children end with it, what it leaves is never taken for an entry, and the next
- * Prolog, Epilog or collector goes on without repair by hand (I1, I2, I17, I18).
+ * A Prolog that is killed at any moment: its children end with it, what it leaves is never taken for an
+ * entry, and the next Prolog, Epilog or collector goes on without repair by hand (I1, I2, I17, I18).
  */
 // test: timeout 600 s
 import {

@@ -74,7 +74,8 @@ race('a collector that runs all the time never takes an entry from a job that ha
       assert.is(exitCode, 0);
       assert.ok(['created', 'reused', 'waited'].includes(line['result']!), JSON.stringify(line));
       const entry = node.entryPath(job.user, line['entry']!);
-      // The holder's open lock file is the one the path leads to: the entry is there, whole, and is the one held.
+      // The holder's open lock file is the one the path leads to: the entry is there, whole, and is the one
+      // held.
       assert.ok(holds(node.lease(jobId)!.holder.pid, entry), `job ${jobId} holds an entry that is gone`);
       assert.is(readdirSync(join(entry, 'd0')).length, 20);
       await node.epilog(job);

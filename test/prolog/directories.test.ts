@@ -1,4 +1,7 @@
-/** The base and the user directory: what is refused, what is made, what is set right, and that nothing is followed. */
+/**
+ * The base and the user directory: what is refused, what is made, what is set right, and that nothing is
+ * followed.
+ */
 // test: timeout 600 s
 import {
   chmodSync,
@@ -32,10 +35,15 @@ const ownerAndMode = (path: string): [number, number, string] => {
   return [uid, gid, (mode & 0o7777).toString(8)];
 };
 
-/** Everything below the node's root, with owner, mode and target; not the times, nor what the programs write by design. */
+/**
+ * Everything below the node's root, with owner, mode and target; not the times, nor what the programs write
+ * by design.
+ */
 const listing = (node: TestNode): string => command('find', node.root, '-printf', '%p %y %u:%g %m %l\n');
 
-/** The same trouble under both policies; it is the node's, so `fail` exits 1, and nothing is made or changed. */
+/**
+ * The same trouble under both policies; it is the node's, so `fail` exits 1, and nothing is made or changed.
+ */
 async function assertRefused(node: TestNode, code: string, reason: RegExp): Promise<void> {
   const image = node.image();
   for (const [policy, exitCode] of [

@@ -1,4 +1,7 @@
-/** What is wrong with the configuration or with what slurmd says: named in the log, and the exit code that the admin chose. */
+/**
+ * What is wrong with the configuration or with what slurmd says: named in the log, and the exit code that the
+ * admin chose.
+ */
 // test: timeout 600 s
 import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';

@@ -1,6 +1,6 @@
 /**
- * A user who arranges the own directory against the Prolog: nothing outside of it is opened, followed or changed, the Prolog
- * ends, and it never exits non-zero (I10, I16, I17).
+ * A user who arranges the own directory against the Prolog: nothing outside of it is opened, followed or
+ * changed, the Prolog ends, and it never exits non-zero (I10, I16, I17).
  */
 // test: timeout 600 s
 import {
@@ -236,8 +236,8 @@ for (const mode of ['shared', 'exclusive'] as const) {
 }
 
 /**
- * Runs a Prolog that creates, and `act` with the path of its partial directory, before unsquashfs has begun or after the
- * tree is unpacked and looked through.
+ * Runs a Prolog that creates, and `act` with the path of its partial directory, before unsquashfs has begun
+ * or after the tree is unpacked and looked through.
  */
 async function during(
   phase: 'before' | 'after',

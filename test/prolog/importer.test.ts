@@ -1,4 +1,6 @@
-/** pyxis' importers: what the Prolog makes of the files that they keep, and of those that are gone after use. */
+/**
+ * pyxis' importers: what the Prolog makes of the files that they keep, and of those that are gone after use.
+ */
 // test: timeout 600 s
 import {
   chmodSync,
@@ -24,7 +26,10 @@ const test = suite('importers', { skip: unlessPrivateMachine });
 const image = 'reg.example#app:1';
 const uri = `docker://${image}`;
 
-/** A node whose pyxis has an importer: a script with `$1` get or release, `$kept`, `$own` and `$count` beside it. */
+/**
+ * A node whose pyxis has an importer: a script with `$1` get or release, `$kept`, `$own` and `$count` beside
+ * it.
+ */
 class ImporterNode implements AsyncDisposable {
   readonly node: TestNode;
   readonly runtimePath: string;

@@ -1,4 +1,7 @@
-/** The lease that a Prolog leaves behind: a holder that outlives it, holds the entry, and has nothing else of it. */
+/**
+ * The lease that a Prolog leaves behind: a holder that outlives it, holds the entry, and has nothing else of
+ * it.
+ */
 // test: timeout 600 s
 import { spawnSync } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
@@ -39,7 +42,8 @@ const statusField = (pid: number, name: string): string | undefined =>
 test('the holder outlives the Prolog, the end of its output, and the kill of its process group', async () => {
   await using node = await TestNode.start();
   const prolog = node.startProlog({ id: 7, user: alice, image: node.image() });
-  // Resolves when no process has the output open: a holder that inherited it would keep this waiting for ever.
+  // Resolves when no process has the output open: a holder that inherited it would keep this waiting for
+  // ever.
   await prolog.result;
   const { pid } = node.lease(7)!.holder;
   // slurmd does so when the output is read; the group may be empty by then.

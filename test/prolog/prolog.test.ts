@@ -1,4 +1,7 @@
-/** The way of a job through the Prolog: what is made, what is used again, what a job is told, what the log says. */
+/**
+ * The way of a job through the Prolog: what is made, what is used again, what a job is told, what the log
+ * says.
+ */
 // test: timeout 900 s
 import {
   chmodSync,

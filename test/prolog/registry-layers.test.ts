@@ -1,4 +1,7 @@
-/** Images from a registry, made of the layers that enroot unpacks (lib/image/enroot-layers.ts), or of its squashfs file. */
+/**
+ * Images from a registry, made of the layers that enroot unpacks (lib/image/enroot-layers.ts), or of its
+ * squashfs file.
+ */
 // test: timeout 300 s
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';

@@ -1,4 +1,7 @@
-/** Images from a registry: what identifies them, whom the Prolog asks, as whom, and what happens without an answer. */
+/**
+ * Images from a registry: what identifies them, whom the Prolog asks, as whom, and what happens without an
+ * answer.
+ */
 // test: timeout 600 s
 import {
   chmodSync,

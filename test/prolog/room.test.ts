@@ -1,4 +1,7 @@
-/** Room for a new entry, on real small filesystems: who makes it, who waits for it, and what happens where there is none. */
+/**
+ * Room for a new entry, on real small filesystems: who makes it, who waits for it, and what happens where
+ * there is none.
+ */
 // test: timeout 600 s
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';

@@ -1,7 +1,7 @@
 /**
- * `npm run test:pyxis [-- WORD…]`: the whole matrix of test/slurm/matrix.ts on the pyxis and enroot that are installed on this
- * machine, then the tests of container starts. With words only the combinations that have all of them. Says what is missing if it
- * cannot run; exits with 1 then, and if anything differs.
+ * `npm run test:pyxis [-- WORD…]`: the whole matrix of test/slurm/matrix.ts on the pyxis and enroot that are
+ * installed on this machine, then the tests of container starts. With words only the combinations that have
+ * all of them. Says what is missing if it cannot run; exits with 1 then, and if anything differs.
  *
  * PYXIS_PLUGIN names spank_pyxis.so where it is in none of the usual places.
  */
@@ -71,8 +71,8 @@ async function run(pluginPath: string, words: readonly string[]): Promise<boolea
     .filter((combination) => !needsSquashfuse(combination) || hasSquashfuse);
   if (registry === undefined) print(`Without registries: ${unlessDockerRegistry ?? ''}`);
   if (!hasSquashfuse) print('Without use_squashfuse=1: needs squashfuse');
-  // What the node is like is found out once: by the first array's twenty Prologs at once it would take longer than it may.
-  // On both, so that their jobs have the same numbers.
+  // What the node is like is found out once: by the first array's twenty Prologs at once it would take longer
+  // than it may. On both, so that their jobs have the same numbers.
   for (const { cluster } of [pair.cached, pair.stock]) await cluster.run(USER, ['srun', 'true']);
   const different: string[] = [];
   for (const combination of combinations) {

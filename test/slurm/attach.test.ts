@@ -1,6 +1,7 @@
 /**
- * Joining a container that runs (`srun --overlap --container-name=JOB.STEP`): without us pyxis finds its process in `enroot list -f`
- * and joins its namespaces, or, with `:no_exec`, starts another container on the same files.
+ * Joining a container that runs (`srun --overlap --container-name=JOB.STEP`): without us pyxis finds its
+ * process in `enroot list -f` and joins its namespaces, or, with `:no_exec`, starts another container on the
+ * same files.
  */
 // test: timeout 600 s
 import { existsSync, readFileSync, rmSync } from 'node:fs';

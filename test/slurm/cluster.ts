@@ -57,7 +57,9 @@ const DEFAULT_CPUS = 8;
 const START_TIMEOUT_MS = 90_000;
 const STOP_TIMEOUT_MS = 60_000;
 const SYSLOG_TIMEOUT_MS = 60_000;
-/** A look starts several programs, which take from what is waited for: so the longer it takes, the less often. */
+/**
+ * A look starts several programs, which take from what is waited for: so the longer it takes, the less often.
+ */
 const POLL_INTERVAL_MS = { least: 100, most: 500, partOfElapsed: 0.3 } as const;
 /**
  * How long a requeued job must rest so that slurmd treats it as new. slurmd compares its credentials by
@@ -433,7 +435,8 @@ class RunningCluster implements Cluster {
   async #startSlurmd(environment: Readonly<Record<string, string>> = {}): Promise<void> {
     const searchPath = [...(this.#options.slurmdPath ?? []), SYSTEM_PATH].join(':');
     await this.#startDaemon(['slurmd', '-f', SLURM_CONF], { PATH: searchPath, ...environment });
-    // Ask slurmd itself: slurmctld may take another's answer at its port for its own, and may not have noticed yet that it was gone.
+    // Ask slurmd itself: slurmctld may take another's answer at its port for its own, and may not have
+    // noticed yet that it was gone.
     await pollFor(
       'slurmd to answer',
       START_TIMEOUT_MS,

@@ -53,7 +53,10 @@ interface SlurmConfFacts {
   readonly slurmdPort: number;
   /** Processors the node claims, whatever the machine has: the number of jobs at once. */
   readonly cpus: number;
-  /** Parameters that replace or follow the ones below, e.g. `{ Prolog: '/x/prolog' }`; an empty one leaves the line out. */
+  /**
+   * Parameters that replace or follow the ones below, e.g. `{ Prolog: '/x/prolog' }`; an empty one leaves the
+   * line out.
+   */
   readonly parameters: Readonly<Record<string, string>>;
 }
 

@@ -1,4 +1,7 @@
-/** Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and enroot. */
+/**
+ * Container starts from the cache when something gets in their way, on a real Slurm with our own pyxis and
+ * enroot.
+ */
 // test: timeout 1200 s
 
 import { spawnSync } from 'node:child_process';
@@ -37,7 +40,9 @@ const FOR_REGISTRIES = ['curl', 'jq'];
 const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
 const skip = slurmAvailable() ?? standInUnavailable(always);
 
-/** Slurms whose slurmstepd lacks its own libraries in a container cannot run one there (slurm.conf.snippet). */
+/**
+ * Slurms whose slurmstepd lacks its own libraries in a container cannot run one there (slurm.conf.snippet).
+ */
 function unlessTaskPrologInContainers(): string | undefined {
   const { stdout } = spawnSync('slurmd', ['-V'], { encoding: 'utf8' });
   const version = parseVersion(stdout);
@@ -113,8 +118,8 @@ function readIfThere(file: string): string {
 const entriesOf = ({ userPath }: ContainerCluster): string[] => entryNamesIn(userPath);
 
 /**
- * Lets who unpacks this image next wait until release(): its entry is made, so that its name is known, and removed, and its create
- * lock is held.
+ * Lets who unpacks this image next wait until release(): its entry is made, so that its name is known, and
+ * removed, and its create lock is held.
  */
 async function blockCreation(
   containers: ContainerCluster,

@@ -1,8 +1,10 @@
 /**
- * Clusters whose jobs run in containers, by pyxis and enroot, the real ones or ours that stand in for them; with the cache or
- * without. An image whose program tells what it sees of its container (probe.sh). What a job may not leave behind.
+ * Clusters whose jobs run in containers, by pyxis and enroot, the real ones or ours that stand in for them;
+ * with the cache or without. An image whose program tells what it sees of its container (probe.sh). What a
+ * job may not leave behind.
  *
- * A test starts two such clusters, alike but for the cache, runs the same job on both and compares (matrix.ts).
+ * A test starts two such clusters, alike but for the cache, runs the same job on both and compares
+ * (matrix.ts).
  */
 import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
@@ -35,7 +37,10 @@ const PYXIS_SOURCES = ['spank_pyxis_containers.c', 'spank_pyxis_enroot.c'].map((
 export interface Programs {
   /** The SPANK plugin to load; undefined: ours, compiled for each cluster. */
   readonly pyxisPath: string | undefined;
-  /** Fills a directory with `enroot` and another with its configuration; undefined: both are where a package has them. */
+  /**
+   * Fills a directory with `enroot` and another with its configuration; undefined: both are where a package
+   * has them.
+   */
   readonly installEnroot: ((directory: string, sysconfPath: string) => void) | undefined;
 }
 
@@ -249,8 +254,8 @@ const IMAGE_PROGRAMS: readonly string[] = [
 ];
 
 /**
- * An image of the machine's own programs that runs containers, with the probe, files of all kinds below /data and what
- * enroot looks for in an image: variables, a volume, a script that is its entrypoint.
+ * An image of the machine's own programs that runs containers, with the probe, files of all kinds below /data
+ * and what enroot looks for in an image: variables, a volume, a script that is its entrypoint.
  *
  * @param version content of /etc/image
  */
@@ -284,7 +289,10 @@ export function probeTree(version: string): Tree {
   };
 }
 
-/** The same image of two layers, the lowest first. No whiteouts: stock gives their directories the time of the import. */
+/**
+ * The same image of two layers, the lowest first. No whiteouts: stock gives their directories the time of the
+ * import.
+ */
 export const probeLayers = (version: string): Tree[] => [
   { ...probeTree(version), 'data/small': 'hidden by the layer above\n' },
   { 'data/small': 'small\n' },
@@ -305,7 +313,10 @@ export function makeProbeImage(file: string, version: string): string {
   return makeImage(file, probeTree(version), ['-all-time', IMAGE_TIME_SECONDS]);
 }
 
-/** Every file of the cache's entries, each as one line with all that could change: `<entry>/<path>` to the line. */
+/**
+ * Every file of the cache's entries, each as one line with all that could change: `<entry>/<path>` to the
+ * line.
+ */
 export function listEntries({ userPath }: ContainerCluster): Map<string, string> {
   const lines = new Map<string, string>();
   for (const name of entryNamesIn(userPath)) addTree(lines, userPath, directoryName(name));
@@ -333,7 +344,10 @@ function addTree(lines: Map<string, string>, root: string, name: string): void {
   if (stat.isDirectory()) for (const child of fs.readdirSync(file)) addTree(lines, root, `${name}/${child}`);
 }
 
-/** What has changed in entries that were there before, as lines for a message; an entry may be new, but not gone. */
+/**
+ * What has changed in entries that were there before, as lines for a message; an entry may be new, but not
+ * gone.
+ */
 export function changesOf(before: ReadonlyMap<string, string>, after: ReadonlyMap<string, string>): string[] {
   const known = new Set([...before.keys()].filter((name) => !name.includes('/')));
   const ofKnown = (name: string): boolean => known.has(name.split('/')[0] ?? '');
@@ -345,7 +359,10 @@ export function changesOf(before: ReadonlyMap<string, string>, after: ReadonlyMa
   ];
 }
 
-/** What is there although no job is: waits until the node is idle. Files in /tmp are the machine's, not the cluster's. */
+/**
+ * What is there although no job is: waits until the node is idle. Files in /tmp are the machine's, not the
+ * cluster's.
+ */
 export async function remainsOf({
   cluster,
   basePath,

@@ -102,8 +102,8 @@ const uidOf = (cluster: Cluster, name: string): number =>
   cluster.users.find((user) => user.name === name)?.uid ?? 0;
 
 /**
- * Lets usera's next Prolog with this image wait: its entry is made, so that its name is known, and removed, and its create
- * lock is held.
+ * Lets usera's next Prolog with this image wait: its entry is made, so that its name is known, and removed,
+ * and its create lock is held.
  *
  * @returns what resolves when the lock is free again; not the promise itself, which awaiting this would await
  */

@@ -1,7 +1,8 @@
 /**
- * The matrix of jobs in containers: what an image can be, how pyxis can be set up, what a job can ask of its container and in
- * which ways it can be started. Each combination runs on two clusters, one with the cache and one without, and must look the
- * same from within; the entries must stay what they were, and nothing may remain.
+ * The matrix of jobs in containers: what an image can be, how pyxis can be set up, what a job can ask of its
+ * container and in which ways it can be started. Each combination runs on two clusters, one with the cache
+ * and one without, and must look the same from within; the entries must stay what they were, and nothing may
+ * remain.
  *
  *   const pair = await startPair({ programs, registryImage });
  *   for (const combination of coveringCombinations()) problems.push(...(await compare(pair, combination, 3)))
@@ -62,8 +63,8 @@ export function allCombinations(): Combination[] {
 }
 
 /**
- * So few combinations that each kind of image meets every set-up of pyxis and half of the modes, and every mode and start is met. That
- * those meet each other is for the whole matrix to show.
+ * So few combinations that each kind of image meets every set-up of pyxis and half of the modes, and every
+ * mode and start is met. That those meet each other is for the whole matrix to show.
  */
 export function coveringCombinations(): Combination[] {
   const { image: images, mode: modes, launch } = DIMENSIONS;
@@ -114,7 +115,10 @@ export interface Pair extends AsyncDisposable {
 
 interface PairOptions {
   readonly programs: Programs;
-  /** The probe image in a registry, as a user names it; undefined: there is none, and nothing of it is asked for. */
+  /**
+   * The probe image in a registry, as a user names it; undefined: there is none, and nothing of it is asked
+   * for.
+   */
   readonly registryImage: string | undefined;
   readonly settings?: readonly string[];
 }
@@ -246,8 +250,9 @@ async function appearanceOf(
 }
 
 /**
- * pyxis has enroot start a container once more that a step joins. The hooks of that start write accounts and rc.local anew into the files
- * of the container that runs; with us into another layer (docs/compatibility.md).
+ * pyxis has enroot start a container once more that a step joins. The hooks of that start write accounts and
+ * rc.local anew into the files of the container that runs; with us into another layer
+ * (docs/compatibility.md).
  */
 function withoutSecondStart(text: string): string {
   const lines = text
@@ -267,7 +272,10 @@ async function emptyDirectory(directory: string): Promise<void> {
     await fsp.rm(path.join(directory, name), { recursive: true });
 }
 
-/** Prints what is below the working directory, but for times; of the accounts, which tell the user's home, the text itself. */
+/**
+ * Prints what is below the working directory, but for times; of the accounts, which tell the user's home, the
+ * text itself.
+ */
 const LIST_TREE = `
 find . -type d -printf '%y %m %U:%G %p\\n' -o -name passwd -printf '%y %m %U:%G %p\\n' \\
   -o -printf '%y %m %U:%G %n %s %p %l\\n'
@@ -327,8 +335,8 @@ function needsToken(mode: Mode): boolean {
 }
 
 /**
- * Over squashfuse enroot has an overlay that can neither remove nor rename a directory of the image, in which an entry is better
- * than what it stands for: there the probe leaves directories alone.
+ * Over squashfuse enroot has an overlay that can neither remove nor rename a directory of the image, in which
+ * an entry is better than what it stands for: there the probe leaves directories alone.
  */
 function probeCommand(combination: Combination): string {
   const { image, pyxis, mode } = combination;

@@ -142,8 +142,8 @@ async function runTool(argv: readonly string[]): Promise<void> {
 }
 
 /**
- * A TCP port that nobody listens on, and that no cluster of another process is given as long as this one lives: the UDP port of the
- * same number, which Slurm has no use for, is the lock.
+ * A TCP port that nobody listens on, and that no cluster of another process is given as long as this one
+ * lives: the UDP port of the same number, which Slurm has no use for, is the lock.
  */
 async function reservePort(): Promise<number> {
   for (;;) {

@@ -1,10 +1,11 @@
 #!/bin/sh
-# What a job can tell about its container, as sections of text: two containers of one image are alike if these are. The
-# test image has it as /probe. Left out is what differs from job to job: IDs, ports and times.
+# What a job can tell about its container, as sections of text: two containers of one image are alike if these
+# are. The test image has it as /probe. Left out is what differs from job to job: IDs, ports and times.
 #
 #   probe.sh [files]      where it may write it changes files, and without the word directories as well
 #
-# The last section is for the test alone, which leaves it out of the comparison: what the root filesystem is made of.
+# The last section is for the test alone, which leaves it out of the comparison: what the root filesystem is
+# made of.
 set -u
 export LC_ALL=C
 
@@ -12,8 +13,8 @@ section() {
   printf '\n== %s\n' "$1"
 }
 
-# Every file of a tree: type, mode, owner, links and size (not those of directories: filesystems differ), target. What is
-# mounted may be on the filesystem of the root or not.
+# Every file of a tree: type, mode, owner, links and size (not those of directories: filesystems differ),
+# target. What is mounted may be on the filesystem of the root or not.
 tree() {
   find "$1" -xdev \( \( -path /.lock -o -path '/mnt/shared/*' \) -prune -o -type d -printf '%y %m %U:%G %p\n' \
     -o -printf '%y %m %U:%G %n %s %p %l\n' \) | sort

@@ -1,9 +1,10 @@
 /*
  * The half of the test plugin that starts containers: it runs `enroot` the way pyxis 0.24 does.
  *
- * What an `enroot` of our own could tell apart is the same: which calls are made, in which order, by which process, with which
- * arguments and environment, and what happens around a failure or a signal; how a call is made is in spank_pyxis_enroot.c. It
- * was written from what pyxis was seen doing, and has nothing of its text:
+ * What an `enroot` of our own could tell apart is the same: which calls are made, in which order, by which
+ * process, with which arguments and environment, and what happens around a failure or a signal; how a call is
+ * made is in spank_pyxis_enroot.c. It was written from what pyxis was seen doing, and has nothing of its
+ * text:
  *
  *   post_opt (root)       the user's directory below runtime_path, for squashfs files on their way
  *   user_init (user)      the container's name; `list -f` if --container-name was given
@@ -14,11 +15,11 @@
  *   task_exit (user)      the last task of the step: [export], [`IMPORTER release`], remove
  *   job_epilog (root)     container_scope=job: `list`, and `remove` of what is left of the job
  *
- * Left out, because no `enroot` can notice: pyxis' seccomp filter, its variables for PyTorch. Jobs of
- * root are not served.
+ * Left out, because no `enroot` can notice: pyxis' seccomp filter, its variables for PyTorch. Jobs of root
+ * are not served.
  *
- * Arguments in plugstack.conf: runtime_path=, execute_entrypoint=, container_scope=job|global, use_enroot_load=,
- * use_squashfuse=, importer=.
+ * Arguments in plugstack.conf: runtime_path=, execute_entrypoint=, container_scope=job|global,
+ * use_enroot_load=, use_squashfuse=, importer=.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -261,8 +262,8 @@ static void set_variable(char **environment, const char *name, const char *value
 }
 
 /*
- * What `enroot` gets: the job's variables less the denied ones, slurmd's PATH, and what the options ask for. What was made
- * before stays: a task does this once more, and ends.
+ * What `enroot` gets: the job's variables less the denied ones, slurmd's PATH, and what the options ask for.
+ * What was made before stays: a task does this once more, and ends.
  */
 static void make_environment(spank_t spank)
 {

@@ -1,6 +1,6 @@
 /*
- * How the test plugin calls `enroot`: like pyxis 0.24, down to descriptors, signals and the text of the file for
- * `start --conf`. What it calls it for is in spank_pyxis_containers.c.
+ * How the test plugin calls `enroot`: like pyxis 0.24, down to descriptors, signals and the text of the file
+ * for `start --conf`. What it calls it for is in spank_pyxis_containers.c.
  */
 #define _GNU_SOURCE
 #include "spank_pyxis_enroot.h"
@@ -53,7 +53,10 @@ void show_enroot_log(bool as_error)
 	fclose(file);
 }
 
-/* In the child: no input, the log as output (but for stdout, if output_fd is none below 0), nothing else open, no rights but the user's. */
+/*
+ * In the child: no input, the log as output (but for stdout, if output_fd is none below 0), nothing else
+ * open, no rights but the user's.
+ */
 static int become(const struct enroot_user *user, int output_fd)
 {
 	const int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);

@@ -18,10 +18,14 @@ struct enroot_user {
 /* The arguments of a call: ENROOT("list", "-f"). */
 #define ENROOT(...) ((char *const[]){ "enroot", __VA_ARGS__, NULL })
 
-/* Starts the `enroot` of this process's PATH: no input, its output into a log. Returns its process ID, or -1. */
+/*
+ * Starts the `enroot` of this process's PATH: no input, its output into a log. Returns its process ID, or -1.
+ */
 pid_t start_enroot(const struct enroot_user *user, char *const arguments[]);
 
-/* Runs an importer's `get URI`: the first line that it prints, to be freed; NULL if it fails or prints none. */
+/*
+ * Runs an importer's `get URI`: the first line that it prints, to be freed; NULL if it fails or prints none.
+ */
 char *get_from_importer(const struct enroot_user *user, char *importer, char *uri);
 
 /* Runs an importer's `release`. */
@@ -37,8 +41,9 @@ FILE *read_enroot(const struct enroot_user *user, char *const arguments[]);
 void show_enroot_log(bool as_error);
 
 /*
- * Writes the file for `start --conf` from what the user asked for. PATH is a template for mkstemp. IS_JOINED: the
- * container runs already, and has the mounts that it has. BATCH_SCRIPT is to be mounted; NULL: there is none.
+ * Writes the file for `start --conf` from what the user asked for. PATH is a template for mkstemp. IS_JOINED:
+ * the container runs already, and has the mounts that it has. BATCH_SCRIPT is to be mounted; NULL: there is
+ * none.
  */
 int write_start_configuration(char *path, bool is_joined, bool runs_entrypoint, const char *batch_script);
 

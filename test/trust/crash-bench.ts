@@ -1,8 +1,10 @@
 /**
- * Kills our programs at every system call that changes the disk or a lock, and looks at what is left (I1, I2, I3, I6, I17, I18, I19).
+ * Kills our programs at every system call that changes the disk or a lock, and looks at what is left (I1, I2,
+ * I3, I6, I17, I18, I19).
  *
- * A scenario is a program and the node that it meets. Each run of it begins with the same node, ends at one point, and is followed by
- * what happens on a node after that: the next job, a collector, the Epilogs, another collector.
+ * A scenario is a program and the node that it meets. Each run of it begins with the same node, ends at one
+ * point, and is followed by what happens on a node after that: the next job, a collector, the Epilogs,
+ * another collector.
  */
 import { createHash } from 'node:crypto';
 import {
@@ -437,7 +439,8 @@ export class CrashBench implements AsyncDisposable {
     command('rm', '--recursive', '--force', basePath, runtimePath);
     this.#mountBase();
     command('cp', '--archive', `${this.#kept}/.`, root);
-    // Not by a program that is traced: the tracer waits for all that such a program starts, and the agent never ends.
+    // Not by a program that is traced: the tracer waits for all that such a program starts, and the agent
+    // never ends.
     startRoomAgent(runtimePath, this.node.configPath);
     await until('the room agent waits', () => hasRoomAgent(runtimePath));
     this.#inUse = [];
@@ -608,7 +611,10 @@ function describeTree(
   return lines.filter(Boolean).join('\n');
 }
 
-/** Everything is wrong at once if the machine is: a point that fails is told with all that makes it happen again. */
+/**
+ * Everything is wrong at once if the machine is: a point that fails is told with all that makes it happen
+ * again.
+ */
 export async function tryShot(bench: CrashBench, shot: Shot): Promise<'killed' | 'missed' | Error> {
   try {
     const { label, number } = shot.point;

@@ -1,4 +1,7 @@
-/** What befalls a node beside kills of our programs: holders that die, reboots, Epilogs that do not come or come twice, clocks. */
+/**
+ * What befalls a node beside kills of our programs: holders that die, reboots, Epilogs that do not come or
+ * come twice, clocks.
+ */
 // test: timeout 600 s
 import { existsSync, mkdirSync, readdirSync, rmSync, symlinkSync, utimesSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

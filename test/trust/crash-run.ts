@@ -1,6 +1,6 @@
 /**
- * Kills at every point of the scenarios of crash-bench.ts, or every N-th, or one, and prints what does not hold
- * afterwards.
+ * Kills at every point of the scenarios of crash-bench.ts, or every N-th, or one, and prints what does not
+ * hold afterwards.
  *
  *   build/run exec test/trust/crash-run.ts [--program SCENARIO]… [--every N]
  *     [--kill LABEL:NUMBER --mode MODE]

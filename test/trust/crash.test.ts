@@ -1,4 +1,6 @@
-/** A sample of what crash-run.ts does in full: programs killed at system calls that change the disk or a lock. */
+/**
+ * A sample of what crash-run.ts does in full: programs killed at system calls that change the disk or a lock.
+ */
 // test: timeout 900 s
 import { enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
 import { unlessCrashTracer } from '../helpers/crash-tracer.ts';

@@ -1,6 +1,6 @@
 /**
- * Full and broken disks: whatever fails, at whatever moment, the job runs, nothing half-made is published, and the next job after
- * the trouble works. on_failure=fail shows whose fault it is taken for.
+ * Full and broken disks: whatever fails, at whatever moment, the job runs, nothing half-made is published,
+ * and the next job after the trouble works. on_failure=fail shows whose fault it is taken for.
  */
 // test: timeout 600 s
 import {
@@ -60,7 +60,9 @@ function startNode(options: NodeOptions = {}): Promise<TestNode> {
   return TestNode.start({ ...options, settings: { ...noEnroot, ...options.settings } });
 }
 
-/** What has to hold after every trouble: another job gets a whole entry, and in the end nothing is left over. */
+/**
+ * What has to hold after every trouble: another job gets a whole entry, and in the end nothing is left over.
+ */
 async function assertRecovers(node: TestNode, image: string, what: string): Promise<void> {
   const job = { id: 1000, user: alice, image };
   const { exitCode, line } = await node.prolog(job);
@@ -90,7 +92,9 @@ interface Point {
 
 const changing = ['mkdir', 'rename', 'rmdir', 'unlink', 'chmod', 'fchmod', 'chown', 'fchown', 'utimensat'];
 
-/** The calls of a Prolog's own that change a disk, but for write(2), of which an event loop makes any number. */
+/**
+ * The calls of a Prolog's own that change a disk, but for write(2), of which an event loop makes any number.
+ */
 function pointsOf(trace: string): Point[] {
   const counts = new Map<string, number>();
   return trace.split('\n').flatMap((text) => {
@@ -137,7 +141,8 @@ calls(
         const trace = join(node.root, 'trace');
         const wrapper = straceOf(trace, '-e', `inject=${call}:error=${error}:when=${ordinal}`);
         const { exitCode, line, stderr } = await node.prolog({ id: 7, user: alice, image, wrapper });
-        // Waiting for a child or a lock reads /proc: how often is the machine's doing, so the last ordinals may not come.
+        // Waiting for a child or a lock reads /proc: how often is the machine's doing, so the last ordinals
+        // may not come.
         if (!readFileSync(trace, 'utf8').includes('(INJECTED)')) missed++;
         assert.is(exitCode, 0, `${what}: ${stderr}`);
         assert.ok(line['result'], `${what}: ${stderr}`);
@@ -518,7 +523,8 @@ room('that could not be made is not looked for: nothing is evicted, and no node 
   setUsed(forged, 1e5);
   command('sync', '--file-system', disk.path);
   const { totalBytes, availableBytes } = readUsage(disk.path);
-  // A few bytes on the image's disk, and less than the whole of ours. The superblock claims too much, so that the listing is asked.
+  // A few bytes on the image's disk, and less than the whole of ours. The superblock claims too much, so that
+  // the listing is asked.
   const size = availableBytes + 16 * mebibyte;
   assert.ok(size < totalBytes);
   const result = await node.prolog({ id: 7, user: alice, image: makeSparseImage(node, size) });

@@ -19,7 +19,10 @@ export interface Scene {
   readonly ofBob: string;
 }
 
-/** Alice has an entry of a job that is over, a dead partial directory, a stub, a note of a step and a digest; bob has an entry. */
+/**
+ * Alice has an entry of a job that is over, a dead partial directory, a stub, a note of a step and a digest;
+ * bob has an entry.
+ */
 export async function setScene(): Promise<Scene> {
   const node = await TestNode.start({ settings });
   const image = node.image();

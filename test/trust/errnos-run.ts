@@ -1,10 +1,11 @@
 /**
- * `build/run exec test/trust/errnos-run.ts [--only NAME]…`: every error number at every system call that Prolog, Epilog, collector and
- * `status` make below a user's directory.
+ * `build/run exec test/trust/errnos-run.ts [--only NAME]…`: every error number at every system call that
+ * Prolog, Epilog, collector and `status` make below a user's directory.
  *
- * errnos.test.ts has strace(1) make calls fail, a process for each: some ten thousand would take hours. Here the programs run in this
- * process, and node:fs and our addon fail in the place of the kernel. Whatever fails, the exit code must be that of a run in which nothing
- * fails, no line may say BUG, and another user must be served as before.
+ * errnos.test.ts has strace(1) make calls fail, a process for each: some ten thousand would take hours. Here
+ * the programs run in this process, and node:fs and our addon fail in the place of the kernel. Whatever
+ * fails, the exit code must be that of a run in which nothing fails, no line may say BUG, and another user
+ * must be served as before.
  */
 import assert from 'node:assert';
 import { spawnSync } from 'node:child_process';
@@ -98,7 +99,10 @@ const { runEpilog } = await import('../../epilog/epilog.ts');
 const { runGc } = await import('../../admin/gc.ts');
 const { runStatus } = await import('../../admin/status.ts');
 
-/** Of node:fs, what our code calls below a user's directory; the number of leading parameters that are paths or descriptors. */
+/**
+ * Of node:fs, what our code calls below a user's directory; the number of leading parameters that are paths
+ * or descriptors.
+ */
 const patched: Readonly<Record<string, number>> = {
   ...{ openSync: 1, readSync: 1, writeSync: 1, fstatSync: 1, statSync: 1, lstatSync: 1, readdirSync: 1 },
   ...{ opendirSync: 1, mkdirSync: 1, renameSync: 2, unlinkSync: 1, rmdirSync: 1, rmSync: 1, readlinkSync: 1 },
@@ -191,7 +195,8 @@ const template = join(node.root, 'template');
 command('cp', '--archive', node.basePath, template);
 /** As setScene() left it. What the last run started in the background may be in the way. */
 function reset(): void {
-  const script = 'for i in 1 2 3 4 5; do rm -rf "$1"; cp -aT "$2" "$1" && exit; sleep 0.2; done 2>/dev/null; exit 1';
+  const script =
+    'for i in 1 2 3 4 5; do rm -rf "$1"; cp -aT "$2" "$1" && exit; sleep 0.2; done 2>/dev/null; exit 1';
   const { status } = spawnSync('sh', ['-c', script, 'sh', node.basePath, template]);
   assert.equal(status, 0);
 }

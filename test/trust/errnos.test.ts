@@ -1,9 +1,10 @@
 /**
- * Whatever error number a system call below a user's directory fails with, it costs that user their cache for that job, and nobody else
- * anything: the exit code is the same, another user's entry is collected and shown.
+ * Whatever error number a system call below a user's directory fails with, it costs that user their cache for
+ * that job, and nobody else anything: the exit code is the same, another user's entry is collected and shown.
  *
- * strace(1) makes one call fail, in a run of its own for each number and each call that Prolog, Epilog, collector or an admin's command
- * makes below alice's directory. CI tries a few; errnos-run.ts all of them, by other means.
+ * strace(1) makes one call fail, in a run of its own for each number and each call that Prolog, Epilog,
+ * collector or an admin's command makes below alice's directory. CI tries a few; errnos-run.ts all of them,
+ * by other means.
  */
 // test: timeout 900 s
 import { existsSync, readFileSync } from 'node:fs';
@@ -88,7 +89,8 @@ for (const [what, { run, check }] of Object.entries(programs)) {
       const result = await run(scene, straceOf(trace, ...injecting({ call, ordinal }, error)));
       const told = `${error} at ${text}: ${result.stderr}`;
       tried++;
-      // Waiting for a child reads a clock or /proc: how often is the machine's doing, so that another call may have been met.
+      // Waiting for a child reads a clock or /proc: how often is the machine's doing, so that another call
+      // may have been met.
       if (!isInjectedBelow(node.userPath(alice), readFileSync(trace, 'utf8'))) missed++;
       else {
         assert.is(result.exitCode, expected, told);

@@ -48,6 +48,8 @@ export const injecting = (
   return ['-e', `inject=${call}:error=${known}:when=${ordinal}`];
 };
 
-/** Whether the call that failed was one below the directory: when a call comes is also the machine's doing. */
+/**
+ * Whether the call that failed was one below the directory: when a call comes is also the machine's doing.
+ */
 export const isInjectedBelow = (path: string, trace: string): boolean =>
   pointsBelow(path, trace).some(({ text }) => text.includes('(INJECTED)'));

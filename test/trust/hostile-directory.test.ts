@@ -1,6 +1,6 @@
 /**
- * What a user puts into their own directory, at rest: it costs that user at most their own cache, and one line tells who it is. Another
- * user's entries, jobs and exit codes are as if it was not there.
+ * What a user puts into their own directory, at rest: it costs that user at most their own cache, and one
+ * line tells who it is. Another user's entries, jobs and exit codes are as if it was not there.
  *
  * Nothing is timed: what a pass does is counted, in system calls, processes and lines.
  */

@@ -1,6 +1,6 @@
 /**
- * Images by which a user attacks: by their path, and by what is in them. Each ends as an entry that can be used or in a bypass, in
- * bounded time, and the collector can delete it (I1, I10, I12, I16, I17).
+ * Images by which a user attacks: by their path, and by what is in them. Each ends as an entry that can be
+ * used or in a bypass, in bounded time, and the collector can delete it (I1, I10, I12, I16, I17).
  */
 // test: timeout 600 s
 import { chmodSync, existsSync, lstatSync, mkdirSync, renameSync, statSync, writeFileSync } from 'node:fs';

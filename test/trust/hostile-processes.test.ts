@@ -1,6 +1,7 @@
 /**
- * What a user's processes can do to programs that run as root beside them: nothing of theirs is waited for without a limit, nothing
- * they say is believed about the node, and nobody else's process is ended (I6, I10, I16, I17).
+ * What a user's processes can do to programs that run as root beside them: nothing of theirs is waited for
+ * without a limit, nothing they say is believed about the node, and nobody else's process is ended (I6, I10,
+ * I16, I17).
  */
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
@@ -60,8 +61,8 @@ const said = (child: ChildProcess): Promise<void> =>
   new Promise((resolve) => child.stdout!.once('data', () => resolve()));
 
 /**
- * Stays for ever in the middle of execve(2): it closes a file of a FUSE whose server does not answer, which the kernel waits for
- * before whoever asks for the process's environment, state or namespaces gets an answer.
+ * Stays for ever in the middle of execve(2): it closes a file of a FUSE whose server does not answer, which
+ * the kernel waits for before whoever asks for the process's environment, state or namespaces gets an answer.
  */
 const stuckInExec = `
   require('fs').openSync(process.argv[1], 'r');
@@ -197,7 +198,8 @@ test.unless(
     const others = node.plant(bob, { hash: '0000000000000001', usedSecondsAgo: 1000 });
     const deep = join(machineRoot, 'home', alice.name, ...Array.from({ length: 15 }, () => 'd'.repeat(250)));
     mkdirSync(deep, { recursive: true });
-    // Each binds what is there once more: 2^14 mounts, each with a mount point and a root of 4,000 characters.
+    // Each binds what is there once more: 2^14 mounts, each with a mount point and a root of 4,000
+    // characters.
     const script = `cd "$1"; mount -t tmpfs tmpfs .; cd "$1"; mkdir a; mount --bind a a
       i=0; while [ $i -lt 14 ]; do i=$((i+1)); mkdir a/$i 2>/dev/null || true; mount --rbind . a 2>/dev/null; cd "$1"; done
       echo x; exec sleep infinity`;

@@ -1,8 +1,10 @@
 /**
- * What a program has just looked at is replaced before its next system call: strace(1) stops it there. At every call on something in
- * the user directory, in Prolog, acquire, wrapper, collector and Epilog (I4, I10, I16).
+ * What a program has just looked at is replaced before its next system call: strace(1) stops it there. At
+ * every call on something in the user directory, in Prolog, acquire, wrapper, collector and Epilog (I4, I10,
+ * I16).
  *
- * One kind of replacement in turn at two calls of each program; CONTAINER_CACHE_TEST_ALL=1 tries all kinds at all calls.
+ * One kind of replacement in turn at two calls of each program; CONTAINER_CACHE_TEST_ALL=1 tries all kinds at
+ * all calls.
  */
 // test: timeout 900 s
 import { spawn } from 'node:child_process';
@@ -161,7 +163,10 @@ function setScene({ node, entry }: Scene, withEntry: boolean): void {
 
 const listing = (path: string): string => command('find', path, '-printf', '%p %i %u:%g %m %s %T@ %C@ %l\n');
 
-/** What is at a path of an earlier run: the part of a partial directory's name that is different each time is found anew. */
+/**
+ * What is at a path of an earlier run: the part of a partial directory's name that is different each time is
+ * found anew.
+ */
 function findNow({ node }: Scene, path: string): string | undefined {
   const [first = '', ...rest] = path.split('/');
   const found = first.endsWith('.partial')

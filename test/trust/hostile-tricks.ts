@@ -1,6 +1,7 @@
 /**
- * What a hostile user does to the cache: in their own directory, with their own processes, and never with another's rights. Each trick
- * is chosen, and varied, by a seed; what it meets in the directory is the moment's.
+ * What a hostile user does to the cache: in their own directory, with their own processes, and never with
+ * another's rights. Each trick is chosen, and varied, by a seed; what it meets in the directory is the
+ * moment's.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
@@ -62,7 +63,9 @@ export interface Scene {
 
 interface Play extends Scene {
   readonly random: Random;
-  /** A process of the user in a session of its own, which nobody ends before the hostile user is taken away. */
+  /**
+   * A process of the user in a session of its own, which nobody ends before the hostile user is taken away.
+   */
   readonly run: (file: string, parameters: readonly string[], environment?: Record<string, string>) => void;
 }
 

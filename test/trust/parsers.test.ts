@@ -1,6 +1,7 @@
 /**
- * Whatever reads a text that others write: arbitrary texts, valid ones with pieces changed, and very long ones. What each parser makes
- * of good texts is with its own tests (test/lib/core); their property tests are referred to in docs/reliability.md.
+ * Whatever reads a text that others write: arbitrary texts, valid ones with pieces changed, and very long
+ * ones. What each parser makes of good texts is with its own tests (test/lib/core); their property tests are
+ * referred to in docs/reliability.md.
  */
 // test: timeout 600 s
 import { mountsBefore, mountsPath, isOurMountsFile, parseEnrootConf } from '../../lib/core/enroot-conf.ts';
@@ -92,7 +93,10 @@ interface Parser {
   readonly samples: readonly [string, ...string[]];
   /** Of its format, to make long texts of. */
   readonly pieces: readonly string[];
-  /** Reads the text and asserts what must hold for any; throws what the parser throws, which must be a JobFault. */
+  /**
+   * Reads the text and asserts what must hold for any; throws what the parser throws, which must be a
+   * JobFault.
+   */
   readonly read: (text: string) => unknown;
 }
 
@@ -385,7 +389,10 @@ for (const { name, samples, pieces, read } of parsers) {
   });
 }
 
-/** Nothing of the format; or a valid text, two of them crossed, or one of another format, changed once or twice. */
+/**
+ * Nothing of the format; or a valid text, two of them crossed, or one of another format, changed once or
+ * twice.
+ */
 function hostile(random: Random, samples: readonly [string, ...string[]]): string {
   const valid = (): string => random.pick(samples);
   switch (random.integer(0, 5)) {

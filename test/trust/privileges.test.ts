@@ -1,6 +1,6 @@
 /**
- * What of root our programs hand on: capabilities, descriptors, file modes, limits and environment of what they start are set by us,
- * whatever slurmd's are.
+ * What of root our programs hand on: capabilities, descriptors, file modes, limits and environment of what
+ * they start are set by us, whatever slurmd's are.
  */
 // test: timeout 600 s
 import { chmodSync, existsSync, mkdtempSync, readFileSync, statSync } from 'node:fs';

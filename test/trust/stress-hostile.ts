@@ -1,6 +1,7 @@
 /**
- * The hostile user of the stress test, who has jobs like everybody, and does all of hostile-tricks.ts before, during and after them. What
- * becomes of these jobs is nobody's promise; that the node's programs end with 0 and tell of it in lines of this user is.
+ * The hostile user of the stress test, who has jobs like everybody, and does all of hostile-tricks.ts before,
+ * during and after them. What becomes of these jobs is nobody's promise; that the node's programs end with 0
+ * and tell of it in lines of this user is.
  */
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';

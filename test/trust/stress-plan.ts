@@ -1,6 +1,6 @@
 /**
- * What the jobs of the stress test do, decided from a seed and a job's number alone: no outcome and no other job changes it, so
- * the seed brings the schedule of a failure back.
+ * What the jobs of the stress test do, decided from a seed and a job's number alone: no outcome and no other
+ * job changes it, so the seed brings the schedule of a failure back.
  */
 import { Random } from '../helpers/property.ts';
 
@@ -68,7 +68,10 @@ export interface TrickPlan {
 
 export interface HostilePlan {
   readonly tricks: readonly TrickPlan[];
-  /** A system call of root below the user's directory that fails, and how: numbers of tables (error-points.ts). */
+  /**
+   * A system call of root below the user's directory that fails, and how: numbers of tables
+   * (error-points.ts).
+   */
   readonly failure:
     { readonly of: 'prolog' | 'epilog'; readonly point: number; readonly error: number } | undefined;
   /** Then something that is no image. */

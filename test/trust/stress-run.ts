@@ -1,14 +1,16 @@
 /**
- * Many jobs of many users on one node that is too small for them, with kills, scancel, requeues, named containers, a hostile user and a
- * collector that is always at work; and a model that knows which entries must be there. The jobs are those of stress-plan.ts; they run
- * in lanes, job after job in each. Every disk is a trouble of its own:
+ * Many jobs of many users on one node that is too small for them, with kills, scancel, requeues, named
+ * containers, a hostile user and a collector that is always at work; and a model that knows which entries
+ * must be there. The jobs are those of stress-plan.ts; they run in lanes, job after job in each. Every disk
+ * is a trouble of its own:
  *
  *   starving  always above the high watermark: everything always has to go
  *   small     takes a third of what is used
  *   quota     is large; each user's directory may take part of what the user's jobs use
  *   shared    as small, and somebody else fills it, and frees it, all the time
  *
- * Asserted after every step of any lane, for every job that is between its Prolog and its Epilog (numbers of DESIGN.md):
+ * Asserted after every step of any lane, for every job that is between its Prolog and its Epilog (numbers of
+ * DESIGN.md):
  *
  *   I1   an entry that has its name is complete: its listing and content are the image's
  *   I2   what a job or a step holds is at its path, and the inode there is the one that its holder has open;
@@ -33,10 +35,11 @@
  *   [vain]    on the idle node: where other files fill the disk so that nothing would help, nothing is
  *             evicted; otherwise the cache gives way
  *
- * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial directory, lock file,
- * trash (I18), and no entry either if it has to evict all (I14: whatever the metadata says).
+ * and whenever the node is idle, that a collector leaves nothing: no lease, holder, partial directory, lock
+ * file, trash (I18), and no entry either if it has to evict all (I14: whatever the metadata says).
  *
- * A lease or holder that the test itself killed protects nothing any more; from then on only I1 is asked of its entry.
+ * A lease or holder that the test itself killed protects nothing any more; from then on only I1 is asked of
+ * its entry.
  */
 import { spawn, type ChildProcess } from 'node:child_process';
 import {
@@ -197,7 +200,10 @@ interface World {
   readonly settings: Readonly<Record<string, number>>;
 }
 
-/** Of each image every user can have an entry, with a page for each file: together far above the high watermark of a small disk. */
+/**
+ * Of each image every user can have an entry, with a page for each file: together far above the high
+ * watermark of a small disk.
+ */
 function worldOf({ users, images, lanes, disk }: StressOptions): World {
   const imagesKibibytes = 4 * images * (9 + 3.5 * (images - 1));
   // Named containers, and what the hostile user can keep in use.
@@ -217,7 +223,8 @@ function worldOf({ users, images, lanes, disk }: StressOptions): World {
     case 'quota':
       return {
         sizeKibibytes: 4 * (users + 1) * imagesKibibytes + 8192,
-        // The largest image, a named container of each lane, stubs and what is noted of images must have room.
+        // The largest image, a named container of each lane, stubs and what is noted of images must have
+        // room.
         quotaKibibytes: Math.ceil(imagesKibibytes * 0.15) + 4 * (7 * images + 5) + 68 * lanes + 128,
         settings: watermarks(100, 99),
       };
@@ -704,7 +711,8 @@ class Stress {
   }
 
   #forgeMetadata({ user, entry }: Held): void {
-    // Of this boot, and never half written: an entry of another boot that is not settled yet is refused while it is in use.
+    // Of this boot, and never half written: an entry of another boot that is not settled yet is refused while
+    // it is in use.
     const claim = formatEntryMetadata({
       image: '/x',
       createdAtMs: 0,
@@ -1085,8 +1093,8 @@ class Stress {
   }
 
   /**
-   * [vain] Other files fill the idle disk to just below its end. If without any entry it still is above the low watermark, a collection
-   * evicts nothing, since all of it was just used; else it reaches its goal.
+   * [vain] Other files fill the idle disk to just below its end. If without any entry it still is above the
+   * low watermark, a collection evicts nothing, since all of it was just used; else it reaches its goal.
    */
   async #checkYielding(random: Random, where: string): Promise<void> {
     const file = join(this.#node.basePath, 'foreign-0');

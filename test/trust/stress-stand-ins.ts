@@ -7,8 +7,8 @@ import { replaceProgram } from '../helpers/private-machine.ts';
 const listTree = `cd "$1" && find . ! -name ${lockFileName} ! -path ./etc/mark | LC_ALL=C sort | cat - etc/mark | cksum`;
 
 /**
- * Stands in for the real enroot: what the wrapper has it do, without namespaces. Its data path is the base's user directory, where
- * an admin has named containers and the cache on one disk.
+ * Stands in for the real enroot: what the wrapper has it do, without namespaces. Its data path is the base's
+ * user directory, where an admin has named containers and the cache on one disk.
  */
 export const enrootStandIn = (basePath: string): string => `#!/bin/sh
 data=\${ENROOT_DATA_PATH:-${basePath}/$(id -u)}
@@ -40,9 +40,15 @@ export const listScript = listTree;
 
 interface UnsquashfsOptions {
   readonly basePath: string;
-  /** Gets `log`, a line for each unpack; has `slow`, a file for each job whose unpacks take long, and `need`, kibibytes of images. */
+  /**
+   * Gets `log`, a line for each unpack; has `slow`, a file for each job whose unpacks take long, and `need`,
+   * kibibytes of images.
+   */
   readonly watchPath: string;
-  /** Of each user's directory. Kernels without quotas are common: it fails as it does where a quota is used up. */
+  /**
+   * Of each user's directory. Kernels without quotas are common: it fails as it does where a quota is used
+   * up.
+   */
   readonly quotaKibibytes: number | undefined;
 }
 

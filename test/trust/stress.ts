@@ -4,7 +4,8 @@
  *   build/run exec test/trust/stress.ts --jobs 10000 --seed 1
  *     [--lanes 4] [--users 6] [--images 8] [--first 1] [--disk NAME]
  *
- * Without --disk, a quarter of the jobs runs on each. Exit code 1 if there was a violation. SIGTERM ends it early, with a report.
+ * Without --disk, a quarter of the jobs runs on each. Exit code 1 if there was a violation. SIGTERM ends it
+ * early, with a report.
  */
 import process from 'node:process';
 import { parseArgs } from 'node:util';

@@ -2,7 +2,10 @@
 import { lstatSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-/** Names, kinds, owners, modes, links, times and content; the time of the inode's change tells of whatever else was done to it. */
+/**
+ * Names, kinds, owners, modes, links, times and content; the time of the inode's change tells of whatever
+ * else was done to it.
+ */
 function describeTree(path: string): string[] {
   const stats = lstatSync(path);
   const { mode, uid, gid, nlink, size, mtimeMs, ctimeMs } = stats;

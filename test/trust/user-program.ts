@@ -1,4 +1,7 @@
-/** A program as pyxis runs it in a step: as the job's user, with the step's environment, in a process group of its own. */
+/**
+ * A program as pyxis runs it in a step: as the job's user, with the step's environment, in a process group of
+ * its own.
+ */
 import { spawn } from 'node:child_process';
 import { kill, type RunningProgram, type TestNode } from '../helpers/node.ts';
 import type { TestUser } from '../helpers/private-machine.ts';

@@ -1,7 +1,7 @@
 /**
- * `build/run exec test/trust/volume-run.ts [--most 4] [--rounds 3] [--only NAME]…`: how bob is served beside alice, who has 10, 100, … of
- * each of the volumes (volume.ts): the time of a warm Prolog, of a Prolog that needs room, and of a whole collection, by what they take
- * without her.
+ * `build/run exec test/trust/volume-run.ts [--most 4] [--rounds 3] [--only NAME]…`: how bob is served beside
+ * alice, who has 10, 100, … of each of the volumes (volume.ts): the time of a warm Prolog, of a Prolog that
+ * needs room, and of a whole collection, by what they take without her.
  */
 import { rmSync } from 'node:fs';
 import { join } from 'node:path';

@@ -1,6 +1,7 @@
 /**
- * Of each of the volumes that a user can have (volume.ts) a small number: a collection makes the same scans and about as many processes as
- * without it, and another user's entry goes. Times are measured by volume-run.ts.
+ * Of each of the volumes that a user can have (volume.ts) a small number: a collection makes the same scans
+ * and about as many processes as without it, and another user's entry goes. Times are measured by
+ * volume-run.ts.
  */
 // test: timeout 300 s
 import { existsSync, readFileSync } from 'node:fs';

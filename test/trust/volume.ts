@@ -1,7 +1,8 @@
 /**
  * What a user can have in their own directory, in any number, and how another user is served beside it.
  *
- * volume-run.ts measures the service by powers of ten; volume.test.ts counts what a collection does at a small number.
+ * volume-run.ts measures the service by powers of ten; volume.test.ts counts what a collection does at a
+ * small number.
  */
 import { linkSync, mkdirSync, rmSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from 'node:fs';
 import { spawn } from 'node:child_process';

@@ -1,4 +1,7 @@
-/* A short text's hash, by the cryptography that is in the runtime: for Node's own way to it, the runtime loads modules for milliseconds. */
+/*
+ * A short text's hash, by the cryptography that is in the runtime: for Node's own way to it, the runtime
+ * loads modules for milliseconds.
+ */
 #include <openssl/sha.h>
 
 #include "addon.h"

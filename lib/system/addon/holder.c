@@ -19,7 +19,10 @@ struct holder {
   uint32_t descriptor_count;
 };
 
-/* In the child, which shares our memory until it executes: system calls, and nothing else. @returns the error number */
+/*
+ * In the child, which shares our memory until it executes: system calls, and nothing else. @returns the error
+ * number
+ */
 static int become_holder(const struct holder *holder) {
   /* Our own handlers must not run in it. */
   for (int number = 1; number < NSIG; number++)
@@ -50,8 +53,9 @@ static int become_holder(const struct holder *holder) {
 }
 
 /*
- * startHolder(file, title, environment, descriptors): its process ID. It runs `file infinity` in a session of its own, by the name `title`,
- * with one variable, in the root directory, with /dev/null as its standard streams, and the descriptors from 3 on.
+ * startHolder(file, title, environment, descriptors): its process ID. It runs `file infinity` in a session of
+ * its own, by the name `title`, with one variable, in the root directory, with /dev/null as its standard
+ * streams, and the descriptors from 3 on.
  */
 napi_value start_holder(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);

@@ -15,7 +15,10 @@
 #define LONGEST_LINE (20 * 1024)
 #define LONGEST_TAG 64
 
-/* As syslog(3) writes to the daemon of its own machine: <priority>, time in local time, program and process ID, text. */
+/*
+ * As syslog(3) writes to the daemon of its own machine: <priority>, time in local time, program and process
+ * ID, text.
+ */
 static size_t format_line(char line[LONGEST_LINE], int priority, const char *tag, const char *text) {
   static const char months[][4] = {"Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"};
   const time_t now = time(NULL);
@@ -27,7 +30,10 @@ static size_t format_line(char line[LONGEST_LINE], int priority, const char *tag
   return length < 0 || length >= LONGEST_LINE ? 0 : (size_t)length;
 }
 
-/* sendLine(socket, priority, tag, text, limitMs): 0. A daemon that does not read its socket is waited for that long (EAGAIN). */
+/*
+ * sendLine(socket, priority, tag, text, limitMs): 0. A daemon that does not read its socket is waited for
+ * that long (EAGAIN).
+ */
 napi_value send_line(napi_env env, napi_callback_info info) {
   static char text[LONGEST_LINE];
   static char line[LONGEST_LINE];

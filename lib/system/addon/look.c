@@ -1,10 +1,11 @@
 /*
- * A look at a file as a user (lib/image/image-source.ts): its type, size and times, its real path, its first bytes, as find(1),
- * realpath(1) and head(1) would print them one after the other.
+ * A look at a file as a user (lib/image/image-source.ts): its type, size and times, its real path, its first
+ * bytes, as find(1), realpath(1) and head(1) would print them one after the other.
  *
- * A child looks: only a child can be left behind where a filesystem hangs, and only a process can have the user's ids and groups. It
- * executes nothing, so it costs a fraction of a millisecond. Having changed its ids it can be traced by nobody but root (ptrace(2),
- * PR_SET_DUMPABLE): the copy of our memory that it has is safe. Its user can stop or kill it, and then there is no answer in time.
+ * A child looks: only a child can be left behind where a filesystem hangs, and only a process can have the
+ * user's ids and groups. It executes nothing, so it costs a fraction of a millisecond. Having changed its ids
+ * it can be traced by nobody but root (ptrace(2), PR_SET_DUMPABLE): the copy of our memory that it has is
+ * safe. Its user can stop or kill it, and then there is no answer in time.
  */
 #include <errno.h>
 #include <fcntl.h>

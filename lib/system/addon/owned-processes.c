@@ -1,4 +1,7 @@
-/* The processes of one user (lib/system/processes.ts): Node would take longer for each than the kernel does for ten. */
+/*
+ * The processes of one user (lib/system/processes.ts): Node would take longer for each than the kernel does
+ * for ten.
+ */
 #include <ctype.h>
 #include <dirent.h>
 #include <fcntl.h>

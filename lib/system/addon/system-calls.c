@@ -1,6 +1,6 @@
 /*
- * The system calls that beneath.ts, as-user.ts and confined.ts need and Node does not have, each as the kernel has it. All else that
- * they do Node can do with a descriptor, or with one name below /proc/self/fd/N.
+ * The system calls that beneath.ts, as-user.ts and confined.ts need and Node does not have, each as the
+ * kernel has it. All else that they do Node can do with a descriptor, or with one name below /proc/self/fd/N.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +32,10 @@ struct how_to_open {
 #define NO_SYMLINKS 0x04
 #define ONLY_BENEATH 0x08
 
-/* openPath(directory, path, flags): a descriptor that only stands for what is there (O_PATH); nothing is opened by it. */
+/*
+ * openPath(directory, path, flags): a descriptor that only stands for what is there (O_PATH); nothing is
+ * opened by it.
+ */
 napi_value open_path(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
   int directory = int_at(&call, 0);
@@ -49,8 +52,8 @@ napi_value open_path(napi_env env, napi_callback_info info) {
 }
 
 /*
- * setIds(uid, gid): the effective ids of the calling thread alone. seteuid(3) would stop all threads until each has done the same.
- * Real and saved ids stay: users can neither signal nor trace us (credentials(7)).
+ * setIds(uid, gid): the effective ids of the calling thread alone. seteuid(3) would stop all threads until
+ * each has done the same. Real and saved ids stay: users can neither signal nor trace us (credentials(7)).
  */
 napi_value set_ids(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
@@ -67,7 +70,10 @@ napi_value set_ids(napi_env env, napi_callback_info info) {
   return answer(&call, result);
 }
 
-/* What children of a user get, and what we have ourselves, for as long as one is started. The last is set for each. */
+/*
+ * What children of a user get, and what we have ourselves, for as long as one is started. The last is set for
+ * each.
+ */
 static struct child_limit {
   int resource;
   rlim_t most;
@@ -87,8 +93,9 @@ static bool may_raise_limits(void) {
 }
 
 /*
- * beginConfined(fileBytes): the next child of this thread is the first process of a PID namespace, with which all that it has started is killed;
- * its limits are those above, and no file that it writes may be larger than fileBytes, unless that is 0. No thread can be started until endConfined().
+ * beginConfined(fileBytes): the next child of this thread is the first process of a PID namespace, with which
+ * all that it has started is killed; its limits are those above, and no file that it writes may be larger
+ * than fileBytes, unless that is 0. No thread can be started until endConfined().
  */
 napi_value begin_confined(napi_env env, napi_callback_info info) {
   struct call call = begin(env, info);
@@ -132,8 +139,8 @@ static void end_here(int signal) {
 }
 
 /*
- * exitOnCrash(code): what would kill this process from within (V8 out of memory aborts, a stack that overflows in native code) ends it
- * with an exit code. The handler runs on a stack of its own.
+ * exitOnCrash(code): what would kill this process from within (V8 out of memory aborts, a stack that
+ * overflows in native code) ends it with an exit code. The handler runs on a stack of its own.
  */
 napi_value exit_on_crash(napi_env env, napi_callback_info info) {
   static char stack[16 * 1024];

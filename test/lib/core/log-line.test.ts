@@ -3,7 +3,10 @@ import { escapeControls, formatLogLine } from '../../../lib/core/log-line.ts';
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
-/** Reads a line as an operator's tool would: bare values have no blank, quoted ones end at the first bare quote. */
+/**
+ * Reads a line as an operator's tool would: bare values have no blank, quoted ones end at the first bare
+ * quote.
+ */
 function parseLine(line: string): { word: string; fields: [string, string][]; rest: string } {
   const [word = ''] = line.split(' ', 1);
   const fields: [string, string][] = [];

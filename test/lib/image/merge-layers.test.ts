@@ -94,7 +94,8 @@ function describe(root: string): string[] {
     try {
       stats = lstatSync(name);
     } catch {
-      // The kernel shows the whiteouts of a directory that hides something else than a directory, as names of nothing.
+      // The kernel shows the whiteouts of a directory that hides something else than a directory, as names of
+      // nothing.
       return;
     }
     const mode = (stats.mode & 0o7777).toString(8);

@@ -1,6 +1,6 @@
 /**
- * A rootfs of ours beside the one that `enroot create` would have made: unsquashfs as the user, then what enroot 4.1 does to
- * permissions, worked out here bit by bit from its documented effect.
+ * A rootfs of ours beside the one that `enroot create` would have made: unsquashfs as the user, then what
+ * enroot 4.1 does to permissions, worked out here bit by bit from its documented effect.
  */
 // test: timeout 600 s
 import { spawnSync } from 'node:child_process';

@@ -66,7 +66,8 @@ for (const kind of ['inodes', 'blocks'] as const) {
         settings: { container_cache_gc_high: 70, container_cache_gc_low: 50, gc_min_age: 0 },
       });
       const { totalBytes, totalInodes } = readUsage(disk.path);
-      // Entries of about a tenth of the disk each, alternating between the users, and made in no order: on a busy node over seconds.
+      // Entries of about a tenth of the disk each, alternating between the users, and made in no order: on a
+      // busy node over seconds.
       const planted: string[] = [];
       for (const number of [3, 0, 5, 1, 4, 2, 6]) {
         const share =

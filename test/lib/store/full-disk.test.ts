@@ -1,4 +1,7 @@
-/** The collector where others fill the disk, and where the cache has a limit of its own: what goes, and what is left alone. */
+/**
+ * The collector where others fill the disk, and where the cache has a limit of its own: what goes, and what
+ * is left alone.
+ */
 // test: timeout 600 s
 import { randomBytes } from 'node:crypto';
 import { closeSync, existsSync, linkSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';

@@ -1,4 +1,7 @@
-/** What the Prolog finds out of its node for the enroot wrapper: when, as whom, and what it makes of an enroot it does not know. */
+/**
+ * What the Prolog finds out of its node for the enroot wrapper: when, as whom, and what it makes of an enroot
+ * it does not know.
+ */
 // test: timeout 600 s
 import {
   existsSync,

@@ -428,7 +428,10 @@ child('for a user whom no database knows nothing is run', async () => {
   assert.equal(readdirSync(root), []);
 });
 
-/** Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid: not by what the shell says, which is in a PID namespace. */
+/**
+ * Starts a program of ours that runs a shell as alice, is killed, and tells the shell's pid: not by what the
+ * shell says, which is in a PID namespace.
+ */
 async function killParentOf(script: string, privileges: string): Promise<number> {
   const library = (name: string): string =>
     JSON.stringify(join(import.meta.dirname, '../../../lib/system', name));

@@ -26,8 +26,8 @@ test.before.each(() => {
 });
 
 /**
- * Starts a program of ours that starts the collector and ends. In place of setpriv(1) stands a script that writes down how it
- * was started, and waits at a FIFO before it goes on.
+ * Starts a program of ours that starts the collector and ends. In place of setpriv(1) stands a script that
+ * writes down how it was started, and waits at a FIFO before it goes on.
  *
  * @returns what the program printed, until the last writer was gone
  */
@@ -57,7 +57,9 @@ async function startedBy(parameter: string): Promise<string> {
 
 const fact = (name: string): string => readFileSync(join(root, name), 'utf8').trim();
 
-/** The script in the place of setpriv(1): it writes facts down, waits at the FIFO, and says that it is done. */
+/**
+ * The script in the place of setpriv(1): it writes facts down, waits at the FIFO, and says that it is done.
+ */
 const record = (): string => `
   printf '%s\\n' "$@" >${root}/arguments
   env >${root}/environment

@@ -1,4 +1,7 @@
-/** A look at a file as a user, by our addon (addon/look.c): what find(1), realpath(1) and head(1) would say, or nothing. */
+/**
+ * A look at a file as a user, by our addon (addon/look.c): what find(1), realpath(1) and head(1) would say,
+ * or nothing.
+ */
 import { spawnSync } from 'node:child_process';
 import {
   chmodSync,

@@ -1,4 +1,6 @@
-/** mounts.ts: an entry in use is found in whatever process's view, and nobody can feign the use of another's. */
+/**
+ * mounts.ts: an entry in use is found in whatever process's view, and nobody can feign the use of another's.
+ */
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import { once } from 'node:events';
 import { chownSync, mkdirSync, mkdtempSync, readFileSync, readlinkSync, rmSync } from 'node:fs';
@@ -41,8 +43,8 @@ const entryPath = (user: TestUser, name: string): string => join(base, String(us
 const viewers: ChildProcess[] = [];
 
 /**
- * Runs a shell script in a mount namespace of its own, as root or, in a user namespace too, as a user, and keeps that
- * namespace alive until the test's end.
+ * Runs a shell script in a mount namespace of its own, as root or, in a user namespace too, as a user, and
+ * keeps that namespace alive until the test's end.
  */
 async function view(user: TestUser | 'root', script: string): Promise<number> {
   const namespaces =

@@ -1,4 +1,7 @@
-/** run-command.ts with real programs: bounded in time and output, and waiting for nothing it need not wait for. */
+/**
+ * run-command.ts with real programs: bounded in time and output, and waiting for nothing it need not wait
+ * for.
+ */
 import { spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -51,7 +54,10 @@ async function untilEnded(pid: number): Promise<void> {
   while (isRunning(pid)) await sleep(5);
 }
 
-/** Resolves when no more descriptors are open than that; pipes are closed a little later than their command ends. */
+/**
+ * Resolves when no more descriptors are open than that; pipes are closed a little later than their command
+ * ends.
+ */
 async function untilOpen(descriptors: number): Promise<void> {
   while (readdirSync('/proc/self/fd').length > descriptors) await sleep(5);
 }
@@ -238,8 +244,8 @@ for (const runner of [run, runBriefly]) {
   });
 
   /**
-   * Runs a program of ours that runs a command with a limit of 200 ms, prints how that ended, and must then come to its own
-   * end: were it to wait for the command, spawnSync's limit would end it.
+   * Runs a program of ours that runs a command with a limit of 200 ms, prints how that ended, and must then
+   * come to its own end: were it to wait for the command, spawnSync's limit would end it.
    */
   function endOfProgram(script: string, before = ''): { stdout: string; status: number | null } {
     const path = join(directory, 'program.ts');

@@ -1,8 +1,9 @@
 /**
  * syslog.ts up to the daemon's socket, up to logger(1), and to stderr.
  *
- * The daemon is a real rsyslogd on a socket of its own. In the private machine, which has none at /dev/log, a stand-in takes logger's place, to see what it is handed or to misbehave; where the real one has
- * to judge, it runs with --no-act, which prints what it would send.
+ * The daemon is a real rsyslogd on a socket of its own. In the private machine, which has none at /dev/log, a
+ * stand-in takes logger's place, to see what it is handed or to misbehave; where the real one has to judge,
+ * it runs with --no-act, which prints what it would send.
  */
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';

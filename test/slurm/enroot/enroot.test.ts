@@ -1,6 +1,6 @@
 /**
- * The enroot that stands in for the real one does what the real one was seen to do: each fact here was compared with
- * enroot 4.1.2, output beside output. All is run as an ordinary user.
+ * The enroot that stands in for the real one does what the real one was seen to do: each fact here was
+ * compared with enroot 4.1.2, output beside output. All is run as an ordinary user.
  */
 // test: timeout 600 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';

@@ -1,7 +1,7 @@
 /*
- * What a shell cannot do for the stand-in enroot: namespaces and mounts as an ordinary user. Three programs in one
- * file, told apart by the name they are called by. Names, options and effects are those of enroot 4.1's own, so that a
- * hook written for the real one meets the same:
+ * What a shell cannot do for the stand-in enroot: namespaces and mounts as an ordinary user. Three programs
+ * in one file, told apart by the name they are called by. Names, options and effects are those of enroot
+ * 4.1's own, so that a hook written for the real one meets the same:
  *
  *   enroot-nsenter [--user] [--mount] [--remap-root] COMMAND...
  *       becomes COMMAND in new namespaces, under the caller's uid (or 0), with every capability inside;
@@ -12,7 +12,8 @@
  *       makes ROOTFS the root, gives up every privilege and becomes the shell, with /etc/rc or FILE as its
  *       script.
  *
- * Left out: joining namespaces; of a login: MAIL, TZ, locale, umask and limits by login.defs(5), lastlog and utmp.
+ * Left out: joining namespaces; of a login: MAIL, TZ, locale, umask and limits by login.defs(5), lastlog and
+ * utmp.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -39,7 +40,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The longest line of an fstab, its newline included: at a longer one the real program stops reading, silently. */
+/*
+ * The longest line of an fstab, its newline included: at a longer one the real program stops reading,
+ * silently.
+ */
 #define LINE_LIMIT 4095
 #define LINK_LIMIT 20
 
@@ -186,7 +190,10 @@ static bool has_option(const struct entry *entry, const char *name) {
 
 static bool looks_like_options(const char *word) { return strchr(word, ',') != NULL || find_flag(word) != NULL; }
 
-/* Follows symbolic links as they are seen with `root` as the root directory; what is not there stays as written. */
+/*
+ * Follows symbolic links as they are seen with `root` as the root directory; what is not there stays as
+ * written.
+ */
 static int resolve_below(const char *root, const char *path, char result[PATH_MAX]) {
   char top[PATH_MAX], pending[PATH_MAX], inside[PATH_MAX] = "";
   if (realpath(root, top) == NULL) return -1;

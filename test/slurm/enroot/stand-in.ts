@@ -3,8 +3,8 @@
  *
  *   installStandInEnroot('/x/bin', '/x/etc/enroot');     // as <cluster's /etc>/enroot
  *
- * It is written to be no kinder than enroot 4.1.2; enroot.test.ts says what was compared. It runs as an ordinary user
- * who may make user namespaces. What it leaves out is at the head of commands.bash.
+ * It is written to be no kinder than enroot 4.1.2; enroot.test.ts says what was compared. It runs as an
+ * ordinary user who may make user namespaces. What it leaves out is at the head of commands.bash.
  */
 import { spawnSync } from 'node:child_process';
 import {
@@ -43,7 +43,8 @@ interface StandInOptions {
 
 /**
  * Fills `directory` with enroot and what it needs; it may be mounted or moved elsewhere later. Fills
- * `sysconfDirectory` with mounts.d, hooks.d and environ.d, as a package of enroot does; other files there stay.
+ * `sysconfDirectory` with mounts.d, hooks.d and environ.d, as a package of enroot does; other files there
+ * stay.
  *
  * @param sysconfDirectory where the configuration is written now, for example `<etc of a cluster>/enroot`
  * @throws Error if namespace-tools.c cannot be compiled
@@ -101,8 +102,8 @@ export function standInUnavailable(programs = ENROOT_PROGRAMS): string | undefin
 }
 
 /**
- * The directories on which enroot mounts. Where an image lacks one, enroot makes it with mode 000, and `find -empty` of findutils
- * 4.10 fails on it, and with that `enroot export`, the real one, too.
+ * The directories on which enroot mounts. Where an image lacks one, enroot makes it with mode 000, and
+ * `find -empty` of findutils 4.10 fails on it, and with that `enroot export`, the real one, too.
  */
 export const mountPointsTree: Readonly<Record<string, TreeItem>> = Object.fromEntries(
   ['proc', 'sys', 'dev', 'tmp', 'var/run', 'var/lock'].map((name) => [name, { directory: true }]),

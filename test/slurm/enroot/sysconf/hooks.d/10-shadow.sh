@@ -1,5 +1,6 @@
 #!/bin/sh
-# Writes into the rootfs: accounts of root, nobody and the user, before those of the image, and the user's home.
+# Writes into the rootfs: accounts of root, nobody and the user, before those of the image, and the user's
+# home.
 set -eu
 read -r _ uid _ </proc/self/uid_map
 read -r _ gid _ </proc/self/gid_map
@@ -13,7 +14,8 @@ $(getent group "$gid")
 END
 [ -x "$ENROOT_ROOTFS$shell" ] || shell=/bin/sh
 
-# Puts the lines of standard input before those of a file of the rootfs, which lose the same names, and apt's own.
+# Puts the lines of standard input before those of a file of the rootfs, which lose the same names, and apt's
+# own.
 put_first() {
   touch "$ENROOT_ROOTFS/etc/$1"
   aside=$ENROOT_ROOTFS/etc/.$1.$$
