@@ -214,7 +214,10 @@ make_rootfs() {
   info 'Extracting image layers...'
   mkdir "$work/rootfs"
   for layer in "${layers[@]}"; do apply_layer "$ENROOT_CACHE_PATH/$layer" "$work/rootfs" "$opaque"; done
-  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/rootfs"
+  # The topmost layer of the real one, whose directories show their own times and modes.
+  mkdir "$work/0"
+  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/0"
+  cp -a "$work/0/." "$work/rootfs/"
 }
 
 # The real one calls programs by name, with the layers in directories 1, 2, ..., the topmost first, and what the image's
