@@ -777,7 +777,7 @@ wrapping(
     const conf = (line: string): void => {
       right.write('enroot/enroot.conf', `# first\n${line}\n`);
     };
-    const nothing = textsOf(right.check(), 'enroot').find((text) => text.startsWith('its data path'));
+    const nothing = textsOf(right.check(), 'enroot').find((text) => text.startsWith("enroot's data path"));
     assert.match(nothing ?? '', /\/\.local\/share\/enroot for uid 65534/);
     // What our Prolog alone can make.
     const onlyOurs = /only the Prolog of container-cache creates it/;
