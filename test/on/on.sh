@@ -297,8 +297,9 @@ main() {
   [ ! -d "$base" ] || had_base=yes
   scratch=$(mktemp --directory)
   trap clean_up EXIT
-  trap 'exit 130' INT
-  trap 'exit 143' TERM HUP
+  trap 'say "ended by SIGINT"; exit 130' INT
+  trap 'say "ended by SIGTERM"; exit 143' TERM
+  trap 'say "ended by SIGHUP"; exit 129' HUP
 
   if [ "$is_again" = yes ]; then
     [ -d "$root$at" ] || die "there is no $root$at: an earlier run must have been told --keep"
