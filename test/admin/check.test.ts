@@ -1,5 +1,5 @@
 /** `container-cache check`: a node that is right, and what is said when one thing of it is not. */
-// test: timeout 600 s
+// test: timeout 900 s
 import { spawn, spawnSync, type ChildProcess } from 'node:child_process';
 import {
   chmodSync,
