@@ -23,6 +23,8 @@ import {
 } from '../test/slurm/containers.ts';
 import { programsTree, standInUnavailable } from '../test/slurm/enroot/stand-in.ts';
 import { busyLoops, startBusyLoops } from './busy-loops.ts';
+import { srun, timed, timeInside, type Pair } from './container-pair.ts';
+import { measureRegistryImages } from './registry-images.ts';
 import type { Finding, Measured } from './report.ts';
 import { compare, Samples } from './samples.ts';
 import { interleave } from '../test/helpers/statistics.ts';
@@ -49,25 +51,17 @@ export const containerMeasurements = [
   { id: 'g', title: 'reading an image through', measure: measureReading },
   { id: 'h', title: 'many starts at once from one entry', measure: measureCrowd },
   { id: 'i', title: 'what PrologFlags=Alloc costs and gives', measure: measureAllocation },
+  { id: 'j', title: 'the first job with an image of a registry', measure: measureRegistryImages },
 ] as const;
 
 const imageFileCount = 20_000;
 /** Half of the files are smaller: a mean of 50 KB, 1 GB in all. */
 const imageMedianBytes = 8500;
 const crowdSize = 40;
-const runTimeoutMs = 600_000;
 /**
  * A crowd on a few processors takes longer than the 10 s that Slurm waits for an answer, with us and without.
  */
 const slurmConf = { MessageTimeout: '100' };
-
-interface Pair {
-  readonly cached: ContainerCluster;
-  readonly stock: ContainerCluster;
-  /** With the cache, but without PrologFlags=Alloc. */
-  readonly startUnallocated: () => Promise<ContainerCluster>;
-  readonly imagePath: string;
-}
 
 export async function measureContainerStarts(plan: ContainerPlan, defer: Defer): Promise<ContainersMeasured> {
   const wanted = containerMeasurements.filter(({ id }) => plan.ids.includes(id));
@@ -105,7 +99,7 @@ export async function measureContainerStarts(plan: ContainerPlan, defer: Defer):
   const stock = await start({ isCached: false });
   const startUnallocated = (): Promise<ContainerCluster> =>
     start({ isCached: true, slurmConf: { PrologFlags: '' } });
-  const pair: Pair = { cached, stock, startUnallocated, imagePath: image.path };
+  const pair: Pair = { cached, stock, startUnallocated, imagePath: image.path, directory: plan.directory };
   const findings: Finding[] = [];
   const failures: { id: string; reason: string }[] = [];
   for (const { id, title, measure } of wanted) {
@@ -124,24 +118,6 @@ async function nameOf({ stock }: Pair, isReal: boolean): Promise<string> {
   const pyxis = /pyxis: version (\S+)/.exec(await stock.cluster.slurmdLog())?.[1] ?? 'of an unknown version';
   return `pyxis ${pyxis}, enroot ${(await stock.enroot('version')).trim()}`;
 }
-
-/** Runs a script of bash(1) as the user; its last line is a number of microseconds. @returns milliseconds */
-async function timeInside({ cluster }: ContainerCluster, script: string): Promise<number> {
-  const { exitCode, stdout, stderr } = await cluster.run(USER, ['bash', '-ec', script], {
-    timeoutMs: runTimeoutMs,
-  });
-  const microseconds = Number(stdout.trimEnd().split('\n').at(-1));
-  if (exitCode !== 0 || !Number.isFinite(microseconds))
-    throw new Error(`Cannot measure "${script}": exit code ${String(exitCode)}: ${stdout}${stderr}`);
-  await cluster.waitForNodeIdle();
-  return microseconds / 1000;
-}
-
-/** A script that prints how long a command takes. */
-const timed = (command: string): string =>
-  `started=\${EPOCHREALTIME/./}; ${command}; ended=\${EPOCHREALTIME/./}; echo $((ended - started))`;
-
-const srun = (imagePath: string, command: string): string => `srun --container-image=${imagePath} ${command}`;
 
 /** What the starts are called in the report; the picture finds them by these names. */
 export const startFigures = {

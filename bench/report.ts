@@ -10,7 +10,7 @@ export interface Figure {
 }
 
 export interface Finding {
-  /** Which of the goals, `a` to `i`; the same letter for what only explains it. */
+  /** Which of the goals, `a` to `j`; the same letter for what only explains it. */
   readonly id: string;
   readonly a: Figure;
   /** What `a` is compared with; undefined if with a fixed amount. */

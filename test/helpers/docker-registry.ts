@@ -149,21 +149,38 @@ export class DockerRegistry implements AsyncDisposable {
     layers: readonly Tree[],
     { configuration = {}, format = 'docker', asList = false }: PushOptions = {},
   ): Promise<string> {
-    const types = TYPES[format];
     const archives = layers.map(archiveOf);
+    return this.pushArchives(
+      repository,
+      tag,
+      archives.map((archive) => ({ archive: gzipSync(archive), contentDigest: digestOf(archive) })),
+      { configuration, format, asList },
+    );
+  }
+
+  /**
+   * The same of tar archives.
+   *
+   * @param layers from the lowest up, as gzip has compressed them; and the digest of what it has compressed
+   */
+  async pushArchives(
+    repository: string,
+    tag: string,
+    layers: readonly { readonly archive: Buffer; readonly contentDigest: string }[],
+    { configuration = {}, format = 'docker', asList = false }: PushOptions = {},
+  ): Promise<string> {
+    const types = TYPES[format];
     const config = {
       architecture: ARCHITECTURE,
       os: 'linux',
       created: CREATED,
       config: configuration,
       // enroot asks first as clients of the oldest protocol do, and for them the registry needs it.
-      history: archives.map(() => ({ created: CREATED, created_by: 'test' })),
-      rootfs: { type: 'layers', diff_ids: archives.map(digestOf) },
+      history: layers.map(() => ({ created: CREATED, created_by: 'test' })),
+      rootfs: { type: 'layers', diff_ids: layers.map(({ contentDigest }) => contentDigest) },
     };
     const uploaded: Blob[] = [];
-    for (const archive of archives) {
-      uploaded.push(await this.#upload(repository, gzipSync(archive), types.layer));
-    }
+    for (const { archive } of layers) uploaded.push(await this.#upload(repository, archive, types.layer));
     const configBlob = await this.#upload(repository, Buffer.from(JSON.stringify(config)), types.config);
     const manifest = { schemaVersion: 2, mediaType: types.manifest, config: configBlob, layers: uploaded };
     const text = JSON.stringify(manifest);

@@ -100,9 +100,10 @@ async function makeSampleImage(request: SampleImageRequest, signal: AbortSignal)
 
 type Tree = Pick<SampleImage, 'fileCount' | 'inodes' | 'unpackedBytes'>;
 
-function makeTree(
+/** @param root must not exist */
+export function makeTree(
   root: string,
-  { seed, fileCount, medianBytes = medianBytesDefault, programs = {} }: SampleImageRequest,
+  { seed, fileCount, medianBytes = medianBytesDefault, programs = {} }: Omit<SampleImageRequest, 'path'>,
 ): Tree {
   const random = seededRandom(seed);
   const pick = <T>(items: readonly T[]): T => items[Math.floor(random() * items.length)] as T;
