@@ -118,7 +118,7 @@ goal('below the high watermark nothing is evicted, above the low one or not', as
     files: Math.round(totalInodes / 2),
   });
   const { exitCode, stdout } = await node.gc();
-  assert.equal([exitCode, stdout], [0, 'Nothing to do: below the high watermark.\n']);
+  assert.equal([exitCode, stdout], [0, 'Nothing to do: usage is below the high watermark.\n']);
   assert.ok(existsSync(entry));
   // By hand it can be made to go on to the low one.
   const forced = await node.gc('--force');
