@@ -7,7 +7,6 @@ export class Samples<Kind extends string> {
   readonly #values = new Map<Kind, number[]>();
 
   add(kind: Kind, value: number): void {
-    process.stderr.write(`sample ${kind} ${Math.round(value)}\n`);
     this.#values.set(kind, [...(this.#values.get(kind) ?? []), value]);
   }
 
