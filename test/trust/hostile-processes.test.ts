@@ -109,7 +109,7 @@ test.unless(
     assert.ok(['created', 'reused'].includes(prolog.line['result']!));
     assert.not(existsSync(old));
     assert.is(ofBob.line['holders'], '1');
-    assert.match(check.stdout, /lease of job 9 has no holder/);
+    assert.match(check.stdout, /lease of job 9 has lost its holder/);
   },
 );
 
