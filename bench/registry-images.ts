@@ -1,6 +1,7 @@
 /**
- * The first job with an image of a registry: with the cache, and in each way that pyxis and enroot have without it. Beside them the
- * least that it could take: the same layers fetched by curl(1) and unpacked by tar(1), all at once, to where they stay.
+ * The first job with an image of a registry: with the cache, and in each way that pyxis and enroot have
+ * without it. Beside them the least that it could take: the same layers fetched by curl(1) and unpacked by
+ * tar(1), all at once, to where they stay.
  */
 import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
@@ -140,7 +141,7 @@ async function measureImage(
     compare('j', ours, load, isLoadFaster ? { goal } : {}),
     compare('j', ours, create, isLoadFaster ? {} : { goal }),
     compare(
-      'i',
+      'j',
       samples.figure('prolog', `the Prolog's import of it`),
       samples.figure('curl', 'curl and tar, all layers at once'),
       {

@@ -36,7 +36,7 @@ import { readSmallFile } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
 import { processParent, processStartedMs } from '../lib/system/processes.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
-import { openLog } from '../lib/system/syslog.ts';
+import { openLog, type Log } from '../lib/system/syslog.ts';
 
 const usage = 'Usage: container-cache acquire [--existing] IMAGE\n';
 
@@ -48,6 +48,7 @@ interface Request {
   readonly existingOnly: boolean;
   readonly settings: Settings;
   readonly environment: Environment;
+  readonly log: Log['write'];
 }
 
 /** @returns the exit code: 0, 1 if the entry cannot be had, 2 for wrong usage */
@@ -68,7 +69,7 @@ export async function runAcquire(parameters: readonly string[], environment: Env
   try {
     jobId = readJobId(environment);
     const settings = requireSettings(parsed);
-    const held = await acquire({ jobId, user, image, existingOnly, settings, environment });
+    const held = await acquire({ jobId, user, image, existingOnly, settings, environment, log: log.write });
     ({ acquired, warning } = held);
     process.stdout.write(`${acquired.entry.name} ${held.holderPid ?? '-'} ${acquired.result}\n`);
   } catch (cause) {
@@ -173,7 +174,7 @@ function stepStartedMs(): number | undefined {
 }
 
 async function openCreator(
-  { jobId, user, image, settings, environment }: Request,
+  { jobId, user, image, settings, environment, log }: Request,
   base: Directory,
   userDirectory: Directory,
   source: ImageSource,
@@ -221,6 +222,7 @@ async function openCreator(
     // Only root sees all entries; it is asked by makeRoom.
     measureCache: () => Promise.resolve(Infinity),
     onProgress: () => undefined,
+    log,
     onShortage: (shortage: KnownShortage): void => {
       known = shortage;
     },

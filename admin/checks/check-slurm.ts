@@ -27,12 +27,13 @@ const report = reporter('slurm');
 export const checkSlurm: Check = async (context) => {
   if (context.slurm === undefined) return [];
   const { conf } = context.slurm;
+  const version = await findSlurmVersion(context);
   return [
     ...(await programFindings(context, conf, 'Prolog')),
     ...(await programFindings(context, conf, 'Epilog')),
-    ...(await flagFindings(context, conf)),
+    ...flagFindings(conf, version),
     ...timeoutFindings(context, conf),
-    await taskPrologFinding(context, conf),
+    await taskPrologFinding(context, conf, version),
   ];
 };
 
@@ -123,7 +124,7 @@ async function lookAt(
 }
 
 /** With Alloc or without is a choice: jobs are right either way. */
-async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Finding[]> {
+function flagFindings(conf: SlurmConf, version: Version | undefined): Finding[] {
   const flags = conf.last('PrologFlags');
   if (!runsAtAllocation(flags)) {
     const found = flags === undefined ? 'is not set' : `is ${flags}, without Alloc`;
@@ -143,7 +144,6 @@ async function flagFindings(context: CheckContext, conf: SlurmConf): Promise<Fin
     ];
   }
   const implied = /\balloc\b/i.test(flags ?? '') ? '' : ' implies Alloc';
-  const version = await findSlurmVersion(context);
   const polls =
     version === undefined
       ? ''
@@ -196,7 +196,11 @@ function messageFinding(conf: SlurmConf, limitSeconds: number): Finding {
 }
 
 /** A TaskProlog with a fault fails every task: the remedy is to remove it. */
-async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promise<Finding> {
+async function taskPrologFinding(
+  context: CheckContext,
+  conf: SlurmConf,
+  version: Version | undefined,
+): Promise<Finding> {
   const path = conf.last('TaskProlog');
   if (path === undefined) return report.ok('TaskProlog is not set; it is optional');
   const without = 'remove TaskProlog from slurm.conf: it is optional';
@@ -204,7 +208,6 @@ async function taskPrologFinding(context: CheckContext, conf: SlurmConf): Promis
   if (text === undefined) return report.bad(`TaskProlog: ${path} cannot be read: every task fails`, without);
   if (!text.includes('container-cache'))
     return report.ok(`TaskProlog: ${path} does not belong to container-cache`);
-  const version = await findSlurmVersion(context);
   if (version !== undefined && taskPrologNeedsLibraries(version)) {
     return report.bad(
       `TaskProlog: it runs inside the container, where slurmstepd ${version.join('.')} does not find its libraries ` +

@@ -5,7 +5,7 @@
  */
 import { basename, dirname } from 'node:path';
 import { elapsedMs } from '../system/clock.ts';
-import { faultCode, JobFault, NodeFault } from '../core/faults.ts';
+import { describeError, faultCode, JobFault, NodeFault } from '../core/faults.ts';
 import { fits, isCollectionDue, maxCacheBytes, type CollectionPolicy, type Usage } from '../core/gc-plan.ts';
 import { entryName } from '../core/layout.ts';
 import { estimateSpace, ownInodes, type SpaceNeed, type Superblock } from '../core/image.ts';
@@ -22,6 +22,7 @@ import type { Directory } from '../system/directory.ts';
 import { splitLines } from '../system/lines.ts';
 import { CommandFailed, run } from '../system/run-command.ts';
 import { findCommandForUsers } from '../system/self.ts';
+import type { Log } from '../system/syslog.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
 import { layerFunctions, mergeLayers } from './enroot-layers.ts';
@@ -64,6 +65,7 @@ export interface CreateContext {
   /** What all entries take; asked for only where there is a `container_cache_max_size`. */
   readonly measureCache: () => Promise<number>;
   readonly onProgress: (progress: CreateProgress) => void;
+  readonly log: Log['write'];
   /** What is known of a failure for want of room: what the image needs, and what had been written of it. */
   readonly onShortage: (shortage: KnownShortage) => void;
 }
@@ -215,8 +217,14 @@ async function importImage(
         ? await mergeImage(context, command, importUri, rootfsPath, remainingMs)
         : imported;
     } catch (error) {
-      // Layers that only enroot can merge, or nobody: then its own words say why.
+      // Or nobody can: then enroot's own words say why.
       if (faultCode(error) !== 'UNPACK_FAILED') throw error;
+      context.log('info', 'layers', {
+        uid: user.uid,
+        image: importUri,
+        result: 'not-merged',
+        reason: `${describeError(error)}; enroot imports the image once more, as one file`,
+      });
     }
   }
   return importTo(squashfsName, []) as Promise<SquashfsSource>;

@@ -27,6 +27,7 @@ const complaint = 'container-cache: cannot keep the layers';
 const moveLayers = `() {
   local IFS=:
   mkdir "$2" && printf %s "$1" >"$2/order" && mv -- $1 *.whiteouts "$2" && return
+  rm -rf -- "$2"
   echo '${complaint}' >&2
   return 1
 }`;

@@ -8,6 +8,7 @@ import { parseDigest, type RegistryImage } from '../core/image.ts';
 import { homelessPath } from '../core/layout.ts';
 import type { Environment } from '../core/job.ts';
 import { explainRegistryFailure, RegistryFault, type EnrootEnd } from '../core/registry-failure.ts';
+import { isAtLeast, parseVersion, type Version } from '../core/version.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { isExecutable } from '../system/files.ts';
@@ -41,7 +42,7 @@ export interface Enroot {
 }
 
 const usualPaths = ['/usr/local/bin/enroot', '/usr/bin/enroot'] as const;
-const firstMajorWithDigest = 4;
+const firstWithDigest: Version = [4];
 const versionTimeoutMs = 10_000;
 const lookupTimeoutMs = 5_000;
 /** After the first signal, what enroot started may clean up this long. */
@@ -169,7 +170,8 @@ export async function openEnroot(
 
   async function hasDigest(): Promise<boolean> {
     const { stdout } = await runBounded(['version'], versionTimeoutMs);
-    return Number.parseInt(stdout.toString('latin1'), 10) >= firstMajorWithDigest;
+    const version = parseVersion(stdout.toString('latin1'));
+    return version !== undefined && isAtLeast(version, firstWithDigest);
   }
 }
 

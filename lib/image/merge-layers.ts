@@ -37,7 +37,7 @@ const opaqueName = '.wh..wh..opq';
 const ownerAll = 0o700;
 const permissionBits = 0o7777;
 
-/** @returns the exit code */
+/** What cannot be merged is deleted: enroot needs its room for another way. @returns the exit code */
 export function runMergeLayers([layersPath, rootfsPath, ...rest]: readonly string[]): number {
   if (layersPath === undefined || rootfsPath === undefined || rest.length > 0) return 2;
   try {
@@ -45,6 +45,7 @@ export function runMergeLayers([layersPath, rootfsPath, ...rest]: readonly strin
     return 0;
   } catch (error) {
     process.stderr.write(`${describeError(error)}\n`);
+    for (const path of [layersPath, rootfsPath]) remove(Buffer.from(path));
     return 1;
   }
 }

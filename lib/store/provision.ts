@@ -70,6 +70,7 @@ export async function openCreator(provision: Provision): Promise<EntryCreator> {
         log: provision.log.write,
       }),
     onProgress: provision.onProgress,
+    log: provision.log.write,
     onShortage: (shortage) => {
       known = shortage;
     },

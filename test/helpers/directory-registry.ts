@@ -36,7 +36,7 @@ export class StandInRegistry {
     copyFileSync(join(projectRoot, 'test/helpers/stand-in-enroot.sh'), this.enrootPath);
     mkdirSync(join(this.#directory, 'registry'));
     writeFileSync(join(this.#directory, 'version'), `${version}\n`);
-    for (const name of ['calls', 'made']) {
+    for (const name of ['beside', 'calls', 'made']) {
       writeFileSync(join(this.#directory, name), '');
       // Whoever runs enroot writes there.
       chmodSync(join(this.#directory, name), 0o666);
@@ -118,14 +118,17 @@ export class StandInRegistry {
   }
 
   /** What each import handed over: `layers` or a `file`. */
-  made(): string[] {
-    return readFileSync(join(this.#directory, 'made'), 'utf8').split('\n').filter(Boolean);
+  readonly made = (): string[] => this.#linesOf('made');
+
+  /** What each import found beside its output. */
+  readonly beside = (): string[] => this.#linesOf('beside');
+
+  #linesOf(name: string): string[] {
+    return readFileSync(join(this.#directory, name), 'utf8').split('\n').filter(Boolean);
   }
 
   calls(command?: string): EnrootCall[] {
-    return readFileSync(join(this.#directory, 'calls'), 'utf8')
-      .split('\n')
-      .filter(Boolean)
+    return this.#linesOf('calls')
       .map((line) => {
         const [uid = '', groups = '', home = '', ...parameters] = line.split(' ');
         return { uid: Number(uid), groups: groups.split(',').map(Number), home, parameters };

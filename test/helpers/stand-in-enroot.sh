@@ -15,6 +15,7 @@
 #   hold         while it is there, an import waits
 #   programs     with this file, functions in the environment do not take the place of the programs that `import` calls
 #   made         one line for each import: `layers` were handed to such functions, or a `file` was made
+#   beside       one line for each import: the names beside its output
 set -eu
 here=${0%/*}
 
@@ -116,6 +117,7 @@ case ${1-} in
     [ "$2" = --output ] || usage
     output=$3
     [ ! -e "$output" ] || fail "File already exists: $output"
+    (cd "${output%/*}" && echo *) >>"$here/beside"
     find_reference "$4"
     info 'Fetching image manifest list'
     work=$(mktemp -d "$ENROOT_TEMP_PATH/enroot.XXXXXXXXXX")

@@ -4,12 +4,10 @@
  */
 // test: timeout 1200 s
 
-import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { createLockName, directoryName, eventsPath } from '../../lib/core/layout.ts';
 import { taskPrologNeedsLibraries } from '../../lib/core/slurm-conf.ts';
-import { parseVersion } from '../../lib/core/version.ts';
 import {
   credentials,
   startDockerRegistry,
@@ -34,6 +32,7 @@ import {
   type ContainerCluster,
 } from './containers.ts';
 import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
+import { slurmVersion } from './machine.ts';
 
 const FOR_IMAGE_FILES = ['squashfuse'];
 const FOR_REGISTRIES = ['curl', 'jq'];
@@ -44,10 +43,9 @@ const skip = slurmAvailable() ?? standInUnavailable(always);
  * Slurms whose slurmstepd lacks its own libraries in a container cannot run one there (slurm.conf.snippet).
  */
 function unlessTaskPrologInContainers(): string | undefined {
-  const { stdout } = spawnSync('slurmd', ['-V'], { encoding: 'utf8' });
-  const version = parseVersion(stdout);
-  return version === undefined || taskPrologNeedsLibraries(version)
-    ? `needs a Slurm that runs a TaskProlog inside containers; this is ${stdout.trim()}`
+  const version = slurmVersion();
+  return taskPrologNeedsLibraries(version)
+    ? `needs a Slurm that runs a TaskProlog inside containers; this is ${version.join('.')}`
     : undefined;
 }
 
