@@ -191,6 +191,15 @@ job('is refused where pyxis refuses its options', async ({ cluster }) => {
   assert.match(twice.stderr, /pyxis: --container-image/);
   assert.is.not(both.exitCode, 0);
   assert.match(both.stderr, /pyxis: --container-readonly/);
+  for (const option of ['name=a:b', 'name=:exec', 'save=/a/', 'unshare=net,pid', 'env=A,,B']) {
+    const { exitCode, stderr } = await cluster!.run('usera', ['srun', `--container-${option}`, 'true']);
+    assert.is.not(exitCode, 0, option);
+    assert.match(stderr, new RegExp(`pyxis: --container-${option.split('=')[0]!}`));
+  }
+  for (const option of ['name=a:', 'name=a:no_exec', 'unshare=net,ipc', 'env=A,B']) {
+    const { exitCode } = await cluster!.run('usera', ['srun', `--container-${option}`, 'true']);
+    assert.is(exitCode, 0, option);
+  }
 });
 
 job('receives what the TaskProlog exports, each task its own', async ({ cluster }) => {

@@ -15,8 +15,7 @@
  *   task_exit (user)      the last task of the step: [export], [`IMPORTER release`], remove
  *   job_epilog (root)     container_scope=job: `list`, and `remove` of what is left of the job
  *
- * Left out, because no `enroot` can notice: pyxis' seccomp filter, its variables for PyTorch. Jobs of root
- * are not served.
+ * README.md, beside enroot's stand-in, says which functions of pyxis this is, and what is left out.
  *
  * Arguments in plugstack.conf: runtime_path=, execute_entrypoint=, container_scope=job|global,
  * use_enroot_load=, use_squashfuse=, importer=.
@@ -74,7 +73,7 @@ struct shared {
 	atomic_uint joined_tasks;
 	atomic_uint ended_tasks;
 	pid_t shell_pid;     /* the container's shell, our child, stopped; -1: none */
-	pid_t namespace_pid; /* whose namespaces the tasks join: the shell, or a process of a running container */
+	pid_t namespace_pid; /* whose namespaces the tasks join: the shell's, or a running container's */
 };
 
 static struct settings settings;
@@ -97,7 +96,15 @@ static bool is_temporary;
 static pid_t running_pid; /* of an existing container that runs; 0: it does not */
 static struct shared *shared;
 
-static const char *const namespaces[] = { "user", "cgroup", "mnt", "ipc", "uts", "net" };
+/* In the order in which they are joined. */
+static const struct {
+	const char *name;
+	bool is_own;      /* every container has its own: joining that of this task would fail, and must */
+	bool is_optional; /* of the kernel */
+} namespaces[] = {
+	{ "user", true, false }, { "cgroup", true, true }, { "mnt", true, false },
+	{ "ipc", false, false }, { "uts", false, false },  { "net", false, false },
+};
 enum { NAMESPACE_COUNT = sizeof(namespaces) / sizeof(namespaces[0]) };
 
 /* Variables of the job that `enroot` must not see. */
@@ -199,32 +206,39 @@ static int read_switch(const char *value, bool *result)
 	return -1;
 }
 
+/* Whether `argument` is NAME=...: then sets *value to what follows. */
+static bool is_setting(const char *argument, const char *name, const char **value)
+{
+	const size_t length = strlen(name);
+
+	*value = argument + length + 1;
+	return starts_with(argument, name) && argument[length] == '=';
+}
+
 static int read_settings(int argument_count, char **arguments)
 {
 	settings = (struct settings){ .runtime_path = "/run/pyxis" };
 	for (int index = 0; index < argument_count; index++) {
-		char *value = strchr(arguments[index], '=');
-		const size_t length = value == NULL ? 0 : (size_t)(value - arguments[index]);
+		const char *const argument = arguments[index];
+		const char *value;
 		int result = -1;
 
-		if (value++ == NULL)
-			;
-		else if (strncmp(arguments[index], "runtime_path", length) == 0)
+		if (is_setting(argument, "runtime_path", &value))
 			result = snprintf(settings.runtime_path, PATH_MAX, "%s", value) < PATH_MAX ? 0 : -1;
-		else if (strncmp(arguments[index], "importer", length) == 0)
+		else if (is_setting(argument, "importer", &value))
 			result = snprintf(settings.importer, PATH_MAX, "%s", value) < PATH_MAX ? 0 : -1;
-		else if (strncmp(arguments[index], "execute_entrypoint", length) == 0)
+		else if (is_setting(argument, "execute_entrypoint", &value))
 			result = read_switch(value, &settings.execute_entrypoint);
-		else if (strncmp(arguments[index], "use_enroot_load", length) == 0)
+		else if (is_setting(argument, "use_enroot_load", &value))
 			result = read_switch(value, &settings.use_enroot_load);
-		else if (strncmp(arguments[index], "use_squashfuse", length) == 0)
+		else if (is_setting(argument, "use_squashfuse", &value))
 			result = read_switch(value, &settings.use_squashfuse);
-		else if (strncmp(arguments[index], "container_scope", length) == 0) {
+		else if (is_setting(argument, "container_scope", &value)) {
 			settings.is_scope_job = strcmp(value, "job") == 0;
 			result = settings.is_scope_job || strcmp(value, "global") == 0 ? 0 : -1;
 		}
 		if (result != 0) {
-			slurm_error("pyxis: cannot use the argument \"%s\"", arguments[index]);
+			slurm_error("pyxis: cannot use the argument \"%s\"", argument);
 			return -1;
 		}
 	}
@@ -458,7 +472,8 @@ static void choose_source(void)
 
 static struct shared *share(void)
 {
-	struct shared *memory = mmap(NULL, sizeof(*memory), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	const int protection = PROT_READ | PROT_WRITE;
+	struct shared *memory = mmap(NULL, sizeof(*memory), protection, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	pthread_mutexattr_t attributes;
 
 	if (memory == MAP_FAILED)
@@ -648,22 +663,34 @@ static int take_environment(spank_t spank, pid_t pid)
 	return 0;
 }
 
-/* A descriptor of a process' namespace; -1 if it is ours as well, or there is none of this kind. */
-static int open_namespace(pid_t pid, const char *name)
+/*
+ * Sets *fd to a descriptor of a namespace of that process; -1: there is nothing to join. A namespace that the
+ * kernel does not show is an error.
+ */
+static int open_namespace(pid_t pid, int index, int *fd)
 {
-	char *path = format("/proc/%d/ns/%s", pid, name);
-	char *own_path = format("/proc/self/ns/%s", name);
+	char *path = format("/proc/%d/ns/%s", pid, namespaces[index].name);
+	char *own_path = format("/proc/self/ns/%s", namespaces[index].name);
 	struct stat its;
 	struct stat own;
-	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	int result = 0;
 
-	if (fd >= 0 && fstat(fd, &its) == 0 && stat(own_path, &own) == 0 && its.st_ino == own.st_ino) {
-		close(fd);
-		fd = -1;
+	*fd = open(path, O_RDONLY | O_CLOEXEC);
+	if (*fd < 0) {
+		result = namespaces[index].is_optional && errno == ENOENT ? 0 : -1;
+	} else if (!namespaces[index].is_own) {
+		if (fstat(*fd, &its) < 0 || stat(own_path, &own) < 0)
+			result = -1;
+		if (result < 0 || (its.st_dev == own.st_dev && its.st_ino == own.st_ino)) {
+			close(*fd);
+			*fd = -1;
+		}
 	}
+	if (result < 0)
+		slurm_error("pyxis: cannot open \"%s\": %s", path, strerror(errno));
 	free(path);
 	free(own_path);
-	return fd;
+	return result;
 }
 
 static int join_container(spank_t spank)
@@ -675,9 +702,12 @@ static int join_container(spank_t spank)
 
 	/* All are opened before the first is joined: afterwards /proc is the container's. */
 	for (int index = 0; index < NAMESPACE_COUNT; index++) {
-		fds[index] = open_namespace(shared->namespace_pid, namespaces[index]);
-		if (fds[index] < 0 && list_has(pyxis_option("container-unshare"), namespaces[index])) {
-			slurm_error("pyxis: the container has no %s namespace of its own", namespaces[index]);
+		const char *const name = namespaces[index].name;
+
+		if (open_namespace(shared->namespace_pid, index, &fds[index]) < 0)
+			return -1;
+		if (fds[index] < 0 && list_has(pyxis_option("container-unshare"), name)) {
+			slurm_error("pyxis: the container has no %s namespace of its own", name);
 			return -1;
 		}
 	}
@@ -689,12 +719,14 @@ static int join_container(spank_t spank)
 	free(link);
 	for (int index = 0; index < NAMESPACE_COUNT; index++) {
 		if (fds[index] >= 0 && setns(fds[index], 0) < 0) {
-			slurm_error("pyxis: couldn't join %s namespace: %s", namespaces[index], strerror(errno));
+			slurm_error("pyxis: cannot join the container's %s namespace: %s", namespaces[index].name,
+				    strerror(errno));
 			return -1;
 		}
 	}
 	if (chdir(wanted == NULL ? directory : wanted) < 0) {
-		slurm_error("pyxis: couldn't chdir to %s: %s", wanted == NULL ? directory : wanted, strerror(errno));
+		slurm_error("pyxis: cannot change to \"%s\" in the container: %s", wanted == NULL ? directory : wanted,
+			    strerror(errno));
 		return -1;
 	}
 	return 0;
@@ -768,12 +800,50 @@ int slurm_spank_task_exit(spank_t spank, int argument_count, char **arguments)
 	return result;
 }
 
-int slurm_spank_job_epilog(spank_t spank, int argument_count, char **arguments)
+/*
+ * Calls `use` with the name of each container of the job, and returns how many it refused (-1: they cannot be
+ * listed).
+ */
+static int for_each_of_job(int (*use)(char *name))
 {
+	FILE *list = read_enroot(&user, ENROOT("list"));
 	char *prefix;
 	char *name = NULL;
 	size_t size = 0;
-	FILE *list;
+	int refused = 0;
+
+	if (list == NULL)
+		return -1;
+	prefix = format("pyxis_%u_", job_id);
+	while (getline(&name, &size, list) >= 0) {
+		name[strcspn(name, "\n")] = '\0';
+		if (starts_with(name, prefix) && use(name) < 0)
+			refused++;
+	}
+	free(name);
+	free(prefix);
+	fclose(list);
+	return refused;
+}
+
+static int remove_of_job(char *name)
+{
+	if (run_enroot(&user, ENROOT("remove", "-f", name)) == 0)
+		return 0;
+	show_enroot_log(true);
+	return -1;
+}
+
+static int refuse_of_job(char *name)
+{
+	slurm_error("pyxis: the container \"%s\" is still there", name);
+	return -1;
+}
+
+/* An error drains the node: a `remove` that failed is one only if the container is still there. */
+int slurm_spank_job_epilog(spank_t spank, int argument_count, char **arguments)
+{
+	int refused;
 
 	if (read_settings(argument_count, arguments) < 0)
 		return -1;
@@ -785,17 +855,8 @@ int slurm_spank_job_epilog(spank_t spank, int argument_count, char **arguments)
 		return -1;
 	setenv("PATH", "/usr/local/bin:/usr/bin:/bin", 0);
 	unsetenv("HOME");
-	list = read_enroot(&user, ENROOT("list"));
-	if (list == NULL)
-		return -1;
-	prefix = format("pyxis_%u_", job_id);
-	while (getline(&name, &size, list) >= 0) {
-		name[strcspn(name, "\n")] = '\0';
-		if (starts_with(name, prefix) && run_enroot(&user, ENROOT("remove", "-f", name)) < 0)
-			show_enroot_log(true);
-	}
-	free(name);
-	free(prefix);
-	fclose(list);
-	return 0;
+	refused = for_each_of_job(remove_of_job);
+	if (refused > 0)
+		refused = for_each_of_job(refuse_of_job);
+	return refused == 0 ? 0 : -1;
 }

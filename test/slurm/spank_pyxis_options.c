@@ -9,6 +9,7 @@
  *
  * Built by cluster.ts: cc -shared -fPIC -o spank_pyxis.so spank_pyxis_options.c
  */
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -65,6 +66,46 @@ const char *pyxis_option(const char *name)
 	return row == NULL ? NULL : row->value;
 }
 
+static bool is_one_of(const char *words, const char *word, size_t length)
+{
+	for (; *words != '\0'; words += strcspn(words, " ") + 1)
+		if (strcspn(words, " ") == length && strncmp(words, word, length) == 0)
+			return true;
+	return false;
+}
+
+/* Whether each item of a comma-separated list is there, and one of the words, if any are given. */
+static bool is_list(const char *value, const char *words)
+{
+	for (;; value++) {
+		const size_t length = strcspn(value, ",");
+
+		if (length == 0 || (words != NULL && !is_one_of(words, value, length)))
+			return false;
+		value += length;
+		if (*value == '\0')
+			return true;
+	}
+}
+
+/* What pyxis refuses when the job is submitted, so that no node sees it. */
+static bool is_acceptable(const char *name, const char *value)
+{
+	if (strcmp(name, "container-name") == 0) {
+		const char *colon = strchr(value, ':');
+		const char *flag = colon == NULL ? "" : colon + 1;
+
+		return colon != value && (*flag == '\0' || is_one_of("auto create exec no_exec ", flag, strlen(flag)));
+	}
+	if (strcmp(name, "container-save") == 0)
+		return value[strlen(value) - 1] != '/';
+	if (strcmp(name, "container-unshare") == 0)
+		return is_list(value, "net ipc uts ");
+	if (strcmp(name, "container-env") == 0)
+		return is_list(value, NULL);
+	return true;
+}
+
 /*
  * Slurm's callback for each option it meets; index is its place in option_rows. Slurm may
  * report one option twice (command line, then environment), which is no error as long as
@@ -83,6 +124,10 @@ static int take_option(int index, const char *argument, int remote)
 	if (row->argument != NULL) {
 		if (argument == NULL || *argument == '\0') {
 			slurm_error("pyxis: --%s: argument required", row->name);
+			return -1;
+		}
+		if (!is_acceptable(row->name, argument)) {
+			slurm_error("pyxis: --%s: cannot use \"%s\"", row->name, argument);
 			return -1;
 		}
 		value = argument;
