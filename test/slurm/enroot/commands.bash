@@ -1,13 +1,14 @@
 #!/bin/bash
-# Stands in for enroot 4.1 in test clusters, where the real one is not installed: the same commands, files, mounts,
-# exit codes and refusals, for what a job by way of pyxis does and for what container-cache does. Installed by
-# stand-in.ts, beside
+# Stands in for enroot 4.1 in test clusters, where the real one is not installed: the same commands, files,
+# mounts, exit codes and refusals, for what a job by way of pyxis does and for what container-cache does.
+# Installed by stand-in.ts, beside
 #
 #   enroot-nsenter, enroot-mount, enroot-switchroot     namespace-tools.c
 #   start.bash, inside.bash, registry.bash              the longer commands
-#   installation                                        two lines: the directory of the configuration; the version
+#   installation                                        two lines: the configuration's directory; the version
 #
-# Left out: batch, bundle, exec, info; the sources dockerd and podman; hooks for GPUs, cgroups and ENROOT_RESTRICT_DEV.
+# Left out: batch, bundle, exec, info; the sources dockerd and podman; hooks for GPUs, cgroups and
+# ENROOT_RESTRICT_DEV.
 set -euo pipefail
 shopt -s lastpipe inherit_errexit
 
@@ -100,7 +101,7 @@ load_file() {
 drop_switches_off() {
   local name
   for name in $(compgen -e ENROOT_); do
-    case ${!name} in n | no | N | No | NO | nO | f | F | false | False | FALSE) unset "$name" ;; esac
+    case ${!name} in n | no | N | No | NO | f | F | false | False | FALSE) unset "$name" ;; esac
   done
 }
 
@@ -188,11 +189,17 @@ export_container() {
   [ $# -eq 1 ] || usage "$export_usage"
   path=$(existing_container_path "$1")
   file=$(real_path "${file:-$(basename "$path").sqsh}")
-  require_absent "$file"
+  if [ -e "$file" ]; then
+    [ -n "${ENROOT_FORCE_OVERRIDE-}" ] || fail "File already exists: $file"
+    # Not a tree: a directory there is in the way even by force.
+    rm -f "$file"
+  fi
 
-  # Devices, mount points (that is what an empty file and a directory of mode 000 are taken for) and the lock. A find(1) that
-  # fails on such a directory (findutils 4.10) ends it, as it ends the real one.
-  find "$path" \( -path "$path/dev/*" -o -perm 0000 -prune \( -empty -o -type d \) \) -print | readarray -t exclude
+  # Left out: devices; mount points, which are empty files and directories of mode 000; the lock. `-empty`
+  # opens such a directory, and a find(1) that minds that it cannot (findutils 4.10) ends this, as it ends the
+  # real one.
+  find "$path" \( -path "$path/dev/*" -print \) -o \( -perm 0 -prune \( -empty -o -type d \) -print \) \
+    | readarray -t exclude
   if [ -f "$path/.lock" ]; then exclude+=("$path/.lock"); fi
   if [ ${#exclude[@]} -gt 0 ]; then exclude=(-e "${exclude[@]}"); fi
   info 'Creating squashfs filesystem...'
@@ -234,8 +241,9 @@ list() {
   list_processes
 }
 
-# One line for each container, and one more for each further process in it. A process belongs to a container if the
-# filesystem that is its root is the container's directory, so not if an overlay is: those are under "<unknown>".
+# One line for each container, and one more for each further process in it. A process belongs to a container
+# if the filesystem that is its root is the container's directory, so not if an overlay is: those are under
+# "<unknown>".
 list_processes() {
   local within name pid names
   declare -A pids
@@ -270,7 +278,7 @@ list_one() {
       printf '%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n' "$first" "$pid" "$(cat "/proc/$pid/comm" 2>/dev/null)" \
         "$stat" "$started" "$elapsed" "$mount_namespace" "$user_namespace" "$command"
       first=' '
-    done
+    done || printf '%s\n' "$1"
 }
 
 load_configuration

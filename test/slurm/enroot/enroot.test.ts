@@ -229,7 +229,7 @@ configuration('a switch that says no is no switch', () => {
   for (const no of ['n', 'no', 'N', 'false']) {
     assert.is.not(enroot(touch, { env: { ENROOT_ROOTFS_WRITABLE: no } }).exitCode, 0, no);
   }
-  succeed(touch, { env: { ENROOT_ROOTFS_WRITABLE: 'y' } });
+  for (const yes of ['y', 'nO', '0']) succeed(touch, { env: { ENROOT_ROOTFS_WRITABLE: yes } });
 });
 
 configuration('what it does not know it refuses', () => {
@@ -606,6 +606,14 @@ keeping('export leaves devices and the lock out of a container whose image has t
   for (const name of ['/.lock', '/dev/thing', '/dev/null']) assert.not(listing.includes(name), name);
 });
 
+keeping('export replaces a file by force, and never a directory', () => {
+  const directory = join(homeOf(alice), 'in-the-way');
+  mkdirSync(directory);
+  chownSync(directory, alice.uid, alice.gid);
+  assert.is(enroot(['export', '--force', '--output', directory, 'whole']).exitCode, 1);
+  assert.ok(existsSync(directory));
+});
+
 keeping(
   'export leaves mount points that enroot made out, or fails with the find(1) that fails on them',
   () => {
@@ -734,7 +742,7 @@ remote('import hands its layers to functions that have the names of its programs
       ...upper.map((name) => `1/${name}`),
       ...lower.map((name) => `2/${name}`),
       `0:1:2 ${file} -all-root`,
-      ...['0', '1', '2'],
+      ...['0', '1', '2', 'config', 'rootfs'],
     ],
   );
   assert.not(existsSync(file));

@@ -1,11 +1,11 @@
 #!/bin/bash
-# Second half of `enroot start` of the stand-in: runs in the new namespaces, with all capabilities there, and makes the
-# container of a root filesystem before it goes on as the container's first program.
+# Second half of `enroot start` of the stand-in: runs in the new namespaces, with all capabilities there, and
+# makes the container of a root filesystem before it goes on as the container's first program.
 #
 #   inside.bash ROOTFS RC CONFIGURATION MOUNTS VARIABLES [COMMAND [ARGUMENT...]]
 #
-# ROOTFS is a directory or a squashfs image; MOUNTS and VARIABLES are lines. All is done in the order of the real one,
-# and in the same files, so that what goes wrong in between leaves the same behind:
+# ROOTFS is a directory or a squashfs image; MOUNTS and VARIABLES are lines. All is done in the order of the
+# real one, and in the same files, so that what goes wrong in between leaves the same behind:
 #
 #   1. a private tmpfs hides the runtime directory; the rootfs is mounted on itself
 #   2. under the rootfs's lock: environment, mounts of pass -1, hooks and their mounts, mounts of pass 0, rc
@@ -116,7 +116,8 @@ write_rc() {
   fi
 }
 
-# The image as the lowest layer under an overlay, served by a process that ends with this one, whatever it is by then.
+# The image as the lowest layer under an overlay, served by a process that ends with this one, whatever it is
+# by then.
 mount_image() {
   local image=$1 overlay=$2 server layers tries=0
   set -m

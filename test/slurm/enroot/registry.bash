@@ -1,6 +1,7 @@
 #!/bin/bash
-# `enroot digest`, `import` and `load` of the stand-in: asks a real registry with curl. Of the ways to authenticate
-# there is only Basic; layers are kept in the cache as they came: a cache is not to be shared with the real one.
+# `enroot digest`, `import` and `load` of the stand-in: asks a real registry with curl. Of the ways to
+# authenticate there is only Basic; layers are kept in the cache as they came: a cache is not to be shared
+# with the real one.
 
 readonly digest_usage='digest [options] [--] URI'
 readonly import_usage='import [options] [--] URI'
@@ -82,8 +83,9 @@ parse_registry_options() {
   esac
 }
 
-# docker://[USER@][REGISTRY#]IMAGE[:TAG][@sha256:DIGEST]; a first part of the image with a dot or a colon is a registry,
-# too. Sets user, registry, image, tag; with a digest that is the tag, and the tag of the reference counts for nothing.
+# docker://[USER@][REGISTRY#]IMAGE[:TAG][@sha256:DIGEST]; a first part of the image with a dot or a colon is a
+# registry, too. Sets user, registry, image, tag; with a digest that is the tag, and the tag of the reference
+# counts for nothing.
 parse_reference() {
   local rest=${1#docker://} digest=''
   if [[ $rest =~ ^(.*)@(sha256:[[:alnum:]]+)$ ]]; then rest=${BASH_REMATCH[1]} digest=${BASH_REMATCH[2]}; fi
@@ -131,7 +133,8 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# Prints the answer to one request, whose URL comes last. A code of 400 or more is the end, but for those in $tolerated.
+# Prints the answer to one request, whose URL comes last. A code of 400 or more is the end, but for those in
+# $tolerated.
 request() {
   local answer code
   answer=$(curl "${curl_options[@]}" "${credentials[@]}" --write-out '\n%{http_code}' "$@")
@@ -154,7 +157,8 @@ reason_of() {
   esac
 }
 
-# Finds out how to ask the registry for the image and which manifest is the one for the architecture: sets manifest_url.
+# Finds out how to ask the registry for the image and which manifest is the one for the architecture: sets
+# manifest_url.
 open_image() {
   local headers manifest
   if [ -z "$user" ] && [ -s "$credentials_file" ]; then
@@ -183,7 +187,8 @@ authenticate() {
   if [ -n "$user" ] && grep -qs "^machine[[:space:]]\+${registry%:*}[[:space:]]\+login[[:space:]]\+${user}[[:space:]]" \
     "$credentials_file"; then
     info "Using credentials from file: $credentials_file"
-    # A process's arguments are for everybody to read: curl gets a file. Like the real one: where a variable is not set, nothing is in it.
+    # Everybody can read the arguments of a process, so curl gets a file. As with the real one it is empty
+    # where a variable is not set.
     (umask 077 && mkdir -p "$private_directory" && evaluate_credentials >"$private_directory/$registry.$$" 2>/dev/null) || true
     credentials=(--netrc-file "$private_directory/$registry.$$")
   elif [ -n "$user" ]; then
@@ -206,8 +211,8 @@ evaluate_credentials() {
 
 # ---- the image ----
 
-# Makes the image's files in $work/rootfs. What hides all of a directory below counts for `import` only: the real `load`
-# mounts the layers in a user namespace, and there the mark for it is not seen.
+# Makes the image's files in $work/rootfs. What hides all of a directory below counts for `import` only: the
+# real `load` mounts the layers in a user namespace, and there the mark for it is not seen.
 make_rootfs() {
   local opaque=$1 config layers layer
   fetch_image
@@ -220,8 +225,9 @@ make_rootfs() {
   cp -a "$work/0/." "$work/rootfs/"
 }
 
-# The real one calls programs by name, with the layers in directories 1, 2, ..., the topmost first, and what the image's
-# configuration says in 0. Where functions of these names come from the environment, they get what the programs would.
+# The real one calls programs by name, with the layers in directories 1, 2, ..., the topmost first, and what
+# the image's configuration says in 0. Where functions of these names come from the environment, they get what
+# the programs would.
 hand_over_layers() {
   local output=$1 config layers number=0 order=0
   fetch_image
@@ -239,9 +245,13 @@ hand_over_layers() {
     if [ "$number" -gt 0 ]; then enroot-aufs2ovlfs "$number"; fi
   done
   mkdir 0
-  configure_rootfs "$ENROOT_CACHE_PATH/$config" "$work/0"
+  cp "$ENROOT_CACHE_PATH/$config" config
+  configure_rootfs config "$work/0"
   info 'Creating squashfs filesystem...'
-  enroot-mksquashovlfs "$order" "$output" -all-root >&2
+  mkdir rootfs
+  # shellcheck disable=SC2086 # options
+  MOUNTPOINT=$work/rootfs enroot-mksquashovlfs "$order" "$output" -all-root -no-progress \
+    -processors "$ENROOT_MAX_PROCESSORS" $ENROOT_SQUASH_OPTIONS >&2
 }
 
 # Sets work, and config and layers of the caller, from the lowest up.
@@ -279,8 +289,8 @@ fetch() {
   mv -n "$aside" "$ENROOT_CACHE_PATH/$1"
 }
 
-# Lays a layer over those below it: what it takes away first (".wh.NAME", ".wh..wh..opq" for all of a directory), then
-# what it brings. Devices stay out.
+# Lays a layer over those below it: what it takes away first (".wh.NAME", ".wh..wh..opq" for all of a
+# directory), then what it brings. Devices stay out.
 apply_layer() {
   local layer=$1 rootfs=$2 opaque=$3 name
   tar --quoting-style=literal -tf "$layer" | while IFS= read -r name; do
