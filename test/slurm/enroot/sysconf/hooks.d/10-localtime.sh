@@ -2,7 +2,7 @@
 # Writes into the rootfs: the machine's time zone.
 set -eu
 [ -L /etc/localtime ] || exit 0
-cp --no-dereference --preserve=links /etc/localtime "$ENROOT_ROOTFS/etc/localtime"
+cp -d /etc/localtime "$ENROOT_ROOTFS/etc/localtime"
 zone=$(readlink -f /etc/localtime)
 if [ ! -e "$ENROOT_ROOTFS$zone" ]; then
   mkdir -p "$ENROOT_ROOTFS${zone%/*}"
