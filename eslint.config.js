@@ -41,7 +41,8 @@ export default tseslint.config(
         'error',
         { ignoreArrowShorthand: true, ignoreVoidReturningFunctions: true },
       ],
-      // Of an untrusted file or environment nothing is certain; a check the types call needless may be needed.
+      // An untrusted file or environment may hold anything, so a check that the types call needless can be
+      // needed.
       '@typescript-eslint/no-unnecessary-condition': ['error', { allowConstantLoopConditions: true }],
     },
   },

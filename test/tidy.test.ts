@@ -54,7 +54,69 @@ function sharedStems(paths: readonly string[]): string[] {
   return [...byStem.values()].filter((those) => those.length > 1).map((those) => those.join(' '));
 }
 
+const WIDEST = 110;
+
+/** The line, without marks before its text, has a blank outside `code` where it could be broken. */
+const isBreakable = (line: string): boolean =>
+  /\S\s+\S/.test(line.replace(/^[\s#*/>-]*(?:\d+\.)?/, '').replaceAll(/`[^`]*`/g, 'code'));
+
+/** Lines wider than WIDEST that `isMeant`, as file:line. A tab is as wide as eight letters. */
+function wideLines(path: string, lines: readonly string[], isMeant: (line: string) => boolean): string[] {
+  return lines.flatMap((line, index) => {
+    const isWide = line.replaceAll('\t', ' '.repeat(8)).length > WIDEST;
+    return isWide && isMeant(line) && isBreakable(line) ? [`${path}:${index + 1}: ${line.trim()}`] : [];
+  });
+}
+
+/** Of a text; not rows of tables, code, headings and definitions of links. */
+function wideProse(path: string, text = textOf(path)): string[] {
+  const withoutCode = text.replaceAll(/^( *)```[^]*?^\1```/gm, (code) => code.replaceAll(/[^\n]/g, ''));
+  return wideLines(path, withoutCode.split('\n'), (line) => !/^(?:\||#|\s*\[[^\]]+\]: )/.test(line));
+}
+
+/** Of a program; not those for linters, which read one line. */
+function wideComments(path: string, comment: RegExp, text = textOf(path)): string[] {
+  const isMeant = (line: string): boolean =>
+    comment.test(line) && !/eslint-disable|shellcheck|^#!/.test(line);
+  return wideLines(path, text.split('\n'), isMeant);
+}
+
+const SLASH_COMMENT = /^\s*(?:\/\/|\/?\*)|[\w;,{}()[\]]\s+\/[/*]\s/;
+const HASH_COMMENT = /^\s*#\s/;
+/** Its table of two programs is wide; whoever changes that file next makes it narrower, and deletes this. */
+const STILL_WIDE = 'lib/image/enroot-layers.ts';
+
 const tidy = suite('tidy');
+
+tidy('prose has lines of at most 110 characters', () => {
+  const texts = files.filter((path) => /\.md$|^man\//.test(path));
+  assert.equal(
+    texts.flatMap((path) => wideProse(path)),
+    [],
+  );
+  const wide = `one ${'x'.repeat(WIDEST)}`;
+  const kept = ['```', wide, '```', `| ${wide} |`, `[a]: ${wide}`, `- \`${wide}\``, 'x'.repeat(WIDEST + 1)];
+  assert.equal(wideProse('a.md', [...kept, wide].join('\n')), [`a.md:${kept.length + 1}: ${wide}`]);
+});
+
+tidy('comments have lines of at most 110 characters', () => {
+  const scripts = new Set(shellScripts(files));
+  const wide = files.flatMap((path) => {
+    if (/\.(?:ts|js|cjs|c|h)$/.test(path)) return wideComments(path, SLASH_COMMENT);
+    return scripts.has(path) ? wideComments(path, HASH_COMMENT) : [];
+  });
+  assert.equal(
+    wide.filter((line) => !line.startsWith(STILL_WIDE)),
+    [],
+  );
+  const text = `one ${'x'.repeat(WIDEST)}`;
+  for (const line of [`// ${text}`, ` * ${text}`, `\tint a; /* ${text} */`])
+    assert.is(wideComments('a.c', SLASH_COMMENT, line).length, 1, line);
+  assert.is(wideComments('a.sh', HASH_COMMENT, `  # ${text}`).length, 1);
+  assert.is(wideComments('a.sh', HASH_COMMENT, `# shellcheck ${text}`).length, 0);
+  assert.is(wideComments('a.ts', SLASH_COMMENT, `print('${text}');`).length, 0);
+  assert.is(wideComments('a.c', SLASH_COMMENT, `\t/* ${'x '.repeat(50)}*/`).length, 1);
+});
 
 tidy('no two files have one stem', () => {
   assert.equal(sharedStems(files), []);

@@ -1,7 +1,8 @@
 /**
  * The one way from an image to its entry, for a Prolog, a step and `warm`:
  *
- *   source (image-source.ts, digests.ts) → entry name (content.ts) → time limit → reuse or unpack (entry.ts) → note the use
+ *   source (image-source.ts, digests.ts) → entry name (content.ts) → time limit → reuse or unpack (entry.ts)
+ *   → note the use
  *
  * What differs by who asks is an EntryMaker.
  */

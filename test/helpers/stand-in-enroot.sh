@@ -13,7 +13,8 @@
 #   conf         enroot.conf: settings that the environment can change
 #   calls        one line for each call: uid, groups, HOME, what was asked
 #   hold         while it is there, an import waits
-#   programs     with this file, functions in the environment do not take the place of the programs that `import` calls
+#   programs     with this file, `import` calls its programs, also where the environment has functions of the
+#                same names
 #   made         one line for each import: `layers` were handed to such functions, or a `file` was made
 #   beside       one line for each import: the names beside its output
 set -eu
