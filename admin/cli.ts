@@ -53,7 +53,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('watch', {
             type: 'number',
             requiresArg: true,
-            describe: 'Show it again every so many seconds, until interrupted',
+            describe: 'Show it again every so many seconds, until you press Ctrl-C',
           })
           .option('json', json)
           .example('$0 status --user alice --sort size', "alice's entries, the largest first")
@@ -82,7 +82,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'rm <entry..>',
-      'Delete entries, even young ones; entries in use are kept',
+      'Delete entries, even young ones; entries in use or pinned are kept',
       (command) =>
         command
           .positional('entry', {
@@ -138,12 +138,12 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
             type: 'number',
             requiresArg: true,
             describe:
-              "The user's primary group, a number; then --user may be a uid that passwd does not know",
+              'The number of their primary group: needed if passwd does not know the user',
           })
           .option('user-name', {
             type: 'string',
             requiresArg: true,
-            describe: 'The name under which to look up the groups of a user whom passwd does not know',
+            describe: 'If passwd does not know the user: the name that the group database has',
           })
           .option('pin', { type: 'boolean', default: false, describe: 'Pin the entries, too' })
           .option('background', {
