@@ -7,23 +7,23 @@
  */
 import process from 'node:process';
 import { describeError } from '../lib/core/faults.ts';
-import { formatFindings, isWell, reporter, type Finding } from './checks/findings.ts';
 import type { Environment } from '../lib/core/job.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import { findSlurmd } from '../lib/system/slurmd.ts';
 import { checkBase } from './checks/check-base.ts';
 import { checkCleaners } from './checks/check-cleaners.ts';
 import { checkConfig } from './checks/check-config.ts';
-import { findOwnExecutable, type Check, type CheckContext } from './checks/context.ts';
 import { checkEnrootFiles } from './checks/check-enroot-files.ts';
 import { checkClock, checkLeftovers } from './checks/check-leftovers.ts';
 import { checkNamespace } from './checks/check-namespace.ts';
 import { checkNodeFacts } from './checks/check-node-facts.ts';
 import { checkPrograms } from './checks/check-programs.ts';
 import { checkPyxis } from './checks/check-pyxis.ts';
-import { findSlurmConf } from './checks/slurm-source.ts';
 import { checkSlurm } from './checks/check-slurm.ts';
 import { checkWrapper } from './checks/check-wrapper.ts';
+import { findOwnExecutable, type Check, type CheckContext } from './checks/context.ts';
+import { formatFindings, isWell, reporter, type Finding } from './checks/findings.ts';
+import { findSlurmConf } from './checks/slurm-source.ts';
 import { paint } from './paint.ts';
 
 interface CheckOptions {

@@ -2,20 +2,20 @@
 import process from 'node:process';
 import yargs from 'yargs';
 import { describeError, JobFault, NodeFault } from '../lib/core/faults.ts';
+import { dropGroups } from '../lib/system/as-user.ts';
 import { checkAreas, runCheck } from './check.ts';
 import { runExplain } from './explain.ts';
 import { runGc } from './gc.ts';
 import { runMetrics } from './metrics.ts';
 import { runPin, runUnpin } from './pin.ts';
-import { releaseText } from './this-release.ts';
 import { runRm } from './rm.ts';
 import { runRoom } from './room.ts';
 import { runStats } from './stats.ts';
 import { runStatus, sortKeys } from './status.ts';
+import { releaseText } from './this-release.ts';
 import { UsageError } from './usage-error.ts';
 import { runVerify } from './verify.ts';
 import { runWarm } from './warm.ts';
-import { dropGroups } from '../lib/system/as-user.ts';
 
 /** Exit codes, as in OPERATIONS.md. */
 const exitCodes = { ok: 0, failed: 1, usage: 2 } as const;

@@ -6,8 +6,8 @@ import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
 import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
 import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
-import { findUserNames } from './user-names.ts';
 import { inventoryOf, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
+import { findUserNames } from './user-names.ts';
 
 interface ExplainOptions {
   readonly what: string;

@@ -9,7 +9,6 @@ import type { KeepReason, Usage } from '../lib/core/gc-plan.ts';
 import type { LeaseRecord } from '../lib/core/lease-record.ts';
 import { formatLogLine } from '../lib/core/log-line.ts';
 import { requireSettings, type LogLevel, type Settings } from '../lib/core/settings.ts';
-import { forecastCollection } from './forecast.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import { listHeldLeases } from '../lib/store/lease.ts';
 import type { FoundEntry } from '../lib/store/listed-entries.ts';
@@ -18,6 +17,7 @@ import { isRoot } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import type { LogFields } from '../lib/system/syslog.ts';
+import { forecastCollection } from './forecast.ts';
 
 /** The settings and the base, for a command that only root can run. */
 export async function withBase<T>(

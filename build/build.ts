@@ -11,9 +11,7 @@
  *
  * Nothing is fetched, and nothing is done if dist/ was made from the same inputs.
  */
-import * as esbuild from 'esbuild';
 import { createHash } from 'node:crypto';
-import pkgSea, { type SeaConfig } from '@yao-pkg/pkg/lib-es5/sea.js';
 import {
   chmodSync,
   copyFileSync,
@@ -30,8 +28,10 @@ import {
 import { basename, dirname, join } from 'node:path';
 import { setFlagsFromString } from 'node:v8';
 import { Script } from 'node:vm';
-import { addonFiles } from '../lib/system/native-addon.ts';
+import pkgSea, { type SeaConfig } from '@yao-pkg/pkg/lib-es5/sea.js';
+import * as esbuild from 'esbuild';
 import { flockWithin } from '../lib/system/flock.ts';
+import { addonFiles } from '../lib/system/native-addon.ts';
 import { readRelease, type Release } from './release.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
 

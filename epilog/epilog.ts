@@ -9,7 +9,7 @@
  */
 import { closeSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
-import { elapsedMs } from '../lib/system/clock.ts';
+import type { StartEvent } from '../lib/core/events.ts';
 import {
   describeError,
   faultCode,
@@ -19,7 +19,6 @@ import {
   NodeFault,
 } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
-import type { StartEvent } from '../lib/core/events.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
 import { entryPath, parsePartialName, parseStubDirectoryName, userPath } from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
@@ -37,18 +36,19 @@ import { recordEvents, takeStepStarts } from '../lib/store/event-files.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
-import { checkRuntimeDirectory, startCountedWarming } from '../lib/system/runtime-directory.ts';
 import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory } from '../lib/store/user-directory.ts';
 import { UserTurn } from '../lib/store/users.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';
+import { elapsedMs } from '../lib/system/clock.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
 import { readMounts } from '../lib/system/mounts.ts';
+import { checkRuntimeDirectory, startCountedWarming } from '../lib/system/runtime-directory.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
 

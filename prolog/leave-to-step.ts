@@ -8,11 +8,11 @@ import { entryName } from '../lib/core/layout.ts';
 import { RegistryFault } from '../lib/core/registry-failure.ts';
 import type { Settings } from '../lib/core/settings.ts';
 import { keyOfName } from '../lib/image/content.ts';
-import { findEntry } from '../lib/store/entry.ts';
 import type { ImageSource } from '../lib/image/image-source.ts';
+import { noteRegistryFailure } from '../lib/image/registry-memory.ts';
+import { findEntry } from '../lib/store/entry.ts';
 import { askStamp, writeJobFiles } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
-import { noteRegistryFailure } from '../lib/image/registry-memory.ts';
 import type { Directory } from '../lib/system/directory.ts';
 
 interface Context {

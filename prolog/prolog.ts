@@ -8,7 +8,6 @@
  */
 import { closeSync } from 'node:fs';
 import process from 'node:process';
-import { elapsedMs } from '../lib/system/clock.ts';
 import {
   describeError,
   faultCode,
@@ -20,6 +19,7 @@ import {
 import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
 import { unsharedName } from '../lib/core/layout.ts';
+import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import {
   exitCodeOf,
   logSettingsOf,
@@ -27,26 +27,26 @@ import {
   type LogLevel,
   type Settings,
 } from '../lib/core/settings.ts';
-import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import { taskEnvironment } from '../lib/core/task-env.ts';
+import type { ImageSource } from '../lib/image/image-source.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
-import { hasRoomAgent } from '../lib/store/room-presence.ts';
-import type { ImageSource } from '../lib/image/image-source.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
+import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry, type EntryMaker } from '../lib/store/obtain-entry.ts';
 import type { Provision } from '../lib/store/provision.ts';
-import { releaseLease, takeLease } from '../lib/store/lease.ts';
-import { startCountedWarming } from '../lib/system/runtime-directory.ts';
+import { hasRoomAgent } from '../lib/store/room-presence.ts';
 import { openUserDirectory } from '../lib/store/user-directory.ts';
-import { readSmallFileBeneath } from '../lib/system/beneath.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
+import { readSmallFileBeneath } from '../lib/system/beneath.ts';
+import { elapsedMs } from '../lib/system/clock.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { prepareFlock } from '../lib/system/flock.ts';
 import { guardAgainstCrash } from '../lib/system/last-resort.ts';
+import { startCountedWarming } from '../lib/system/runtime-directory.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
 import { openLog, type Log } from '../lib/system/syslog.ts';
 import type { ImporterImage } from './imported.ts';

@@ -12,7 +12,6 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { executable } from '../build/build.ts';
-import { startAcquire } from './helpers/run-acquire.ts';
 import { processes, TestNode, until } from './helpers/node.ts';
 import {
   alice,
@@ -21,6 +20,7 @@ import {
   machineRoot,
   unlessPrivateMachine,
 } from './helpers/private-machine.ts';
+import { startAcquire } from './helpers/run-acquire.ts';
 import { assert, suite } from './helpers/suite.ts';
 
 enterPrivateMachine();

@@ -1,8 +1,8 @@
 /** What all checks of a node share. A check changes nothing on the node and never waits without a limit. */
 import { readFileSync, realpathSync } from 'node:fs';
-import { isSea } from 'node:sea';
 import { dirname } from 'node:path';
 import process from 'node:process';
+import { isSea } from 'node:sea';
 import type { Environment } from '../../lib/core/job.ts';
 import type { Settings } from '../../lib/core/settings.ts';
 import type { SlurmConf } from '../../lib/core/slurm-conf.ts';

@@ -12,7 +12,6 @@
  * Apart from image-source.ts so that a job with an image file does not load it.
  */
 import { basename, dirname } from 'node:path';
-import { hashDigest, hashReference } from './image-hash.ts';
 import { parseDigest, type RegistryImage } from '../core/image.ts';
 import type { Environment } from '../core/job.ts';
 import { digestPath, digestsName, entryName, entryPath, lockPath, userPath } from '../core/layout.ts';
@@ -28,6 +27,7 @@ import {
 } from '../system/beneath.ts';
 import type { Directory } from '../system/directory.ts';
 import { openEnroot, type QuestionLimits } from './enroot-program.ts';
+import { hashDigest, hashReference } from './image-hash.ts';
 import type { RegistrySource } from './image-source.ts';
 import { forgetRegistryFailure, noteRegistryFailure, recallRegistryFailure } from './registry-memory.ts';
 

@@ -6,7 +6,6 @@
  * by a process of that user, which could lie.
  */
 import { readdirSync, rmSync, statSync } from 'node:fs';
-import { hashReference, hashRegistry } from './image-hash.ts';
 import type { RegistryImage } from '../core/image.ts';
 import { parseIdName, registriesPath, registryMemoryPath } from '../core/layout.ts';
 import {
@@ -21,6 +20,7 @@ import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
 import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
+import { hashReference, hashRegistry } from './image-hash.ts';
 
 const longestMemoryBytes = 64 * 1024;
 const onlyRootMode = 0o700;

@@ -18,8 +18,8 @@ import { inDirectory, openDirectory, type Directory } from '../system/directory.
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readMounts } from '../system/mounts.ts';
 import { whoElseCanChange } from '../system/path-safety.ts';
-import { recallNodeFacts } from './node-facts-file.ts';
 import { checkRuntimeDirectory } from '../system/runtime-directory.ts';
+import { recallNodeFacts } from './node-facts-file.ts';
 
 const baseMode = 0o755;
 const trashMode = 0o700;

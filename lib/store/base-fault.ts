@@ -4,8 +4,8 @@
  * in the way.
  */
 import { closeSync, writeSync } from 'node:fs';
-import { diskRemedy } from '../core/filesystem-kinds.ts';
 import { isUsedUp, NodeFault } from '../core/faults.ts';
+import { diskRemedy } from '../core/filesystem-kinds.ts';
 import { openDirectory, type Directory } from '../system/directory.ts';
 import { errnoOf } from '../system/errno.ts';
 import { tryFlock } from '../system/flock.ts';

@@ -8,9 +8,9 @@ import { entryPath, parsePartialName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { MountScan, readMounts } from '../system/mounts.ts';
+import { measureShare } from '../system/tree-size.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { listEntries, type FoundEntry, type ListRequest } from './listed-entries.ts';
-import { measureShare } from '../system/tree-size.ts';
 import { forEachUser } from './users.ts';
 
 export interface LimitRequest extends ListRequest {

@@ -36,12 +36,12 @@ import { isGone, unlessErrno } from '../system/errno.ts';
 import { openRegularFile } from '../system/files.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { MountScan } from '../system/mounts.ts';
+import { Reclaim } from '../system/tree-size.ts';
 import { openTrash } from './base-directory.ts';
 import { measureLimit, type LimitRequest } from './cache-size.ts';
 import { EntrySizes } from './entry-sizes.ts';
 import { emptyTrash, evict, Gains, type EvictionRequest } from './eviction.ts';
 import { listEntries, type FoundEntry } from './listed-entries.ts';
-import { Reclaim } from '../system/tree-size.ts';
 import { sweep } from './sweep.ts';
 
 export interface CollectRequest extends LimitRequest, EvictionRequest {

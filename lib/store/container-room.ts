@@ -7,14 +7,14 @@ import { fits, type Usage } from '../core/gc-plan.ts';
 import { estimateSpace, parseImage, type SpaceNeed } from '../core/image.ts';
 import { userPath } from '../core/layout.ts';
 import type { Settings } from '../core/settings.ts';
-import type { UserIds } from '../system/as-user.ts';
-import type { Directory } from '../system/directory.ts';
-import { readUsage } from '../system/disk-usage.ts';
-import { collect, type CollectRequest } from './collector.ts';
 import { measureImage } from '../image/create.ts';
 import { findEnroot } from '../image/enroot-program.ts';
 import { askEnrootPaths, askLayerBytes, findDevices, importNeed } from '../image/enroot-room.ts';
 import { probeSquashfs } from '../image/image-source.ts';
+import type { UserIds } from '../system/as-user.ts';
+import type { Directory } from '../system/directory.ts';
+import { readUsage } from '../system/disk-usage.ts';
+import { collect, type CollectRequest } from './collector.ts';
 
 export interface RoomFor {
   readonly user: UserIds;

@@ -8,9 +8,9 @@ import { lstatSync, readdirSync, statSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { parseEnrootConf, plainDataPath, type EnrootSetting } from '../core/enroot-conf.ts';
 import { NodeFault } from '../core/faults.ts';
+import type { UserIds } from '../system/as-user.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
-import type { UserIds } from '../system/as-user.ts';
 
 /** With these the Prolog makes no user directory. */
 const codes = ['BAD_CONFIG', 'BASE_UNSAFE', 'BASE_UNFIT', 'DISK_FAILED', 'USER_DIRECTORY'];

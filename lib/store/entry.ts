@@ -15,15 +15,16 @@
  */
 import { closeSync, constants, writeFileSync } from 'node:fs';
 import { dirname } from 'node:path';
-import { elapsedMs } from '../system/clock.ts';
-import { faultCode, JobFault } from '../core/faults.ts';
 import {
   formatEntryMetadata,
   newLockMode,
   settledLockMode,
   type WatchedDirectory,
 } from '../core/entry-metadata.ts';
+import { faultCode, JobFault } from '../core/faults.ts';
 import { createLockName, directoryName, lockFileName, lockPath, partialName } from '../core/layout.ts';
+import type { EntryKey } from '../image/content.ts';
+import type { Filled } from '../image/create.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { startSettling } from '../system/background.ts';
 import {
@@ -40,15 +41,14 @@ import {
   withDirectoryBeneath,
 } from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
+import { elapsedMs } from '../system/clock.ts';
 import type { Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { flockWithin, tryFlock } from '../system/flock.ts';
 import { readMounts } from '../system/mounts.ts';
-import type { EntryKey } from '../image/content.ts';
-import type { Filled } from '../image/create.ts';
+import { uniqueHex } from '../system/unique.ts';
 import { holdEntry, type HeldEntry, type OnDamage } from './held-entry.ts';
 import { pickWatched } from './watched-directories.ts';
-import { uniqueHex } from '../system/unique.ts';
 
 interface AcquireRequest {
   readonly user: UserIds;

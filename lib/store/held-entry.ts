@@ -14,8 +14,6 @@
 import { closeSync, constants, fchmodSync, fstatSync, ftruncateSync, futimesSync, writeSync } from 'node:fs';
 import { basename, dirname } from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
-import { elapsedMs } from '../system/clock.ts';
-import { JobFault } from '../core/faults.ts';
 import {
   damagedBootId,
   formatEntryMetadata,
@@ -25,6 +23,7 @@ import {
   parseEntryMetadata,
   type EntryMetadata,
 } from '../core/entry-metadata.ts';
+import { JobFault } from '../core/faults.ts';
 import { lockPath } from '../core/layout.ts';
 import { hasMounts, type Mount } from '../core/mountinfo.ts';
 import type { UserIds } from '../system/as-user.ts';
@@ -37,6 +36,7 @@ import {
   withDirectoryBeneath,
 } from '../system/beneath.ts';
 import { bootId } from '../system/boot.ts';
+import { elapsedMs } from '../system/clock.ts';
 import type { Directory } from '../system/directory.ts';
 import { errnoOf, isGone, unlessErrno } from '../system/errno.ts';
 import { readStart } from '../system/files.ts';

@@ -9,8 +9,8 @@ import { jobEnvName, jobImagesName, jobPath, jobsPath, parseIdName } from '../co
 import { writeFileAtomically } from '../system/aside.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
-import type { AcquireResult } from './entry.ts';
 import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
+import type { AcquireResult } from './entry.ts';
 
 interface JobFiles {
   readonly environment: string;

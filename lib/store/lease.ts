@@ -22,8 +22,6 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
 import { basename } from 'node:path';
-import { writeFileAtomically } from '../system/aside.ts';
-import { elapsedMs, pauseFor } from '../system/clock.ts';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import {
   holderTitle,
@@ -40,10 +38,11 @@ import {
   type LeaseRecord,
 } from '../core/lease-record.ts';
 import type { UserIds } from '../system/as-user.ts';
+import { writeFileAtomically } from '../system/aside.ts';
+import { elapsedMs, pauseFor } from '../system/clock.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { isExecutable, readSmallFile } from '../system/files.ts';
 import { findBeneath } from '../system/native-addon.ts';
-import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 import {
   listProcesses,
   processesOwnedBy,
@@ -51,6 +50,7 @@ import {
   processUid,
   processVariable,
 } from '../system/processes.ts';
+import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 import { findVariables, runAsUser } from '../system/user-processes.ts';
 import type { HeldEntry } from './held-entry.ts';
 

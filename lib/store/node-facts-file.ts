@@ -10,6 +10,7 @@ import { chownSync, mkdirSync, rmSync, statSync } from 'node:fs';
 import process from 'node:process';
 import { JobFault, NodeFault } from '../core/faults.ts';
 import { nodeFactsPath } from '../core/layout.ts';
+import { mountOf } from '../core/mountinfo.ts';
 import {
   areValid,
   failureLimitMs,
@@ -20,20 +21,19 @@ import {
   type EffectiveIsolation,
   type NodeFacts,
 } from '../core/node-facts.ts';
-import { mountOf } from '../core/mountinfo.ts';
 import type { Settings } from '../core/settings.ts';
+import { findEnroot } from '../image/enroot-program.ts';
 import { asUser, isRoot, nobody } from '../system/as-user.ts';
 import { asidePath, writeFileAtomically } from '../system/aside.ts';
 import type { Directory } from '../system/directory.ts';
 import { isGone, unlessErrno } from '../system/errno.ts';
 import { readSmallFile } from '../system/files.ts';
-import { probeOverlay } from '../system/overlay.ts';
 import { readMounts } from '../system/mounts.ts';
+import { probeOverlay } from '../system/overlay.ts';
 import { CommandFailed, run } from '../system/run-command.ts';
-import { findCommandForUsers } from '../system/self.ts';
-import { findEnroot } from '../image/enroot-program.ts';
-import { stampOf } from './pyxis-stamp.ts';
 import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
+import { findCommandForUsers } from '../system/self.ts';
+import { stampOf } from './pyxis-stamp.ts';
 
 export const mountsFileName = '00-container-cache.fstab';
 

@@ -9,12 +9,12 @@
 import { closeSync } from 'node:fs';
 import type { ImageRequest } from '../core/image.ts';
 import { createLimitMs, type Settings } from '../core/settings.ts';
-import type { UserIds } from '../system/as-user.ts';
 import { entryKey } from '../image/content.ts';
 import type { Asker } from '../image/digests.ts';
+import { probeSquashfs, type ImageSource } from '../image/image-source.ts';
+import type { UserIds } from '../system/as-user.ts';
 import { acquireEntry, findEntry, type Acquired, type EntryCreator } from './entry.ts';
 import { touchEntry } from './held-entry.ts';
-import { probeSquashfs, type ImageSource } from '../image/image-source.ts';
 
 /**
  * What is behind an image name, looked at as the user.

@@ -5,6 +5,8 @@
 import { closeSync, lstatSync, renameSync } from 'node:fs';
 import { parseImage, type PathImage, type SpaceNeed } from '../core/image.ts';
 import { lockPath, parseEntryDirectoryName, partialName } from '../core/layout.ts';
+import { measureImage } from '../image/create.ts';
+import { probeSquashfs } from '../image/image-source.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { namesBeneath } from '../system/beneath.ts';
 import { inDirectory, type Directory } from '../system/directory.ts';
@@ -13,10 +15,8 @@ import { leadsTo, openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { findMountedEntries } from '../system/mounts.ts';
 import { runSync } from '../system/run-command.ts';
-import { uniqueHex } from '../system/unique.ts';
-import { measureImage } from '../image/create.ts';
-import { probeSquashfs } from '../image/image-source.ts';
 import { Reclaim } from '../system/tree-size.ts';
+import { uniqueHex } from '../system/unique.ts';
 
 /** Longer than a step waits for a listing of its image. */
 const lookLimitMs = 60_000;

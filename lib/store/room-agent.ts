@@ -22,8 +22,8 @@
 import { spawn } from 'node:child_process';
 import { closeSync, constants, mkdirSync } from 'node:fs';
 import { roomLockPath, roomPath } from '../core/layout.ts';
-import { collectorCapabilities } from '../system/background.ts';
 import { confinedTo } from '../system/as-user.ts';
+import { collectorCapabilities } from '../system/background.ts';
 import { openRegularFile } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { childEnvironment } from '../system/run-command.ts';

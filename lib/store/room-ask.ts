@@ -2,7 +2,6 @@
 import { spawn } from 'node:child_process';
 import { closeSync, statSync, writeSync } from 'node:fs';
 import { setTimeout as delay } from 'node:timers/promises';
-import { elapsedMs } from '../system/clock.ts';
 import { roomAnswerPath } from '../core/layout.ts';
 import {
   formatRoomRequest,
@@ -11,6 +10,7 @@ import {
   type RoomAnswer,
   type RoomRequest,
 } from '../core/room-request.ts';
+import { elapsedMs } from '../system/clock.ts';
 import { readSmallFile } from '../system/files.ts';
 import { childEnvironment } from '../system/run-command.ts';
 import { openRoomFifo } from './room-presence.ts';

@@ -3,11 +3,11 @@
  * ids, and by the door beneath the entry (lib/system/beneath.ts): what a user puts in the place of a
  * directory leads nowhere.
  */
+import { closeSync } from 'node:fs';
+import { longestWatchedPath, mostWatched, type WatchedDirectory } from '../core/entry-metadata.ts';
 import { BeneathError } from '../core/faults.ts';
 import { lockFileName } from '../core/layout.ts';
-import { longestWatchedPath, mostWatched, type WatchedDirectory } from '../core/entry-metadata.ts';
 import { itemsBeneath, openDirectoryBeneath, statBeneath } from '../system/beneath.ts';
-import { closeSync } from 'node:fs';
 import type { Directory } from '../system/directory.ts';
 
 /** Where a container without them cannot even start; the rest is taken from the top down. */

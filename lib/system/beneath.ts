@@ -35,8 +35,8 @@ import {
 } from 'node:fs';
 import { errnoName } from '../core/errno-names.ts';
 import { BeneathError, systemErrorOf } from '../core/faults.ts';
-import { asideName } from './aside.ts';
 import { withUserIds, type UserIds } from './as-user.ts';
+import { asideName } from './aside.ts';
 import { withDirectory, type Directory } from './directory.ts';
 import { isGone, unlessErrno } from './errno.ts';
 import { readAndClose } from './files.ts';

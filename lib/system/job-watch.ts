@@ -13,10 +13,10 @@
  */
 import { statSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { elapsedMs } from './clock.ts';
 import { findOverState, jobStateFormat } from '../core/job-state.ts';
 import type { Environment } from '../core/job.ts';
 import { readSlurmConf } from '../core/slurm-conf.ts';
+import { elapsedMs } from './clock.ts';
 import { unlessErrno } from './errno.ts';
 import { splitLines } from './lines.ts';
 import { CommandFailed, endingWithUs, run } from './run-command.ts';

@@ -8,8 +8,8 @@
  */
 import { spawn, spawnSync, type ChildProcess, type StdioOptions } from 'node:child_process';
 import { closeSync, writeSync } from 'node:fs';
-import { elapsedMs } from './clock.ts';
 import { formatDuration } from '../core/readable.ts';
+import { elapsedMs } from './clock.ts';
 import { startConfined } from './confined.ts';
 import { errnoOf } from './errno.ts';
 import { readEnd, readStart } from './files.ts';

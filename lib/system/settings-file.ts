@@ -1,7 +1,7 @@
 /** Where the configuration is read from. */
-import { defaultConfigPath, parseSettings, type ParsedSettings } from '../core/settings.ts';
-import type { Environment } from '../core/job.ts';
 import { describeError } from '../core/faults.ts';
+import type { Environment } from '../core/job.ts';
+import { defaultConfigPath, parseSettings, type ParsedSettings } from '../core/settings.ts';
 import { errnoOf } from './errno.ts';
 import { readSmallFile } from './files.ts';
 import { followSafely } from './path-safety.ts';

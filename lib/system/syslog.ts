@@ -6,10 +6,10 @@
  */
 import { writeSync } from 'node:fs';
 import process from 'node:process';
-import { elapsedMs, pauseFor } from './clock.ts';
 import { errnoName } from '../core/errno-names.ts';
 import { formatLogLine, type LogValue } from '../core/log-line.ts';
 import { logLevels, type LogLevel, type LogTarget, type SyslogFacility } from '../core/settings.ts';
+import { elapsedMs, pauseFor } from './clock.ts';
 import { unlessErrno } from './errno.ts';
 import { findBeneath } from './native-addon.ts';
 import { runBriefly } from './run-command.ts';

@@ -8,10 +8,10 @@
  */
 import type { Stats } from 'node:fs';
 import { basename, dirname } from 'node:path';
-import { elapsedMs } from './clock.ts';
 import type { SpaceNeed } from '../core/image.ts';
 import { asUser, type UserIds } from './as-user.ts';
 import { inDirectoryOf, namesBeneath, statBeneath, withDirectoryBeneath } from './beneath.ts';
+import { elapsedMs } from './clock.ts';
 import type { Directory } from './directory.ts';
 import { splitLines } from './lines.ts';
 import { CommandFailed } from './run-command.ts';

@@ -15,9 +15,9 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import type { Finding, FindingStatus } from '../../admin/checks/findings.ts';
 import { build, distDirectory } from '../../build/build.ts';
 import { dataPathLine } from '../../lib/core/enroot-conf.ts';
-import type { Finding, FindingStatus } from '../../admin/checks/findings.ts';
 import { createLockName, entryName, leasePath, partialName, stubMarkPath } from '../../lib/core/layout.ts';
 import { formatLeaseRecord } from '../../lib/core/lease-record.ts';
 import { formatNodeFacts, type NodeFacts } from '../../lib/core/node-facts.ts';

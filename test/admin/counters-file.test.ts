@@ -14,8 +14,8 @@ import {
 } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { StartEvent } from '../../lib/core/events.ts';
 import { countSince, updateCounters } from '../../admin/counters-file.ts';
+import type { StartEvent } from '../../lib/core/events.ts';
 import { keptDays, listDays, recordEvents } from '../../lib/store/event-files.ts';
 import { assert, suite } from '../helpers/suite.ts';
 

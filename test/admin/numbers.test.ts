@@ -15,9 +15,9 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { formatEvent, type StartEvent } from '../../lib/core/events.ts';
-import { startAcquire } from '../helpers/run-acquire.ts';
 import { TestNode, nameOf } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import { startAcquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { digestsName, imagesName, parseCreateLockName } from '../../lib/core/layout.ts';
 import { processCommandLine, processUid } from '../../lib/system/processes.ts';
-import { acquire, startAcquire } from '../helpers/run-acquire.ts';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { isAlive, kill, nameOf, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
@@ -18,7 +18,7 @@ import {
   replaceProgram,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { StandInRegistry } from '../helpers/directory-registry.ts';
+import { acquire, startAcquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -18,10 +18,9 @@ import {
   writeSync,
 } from 'node:fs';
 import { join } from 'node:path';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { hasRoomAgent } from '../../lib/store/room-presence.ts';
-import { acquire } from '../helpers/run-acquire.ts';
 import { makeExt4, unlessExt4 } from '../helpers/filesystem.ts';
 import { kill, lockFileOf, nameOf, TestNode, until, type NodeOptions } from '../helpers/node.ts';
 import {
@@ -33,6 +32,7 @@ import {
   unlessPrivateMachine,
   type TestUser,
 } from '../helpers/private-machine.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 import { installWrapper, stepEnvironment } from '../helpers/wrapper.ts';
 

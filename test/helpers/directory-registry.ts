@@ -14,8 +14,8 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { projectRoot } from '../../build/source-files.ts';
-import { makeImage, type Tree } from './squashfs-image.ts';
 import { machineRoot } from './private-machine.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 
 interface EnrootCall {
   readonly uid: number;

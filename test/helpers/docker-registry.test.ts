@@ -1,5 +1,4 @@
 /** The registry that other tests ask: what is pushed is there, tags move, and it goes and comes back. */
-import { assert, suite } from './suite.ts';
 import {
   credentials,
   startDockerRegistry,
@@ -7,6 +6,7 @@ import {
   type DockerRegistry,
 } from './docker-registry.ts';
 import { smallTree } from './squashfs-image.ts';
+import { assert, suite } from './suite.ts';
 
 const test = suite('a registry on loopback', { skip: unlessDockerRegistry });
 

@@ -19,9 +19,9 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 
-import { makeImage, type Tree } from './squashfs-image.ts';
 import { stopProcess } from './node.ts';
 import { command } from './private-machine.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 import { unlessRoot } from './suite.ts';
 
 const START_TIMEOUT_MS = 60_000;

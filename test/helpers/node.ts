@@ -34,12 +34,12 @@ import {
   roomPath,
 } from '../../lib/core/layout.ts';
 import type { LeaseRecord } from '../../lib/core/lease-record.ts';
-import { bootId } from '../../lib/system/boot.ts';
-import { unlessErrno } from '../../lib/system/errno.ts';
 import { listLeases } from '../../lib/store/lease.ts';
 import { roomAgentTitle } from '../../lib/store/room-agent.ts';
-import { makeImage, type Tree } from './squashfs-image.ts';
+import { bootId } from '../../lib/system/boot.ts';
+import { unlessErrno } from '../../lib/system/errno.ts';
 import { command, machineRoot, mount, type TestUser } from './private-machine.ts';
+import { makeImage, type Tree } from './squashfs-image.ts';
 
 /** A job as slurmd tells it. */
 export interface JobRequest {

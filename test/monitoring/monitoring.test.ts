@@ -3,9 +3,9 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { projectRoot } from '../../build/source-files.ts';
 import { emptyCounters } from '../../admin/counters.ts';
 import { formatMetrics } from '../../admin/prometheus.ts';
+import { projectRoot } from '../../build/source-files.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 const directory = join(projectRoot, 'monitoring');

@@ -21,12 +21,12 @@ import {
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { build, executable } from '../../build/build.ts';
-import { makeOtherFiles, packFiles } from '../../build/package.ts';
 import { packagedFiles, packagedLinks } from '../../build/package-files.ts';
+import { makeOtherFiles, packFiles } from '../../build/package.ts';
 import { projectRoot } from '../../build/source-files.ts';
-import { makeImage } from '../helpers/squashfs-image.ts';
 import { isAlive } from '../helpers/node.ts';
 import { alice, enterPrivateMachine, machineRoot, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import { makeImage } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -5,11 +5,11 @@ import { join } from 'node:path';
 import { formatEvent } from '../../lib/core/events.ts';
 import { openRegularFile } from '../../lib/system/files.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
-import { startAcquire } from '../helpers/run-acquire.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { treeOfFiles } from '../helpers/squashfs-image.ts';
 import { processes, TestNode, until } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import { startAcquire } from '../helpers/run-acquire.ts';
+import { treeOfFiles } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

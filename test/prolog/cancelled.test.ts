@@ -5,6 +5,7 @@
 // test: timeout 600 s
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { processes, TestNode, until, type RunningProgram } from '../helpers/node.ts';
 import {
   alice,
@@ -14,7 +15,6 @@ import {
   replaceProgram,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

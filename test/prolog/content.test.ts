@@ -16,8 +16,6 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { superblockBytes } from '../../lib/core/image.ts';
-import { acquire } from '../helpers/run-acquire.ts';
-import { makeImage, setModifiedAt } from '../helpers/squashfs-image.ts';
 import { TestNode } from '../helpers/node.ts';
 import {
   alice,
@@ -26,6 +24,8 @@ import {
   enterPrivateMachine,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
+import { acquire } from '../helpers/run-acquire.ts';
+import { makeImage, setModifiedAt } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -16,9 +16,9 @@ import { join } from 'node:path';
 import { leasePath } from '../../lib/core/layout.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { setModifiedAt, treeOfFiles } from '../helpers/squashfs-image.ts';
 import { holders, holds, isAlive, processes, TestNode, until, type RunningProgram } from '../helpers/node.ts';
 import { alice, command, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
+import { setModifiedAt, treeOfFiles } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -11,7 +11,6 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { makeImage, smallTree, treeOfFiles, type Tree } from '../helpers/squashfs-image.ts';
 import { holders, holds, isAlive, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
@@ -22,6 +21,7 @@ import {
   replaceProgram,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
+import { makeImage, smallTree, treeOfFiles, type Tree } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -7,7 +7,6 @@ import { randomBytes } from 'node:crypto';
 import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { smallTree, type Tree } from '../helpers/squashfs-image.ts';
 import { holders, TestNode } from '../helpers/node.ts';
 import {
   alice,
@@ -18,6 +17,7 @@ import {
   syslogPath,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
+import { smallTree, type Tree } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -3,7 +3,6 @@
 import { existsSync, readFileSync, rmSync, statSync, utimesSync } from 'node:fs';
 import { join } from 'node:path';
 import { lockPath } from '../../lib/core/layout.ts';
-import type { Tree } from '../helpers/squashfs-image.ts';
 import { TestNode, until } from '../helpers/node.ts';
 import {
   alice,
@@ -12,6 +11,7 @@ import {
   syslogPath,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
+import type { Tree } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

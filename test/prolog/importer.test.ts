@@ -13,10 +13,10 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
-import { acquire } from '../helpers/run-acquire.ts';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { TestNode } from '../helpers/node.ts';
 import { alice, bob, enterPrivateMachine, unlessPrivateMachine } from '../helpers/private-machine.ts';
-import { StandInRegistry } from '../helpers/directory-registry.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

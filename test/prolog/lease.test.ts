@@ -7,8 +7,8 @@ import { spawnSync } from 'node:child_process';
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { holderTitle } from '../../lib/core/layout.ts';
-import { processStartTicks } from '../../lib/system/processes.ts';
 import { tryFlock } from '../../lib/system/flock.ts';
+import { processStartTicks } from '../../lib/system/processes.ts';
 import { holders, holds, isAlive, lockFileOf, openFiles, TestNode, until } from '../helpers/node.ts';
 import {
   alice,

@@ -17,7 +17,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseEntryMetadata } from '../../lib/core/entry-metadata.ts';
-import { makeImage, setModifiedAt, smallTree } from '../helpers/squashfs-image.ts';
+import { hasRoomAgent } from '../../lib/store/room-presence.ts';
 import { holders, holds, lockFileOf, setUsed, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
@@ -28,7 +28,7 @@ import {
   syslogPath,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { hasRoomAgent } from '../../lib/store/room-presence.ts';
+import { makeImage, setModifiedAt, smallTree } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -18,9 +18,9 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseImage } from '../../lib/core/image.ts';
-import { hashReference, hashRegistry } from '../../lib/image/image-hash.ts';
 import { digestsName, registriesPath, registryMemoryPath } from '../../lib/core/layout.ts';
-import { acquire } from '../helpers/run-acquire.ts';
+import { hashReference, hashRegistry } from '../../lib/image/image-hash.ts';
+import { digestOf, StandInRegistry } from '../helpers/directory-registry.ts';
 import { holders, processes, TestNode, until, type NodeOptions } from '../helpers/node.ts';
 import {
   alice,
@@ -31,7 +31,7 @@ import {
   readersGid,
   unlessPrivateMachine,
 } from '../helpers/private-machine.ts';
-import { digestOf, StandInRegistry } from '../helpers/directory-registry.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -9,9 +9,9 @@ import { getPriority } from 'node:os';
 import { readUsage } from '../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4, type FilesystemSize } from '../helpers/filesystem.ts';
 import { HeldProgram } from '../helpers/held-program.ts';
-import { treeOfFiles } from '../helpers/squashfs-image.ts';
 import { holders, openFiles, setUsed, TestNode, type NodeOptions, nameOf } from '../helpers/node.ts';
 import { alice, bob, command, enterPrivateMachine } from '../helpers/private-machine.ts';
+import { treeOfFiles } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -1,7 +1,7 @@
 /** Users whom the node's passwd does not know (nss_slurm): what Slurm says of them is enough. */
 // test: timeout 600 s
 import { chmodSync, chownSync, readFileSync, statSync } from 'node:fs';
-import { startAcquire } from '../helpers/run-acquire.ts';
+import { StandInRegistry } from '../helpers/directory-registry.ts';
 import { isAlive, processes, TestNode, until } from '../helpers/node.ts';
 import {
   alice,
@@ -13,7 +13,7 @@ import {
   unlessPrivateMachine,
   type TestUser,
 } from '../helpers/private-machine.ts';
-import { StandInRegistry } from '../helpers/directory-registry.ts';
+import { startAcquire } from '../helpers/run-acquire.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();

@@ -1,8 +1,8 @@
 /** errno-names.ts: the table is complete, and of one mind with Node. */
 import { getSystemErrorMap } from 'node:util';
+import { errnoName, errnoNames } from '../../../lib/core/errno-names.ts';
 import { describeError, faultCode } from '../../../lib/core/faults.ts';
 import { errnoOf } from '../../../lib/system/errno.ts';
-import { errnoName, errnoNames } from '../../../lib/core/errno-names.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const test = suite('errnoName()');

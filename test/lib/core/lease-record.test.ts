@@ -1,11 +1,11 @@
 /** lease-record.ts: strict, for a record names a process to be killed. */
+import { entryName } from '../../../lib/core/layout.ts';
 import {
   formatLeaseRecord,
   longestLeaseRecordBytes,
   parseLeaseRecord,
   type LeaseRecord,
 } from '../../../lib/core/lease-record.ts';
-import { entryName } from '../../../lib/core/layout.ts';
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 

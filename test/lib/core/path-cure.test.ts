@@ -1,6 +1,6 @@
 /** path-cure.ts: the least that helps, and that leaves others their work. */
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { execFileSync } from 'node:child_process';
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { cureOf, cureOfBase } from '../../../lib/core/path-cure.ts';
 import { assert, suite } from '../../helpers/suite.ts';

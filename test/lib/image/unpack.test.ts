@@ -15,7 +15,6 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { parseEntryMetadata } from '../../../lib/core/entry-metadata.ts';
-import { smallTree, type Tree, type TreeItem } from '../../helpers/squashfs-image.ts';
 import { lockFileOf, TestNode } from '../../helpers/node.ts';
 import {
   alice,
@@ -24,6 +23,7 @@ import {
   machineRoot,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
+import { smallTree, type Tree, type TreeItem } from '../../helpers/squashfs-image.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 enterPrivateMachine();

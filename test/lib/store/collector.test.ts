@@ -19,6 +19,7 @@ import { directoryName, entryName, lockFileName } from '../../../lib/core/layout
 import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { end, endAll, inBackground, unshare } from '../../helpers/background-script.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
+import { HeldProgram } from '../../helpers/held-program.ts';
 import {
   isAlive,
   lockFileOf,
@@ -28,7 +29,6 @@ import {
   until,
   type ProgramResult,
 } from '../../helpers/node.ts';
-import { HeldProgram } from '../../helpers/held-program.ts';
 import {
   alice,
   bob,

@@ -10,9 +10,9 @@ import { entryName } from '../../../lib/core/layout.ts';
 import { requireSettings } from '../../../lib/core/settings.ts';
 import { collectingWithin, makeRoomAgain } from '../../../lib/store/provision.ts';
 import { openDirectory } from '../../../lib/system/directory.ts';
+import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { readSettings } from '../../../lib/system/settings-file.ts';
 import { openLog } from '../../../lib/system/syslog.ts';
-import { readUsage } from '../../../lib/system/disk-usage.ts';
 import { makeExt4, unlessExt4 } from '../../helpers/filesystem.ts';
 import { nameOf, setUsed, TestNode, type LogLine, type ProgramResult } from '../../helpers/node.ts';
 import {

@@ -13,8 +13,8 @@ import {
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { JobFault } from '../../../lib/core/faults.ts';
 import { settledLockMode } from '../../../lib/core/entry-metadata.ts';
+import { JobFault } from '../../../lib/core/faults.ts';
 import { entryName, lockPath } from '../../../lib/core/layout.ts';
 import { holdEntry, touchEntry } from '../../../lib/store/held-entry.ts';
 import { tryFlock } from '../../../lib/system/flock.ts';

@@ -22,6 +22,7 @@ import {
 } from '../../../lib/core/node-facts.ts';
 import { nobody } from '../../../lib/system/as-user.ts';
 import { probeOverlay } from '../../../lib/system/overlay.ts';
+import { StandInRegistry } from '../../helpers/directory-registry.ts';
 import { TestNode } from '../../helpers/node.ts';
 import {
   alice,
@@ -30,7 +31,6 @@ import {
   replaceProgram,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
-import { StandInRegistry } from '../../helpers/directory-registry.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 enterPrivateMachine();

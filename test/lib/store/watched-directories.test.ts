@@ -14,8 +14,8 @@ import { dirname, join } from 'node:path';
 import { mostWatched, parseWatched, type WatchedDirectory } from '../../../lib/core/entry-metadata.ts';
 import * as watching from '../../../lib/store/watched-directories.ts';
 import { withDirectory } from '../../../lib/system/directory.ts';
-import { forAll } from '../../helpers/property.ts';
 import { command } from '../../helpers/private-machine.ts';
+import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 
 const test = suite('watched directories');

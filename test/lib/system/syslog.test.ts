@@ -13,6 +13,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { logLevels, syslogFacilities, type LogLevel } from '../../../lib/core/settings.ts';
 import { openLog, type LogSettings } from '../../../lib/system/syslog.ts';
+import { until } from '../../helpers/node.ts';
 import {
   command,
   enterPrivateMachine,
@@ -22,7 +23,6 @@ import {
   umount,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
-import { until } from '../../helpers/node.ts';
 import { assert, suite, unlessStrace } from '../../helpers/suite.ts';
 
 enterPrivateMachine();

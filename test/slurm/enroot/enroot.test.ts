@@ -24,7 +24,6 @@ import {
   unlessDockerRegistry,
   type DockerRegistry,
 } from '../../helpers/docker-registry.ts';
-import { makeImage, type Tree } from '../../helpers/squashfs-image.ts';
 import { until } from '../../helpers/node.ts';
 import {
   alice,
@@ -35,6 +34,7 @@ import {
   mount,
   unlessPrivateMachine,
 } from '../../helpers/private-machine.ts';
+import { makeImage, type Tree } from '../../helpers/squashfs-image.ts';
 import { assert, suite } from '../../helpers/suite.ts';
 import { installStandInEnroot, mountPointsTree, programsTree, standInUnavailable } from './stand-in.ts';
 
