@@ -137,8 +137,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('group', {
             type: 'number',
             requiresArg: true,
-            describe:
-              'The number of their primary group: needed if passwd does not know the user',
+            describe: 'The number of their primary group: needed if passwd does not know the user',
           })
           .option('user-name', {
             type: 'string',

@@ -8,8 +8,10 @@
  * mark. But enroot is a bash script, and bash takes functions from the environment. Of the programs that
  * `import` calls by name, two are replaced:
  *
- *   enroot-aufs2ovlfs LAYER             writes the paths of the layer's whiteouts into LAYER.whiteouts, and changes nothing
- *   enroot-mksquashovlfs 0:1:2 FILE …   makes a directory FILE, and moves the layers into it, with a file `order`: `0:1:2`
+ *   enroot-aufs2ovlfs LAYER             writes the paths of the layer's whiteouts into LAYER.whiteouts, and
+ *                                       changes nothing
+ *   enroot-mksquashovlfs 0:1:2 FILE …   makes a directory FILE, and moves the layers into it, with a file
+ *                                       `order`: `0:1:2`
  *
  * merge-layers.ts makes one tree of that directory. An enroot that does not take these functions makes a
  * squashfs file.
