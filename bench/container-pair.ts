@@ -7,6 +7,8 @@ export interface Pair {
   /** With the cache, but without PrologFlags=Alloc. */
   readonly startUnallocated: () => Promise<ContainerCluster>;
   readonly imagePath: string;
+  /** Of a few files, which may be unpacked many times. */
+  readonly tinyImagePath: string;
   /** On the disk to be measured. */
   readonly directory: string;
 }
