@@ -4,12 +4,12 @@
  * tar(1), all at once, to where they stay.
  */
 import { spawnSync } from 'node:child_process';
-import { createHash } from 'node:crypto';
 import * as fs from 'node:fs';
 import { join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { directoryName } from '../lib/core/layout.ts';
 import {
+  digestOf,
   startDockerRegistry,
   unlessDockerRegistry,
   type DockerRegistry,
@@ -76,8 +76,6 @@ async function pushLayers(registry: DockerRegistry, tree: string, count: number)
     compressedBytes: sizes.reduce((sum, bytes) => sum + bytes),
   };
 }
-
-const digestOf = (content: Buffer): string => `sha256:${createHash('sha256').update(content).digest('hex')}`;
 
 function pack(tree: string, names: readonly string[]): { archive: Buffer; contentDigest: string } {
   const options = ['--null', '--no-recursion', '--numeric-owner', '--owner=0', '--group=0', '--files-from=-'];

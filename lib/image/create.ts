@@ -25,7 +25,7 @@ import { findCommandForUsers } from '../system/self.ts';
 import type { Log } from '../system/syslog.ts';
 import { isNotExecuted } from '../system/tool.ts';
 import { hashFile, rememberContent, type FileContent } from './content.ts';
-import { layerFunctions, mergeLayers } from './enroot-layers.ts';
+import { discardLayers, layerFunctions, mergeLayers } from './enroot-layers.ts';
 import type { Enroot } from './enroot-program.ts';
 import { hashContent } from './image-hash.ts';
 import { probeSquashfs, type ImageSource, type RegistrySource, type SquashfsSource } from './image-source.ts';
@@ -217,7 +217,7 @@ async function importImage(
         ? await mergeImage(context, command, importUri, rootfsPath, remainingMs)
         : imported;
     } catch (error) {
-      // Or nobody can: then enroot's own words say why.
+      // Perhaps nobody can merge them: then enroot's own words say why.
       if (faultCode(error) !== 'UNPACK_FAILED') throw error;
       context.log('info', 'layers', {
         uid: user.uid,
@@ -225,6 +225,9 @@ async function importImage(
         result: 'not-merged',
         reason: `${describeError(error)}; enroot imports the image once more, as one file`,
       });
+      // The file needs their room. Where they stay, its own failure tells of it.
+      const left = [`${partialPath}/${importedName}`, `${partialPath}/${treeName}`] as const;
+      await discardLayers(user, command, left, remainingMs()).catch(() => undefined);
     }
   }
   return importTo(squashfsName, []) as Promise<SquashfsSource>;

@@ -29,7 +29,6 @@ const complaint = 'container-cache: cannot keep the layers';
 const moveLayers = `() {
   local IFS=:
   mkdir "$2" && printf %s "$1" >"$2/order" && mv -- $1 *.whiteouts "$2" && return
-  rm -rf -- "$2"
   echo '${complaint}' >&2
   return 1
 }`;
@@ -56,9 +55,8 @@ export async function mergeLayers(
   rootfsPath: string,
   timeoutMs: number,
 ): Promise<void> {
-  const args = ['merge-layers', layersPath, rootfsPath];
   try {
-    await run(asUser(user, { file: command, args, timeoutMs }, { canGain: false, groups: 'none' }));
+    await runMerge(user, command, [layersPath, rootfsPath], timeoutMs);
   } catch (cause) {
     if (!(cause instanceof CommandFailed)) throw cause;
     const message = `Cannot merge the layers in "${layersPath}"`;
@@ -66,4 +64,24 @@ export async function mergeLayers(
     if (shortage !== undefined) throw shortageFault(shortage, message, cause.stderrTail);
     throw new JobFault(cause.timedOut ? 'CREATE_TIMEOUT' : 'UNPACK_FAILED', message, { cause });
   }
+}
+
+/** Deletes what was not merged, and what had been made of it, as the user. @throws CommandFailed */
+export async function discardLayers(
+  user: UserIds,
+  command: string,
+  paths: readonly [layersPath: string, rootfsPath: string],
+  timeoutMs: number,
+): Promise<void> {
+  await runMerge(user, command, ['--discard', ...paths], timeoutMs);
+}
+
+async function runMerge(
+  user: UserIds,
+  command: string,
+  parameters: readonly string[],
+  timeoutMs: number,
+): Promise<void> {
+  const args = ['merge-layers', ...parameters];
+  await run(asUser(user, { file: command, args, timeoutMs }, { canGain: false, groups: 'none' }));
 }

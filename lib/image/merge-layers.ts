@@ -1,6 +1,6 @@
 /**
- * `container-cache merge-layers LAYERS ROOTFS`: one tree of an image's layers, by renames; enroot-layers.ts
- * starts it as the user.
+ * `container-cache merge-layers [--discard] LAYERS ROOTFS`: one tree of an image's layers, by renames;
+ * enroot-layers.ts starts it as the user. With --discard both are deleted, as far as they are there.
  *
  * LAYERS holds what enroot has unpacked and enroot-layers.ts kept of it:
  *
@@ -37,15 +37,17 @@ const opaqueName = '.wh..wh..opq';
 const ownerAll = 0o700;
 const permissionBits = 0o7777;
 
-/** What cannot be merged is deleted: enroot needs its room for another way. @returns the exit code */
-export function runMergeLayers([layersPath, rootfsPath, ...rest]: readonly string[]): number {
+/** @returns the exit code */
+export function runMergeLayers(parameters: readonly string[]): number {
+  const isDiscard = parameters[0] === '--discard';
+  const [layersPath, rootfsPath, ...rest] = isDiscard ? parameters.slice(1) : parameters;
   if (layersPath === undefined || rootfsPath === undefined || rest.length > 0) return 2;
   try {
-    mergeLayers(layersPath, rootfsPath);
+    if (isDiscard) for (const path of [layersPath, rootfsPath]) remove(Buffer.from(path));
+    else mergeLayers(layersPath, rootfsPath);
     return 0;
   } catch (error) {
     process.stderr.write(`${describeError(error)}\n`);
-    for (const path of [layersPath, rootfsPath]) remove(Buffer.from(path));
     return 1;
   }
 }

@@ -296,7 +296,7 @@ export class DockerRegistry implements AsyncDisposable {
   }
 }
 
-function digestOf(content: string | Buffer): string {
+export function digestOf(content: string | Buffer): string {
   return `sha256:${createHash('sha256').update(content).digest('hex')}`;
 }
 
