@@ -58,9 +58,11 @@ const START_TIMEOUT_MS = 90_000;
 const STOP_TIMEOUT_MS = 60_000;
 const SYSLOG_TIMEOUT_MS = 60_000;
 /**
- * A look starts several programs, which take from what is waited for: so the longer it takes, the less often.
+ * A look may take from what is waited for: so the longer it takes, the less often.
  */
 const POLL_INTERVAL_MS = { least: 100, most: 500, partOfElapsed: 0.3 } as const;
+const LOG_POLL_MS = 20;
+const LOOK_AGAIN_MS = 500;
 /**
  * How long a requeued job must rest so that slurmd treats it as new. slurmd compares its credentials by
  * whole seconds: a job that comes back sooner is launched without a Prolog. Slurm itself waits 121 s.
@@ -453,7 +455,7 @@ class RunningCluster implements Cluster {
     return pollFor(
       `job ${jobId} to be ${states.join(' or ')}`,
       timeoutMs,
-      () => this.jobRecords(jobId),
+      this.#whenSlurmHasLogged(() => this.jobRecords(jobId)),
       (records) => records.length > 0 && records.every((record) => states.includes(jobState(record))),
       async (records) => {
         const jobs = records.map((record) => `${jobState(record)} (${record['Reason'] ?? ''})`);
@@ -480,12 +482,30 @@ class RunningCluster implements Cluster {
     }
   }
 
+  /**
+   * Puts off each look until a daemon of Slurm has logged something, as it does at every change, or half
+   * a second: a look starts several programs, which take from what is waited for.
+   */
+  #whenSlurmHasLogged<T>(look: () => Promise<T>): () => Promise<T> {
+    const logged = (): string =>
+      ['slurmctld.log', 'slurmd.log']
+        .map((name) => fs.statSync(path.join(this.directory, 'log', name), { throwIfNoEntry: false })?.size)
+        .join();
+    let seen: string | undefined;
+    return async () => {
+      const deadlineMs = performance.now() + LOOK_AGAIN_MS;
+      while (logged() === seen && performance.now() < deadlineMs) await sleep(LOG_POLL_MS);
+      seen = logged();
+      return look();
+    };
+  }
+
   async #waitForNode(name: string, timeoutMs: number, isWanted: (node: NodeState) => boolean): Promise<void> {
     const wanted = `the node to be ${name}`;
     await pollFor(
       wanted,
       timeoutMs,
-      () => this.nodeState(),
+      this.#whenSlurmHasLogged(() => this.nodeState()),
       isWanted,
       (node) => JSON.stringify(node),
     );

@@ -309,8 +309,9 @@ export const PROBE_CONFIGURATION: ImageConfiguration = {
 /** Of every file in the image: earlier than anything a job writes. */
 const IMAGE_TIME_SECONDS = '1700000000';
 
+/** Not compressed: that took longer than all else about it. */
 export function makeProbeImage(file: string, version: string): string {
-  return makeImage(file, probeTree(version), ['-all-time', IMAGE_TIME_SECONDS]);
+  return makeImage(file, probeTree(version), ['-all-time', IMAGE_TIME_SECONDS, '-noD', '-noF']);
 }
 
 /**

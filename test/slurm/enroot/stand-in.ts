@@ -110,15 +110,23 @@ export const mountPointsTree: Readonly<Record<string, TreeItem>> = Object.fromEn
 );
 
 /** Programs of this machine with their libraries, as `bin/NAME`: what a container needs to run them. */
-export function programsTree(names: readonly string[]): Record<string, TreeItem> {
-  const items: Record<string, TreeItem> = {};
-  for (const name of names) {
-    const program = ['/usr/bin', '/bin'].map((directory) => join(directory, name)).find(existsSync);
-    if (program === undefined) throw new Error(`Cannot make a tree: there is no "${name}" on this machine`);
-    const { stdout } = spawnSync('ldd', [program], { encoding: 'utf8', env: { PATH: SYSTEM_PATH } });
-    const libraries = [...stdout.matchAll(/\/\S+/g)].map(([file]) => file);
-    items[`bin/${name}`] = { content: readFileSync(program), mode: 0o755 };
-    for (const file of libraries) items[file.slice(1)] = { content: readFileSync(file), mode: 0o755 };
-  }
-  return items;
+export const programsTree = (names: readonly string[]): Record<string, TreeItem> =>
+  Object.assign({}, ...names.map(programTree)) as Record<string, TreeItem>;
+
+/** By name: a file of tests makes dozens of images of the same programs. */
+const programTrees = new Map<string, Readonly<Record<string, TreeItem>>>();
+
+function programTree(name: string): Readonly<Record<string, TreeItem>> {
+  const known = programTrees.get(name);
+  if (known !== undefined) return known;
+  const program = ['/usr/bin', '/bin'].map((directory) => join(directory, name)).find(existsSync);
+  if (program === undefined) throw new Error(`Cannot make a tree: there is no "${name}" on this machine`);
+  const { stdout } = spawnSync('ldd', [program], { encoding: 'utf8', env: { PATH: SYSTEM_PATH } });
+  const libraries = [...stdout.matchAll(/\/\S+/g)].map(([file]) => file);
+  const tree = Object.fromEntries([
+    [`bin/${name}`, { content: readFileSync(program), mode: 0o755 }],
+    ...libraries.map((file) => [file.slice(1), { content: readFileSync(file), mode: 0o755 }] as const),
+  ]);
+  programTrees.set(name, tree);
+  return tree;
 }
