@@ -9,6 +9,7 @@ import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { parseIdName, roomAnswerPath, roomAnswersPath, userPath } from '../lib/core/layout.ts';
 import {
   parseRoomRequest,
+  roomAsker,
   roomVariable,
   type RoomAnswer,
   type RoomRequest,
@@ -25,7 +26,7 @@ import { inDirectory, openDirectory, type Directory } from '../lib/system/direct
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { errnoOf, isGone, unlessErrno } from '../lib/system/errno.ts';
 import { tryFlock } from '../lib/system/flock.ts';
-import { processIds } from '../lib/system/processes.ts';
+import { processesByOwner, processIds } from '../lib/system/processes.ts';
 import { CommandFailed, run } from '../lib/system/run-command.ts';
 import type { Log } from '../lib/system/syslog.ts';
 
@@ -37,7 +38,8 @@ interface ServeRequest {
 
 /** Of one user at once; what is beyond it asks again. */
 const mostOfUser = 16;
-const mostProcesses = 1024;
+/** Of one user, the newest: whoever has more makes nobody else wait for a look at all of them. */
+const mostProcesses = 4096;
 const readLimitMs = 5000;
 const collectLimitMs = 9 * 60_000;
 const oldestAnswerMs = 60 * 60_000;
@@ -51,26 +53,14 @@ interface Asking extends RoomRequest {
  * Serves users beside each other, the requests of one user in turn: who has an image that never ends keeps
  * nobody else waiting.
  */
-export async function serveRoom(request: ServeRequest, pids: readonly number[]): Promise<void> {
+export async function serveRoom(request: ServeRequest): Promise<void> {
   prepareAnswers(request.settings.runtimePath);
-  const users = Map.groupBy(
-    pids.slice(0, mostProcesses).flatMap((pid) => {
-      const user = processIds(pid);
-      return user === undefined ? [] : [{ pid, user }];
-    }),
-    ({ user }) => `${user.uid}:${user.gid}`,
-  );
   await Promise.all(
-    [...users.values()].map(async (processes) => {
-      const user = processes[0]?.user;
-      if (user === undefined) return;
-      const directory = openUnserved(request.base, user);
-      if (directory === undefined) return;
+    [...processesByOwner()].map(async ([uid, pids]) => {
+      const directory = uid === undefined ? undefined : openUnserved(request.base, uid);
+      if (uid === undefined || directory === undefined) return;
       try {
-        const asking = await readRequests(
-          user,
-          processes.map(({ pid }) => pid),
-        );
+        const asking = await readRequests(uid, pids.slice(-mostProcesses));
         for (const one of asking) answer(request, one, 'working');
         for (const one of asking) answer(request, one, await serve(request, one));
       } finally {
@@ -84,7 +74,7 @@ export async function serveRoom(request: ServeRequest, pids: readonly number[]):
  * The flock of the user's directory means that this user is being served. Users have a directory from their
  * first job on this node on. One who locks it keeps nobody but themselves from room.
  */
-function openUnserved(base: Directory, { uid }: UserIds): Directory | undefined {
+function openUnserved(base: Directory, uid: number): Directory | undefined {
   const directory = unlessErrno([...isGone, 'ELOOP'], () =>
     openDirectory(inDirectory(base, String(uid)), userPath(base.path, uid)),
   );
@@ -94,8 +84,30 @@ function openUnserved(base: Directory, { uid }: UserIds): Directory | undefined 
   return undefined;
 }
 
+async function readRequests(uid: number, pids: readonly number[]): Promise<Asking[]> {
+  const groups = Map.groupBy(
+    pids.flatMap((pid) => {
+      const found = processIds(pid);
+      return found?.uid === uid && found.name === roomAsker ? [{ pid, gid: found.gid }] : [];
+    }),
+    ({ gid }) => gid,
+  );
+  const asking: Asking[] = [];
+  for (const [gid, processes] of groups) {
+    if (asking.length >= mostOfUser) break;
+    const user = { uid, gid };
+    asking.push(
+      ...(await readRequestsOf(
+        user,
+        processes.map(({ pid }) => pid),
+      )),
+    );
+  }
+  return asking.slice(0, mostOfUser);
+}
+
 /** As the user, within a time limit: a process can be made to keep its readers waiting (processes.ts). */
-async function readRequests(user: UserIds, pids: readonly number[]): Promise<Asking[]> {
+async function readRequestsOf(user: UserIds, pids: readonly number[]): Promise<Asking[]> {
   const paths = pids.map((pid) => `/proc/${pid}/environ`);
   const options = [
     ...['--with-filename', '--no-messages', '--null-data'],
@@ -114,7 +126,7 @@ async function readRequests(user: UserIds, pids: readonly number[]): Promise<Ask
     // Also if one of them can no longer be read, or never lets itself be read.
     if (!(error instanceof CommandFailed)) throw error;
   });
-  const found = text.split('\0').flatMap((line) => {
+  return text.split('\0').flatMap((line) => {
     const [, number = '', wanted = ''] =
       new RegExp(`^/proc/(\\d+)/environ:${roomVariable}=(.*)$`, 's').exec(line) ?? [];
     const pid = Number(number);
@@ -122,7 +134,6 @@ async function readRequests(user: UserIds, pids: readonly number[]): Promise<Ask
     // What a process of the user printed: it must not answer for another's.
     return parsed === undefined || !pids.includes(pid) ? [] : [{ ...parsed, user, pid }];
   });
-  return found.slice(0, mostOfUser);
 }
 
 const longestRequests = 1024 * 1024;

@@ -6,7 +6,6 @@ import { closeSync } from 'node:fs';
 import process from 'node:process';
 import { parseImage } from '../lib/core/image.ts';
 import { readJobId } from '../lib/core/job.ts';
-import { parseIdName } from '../lib/core/layout.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
 import { roomKinds, type RoomRequest } from '../lib/core/room-request.ts';
 import { requireSettings, type Settings } from '../lib/core/settings.ts';
@@ -39,10 +38,7 @@ export async function runRoom([action, ...parameters]: readonly string[]): Promi
   const log = openLog(settings);
   const base = openBase(settings);
   try {
-    await serveRoom(
-      { settings, base, log },
-      parameters.flatMap((text) => parseIdName(text) ?? []),
-    );
+    await serveRoom({ settings, base, log });
     return 0;
   } finally {
     closeSync(base.fd);

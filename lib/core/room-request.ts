@@ -1,10 +1,12 @@
 /**
  * What a step asks the node's room agent for (lib/store/room-agent.ts): one variable in the environment of a
- * process of the step, whose number it tells the agent. It names an image and never a size: what the image
- * needs, root finds out.
+ * process of the step, which does nothing else than to be there. It names an image and never a size: what the
+ * image needs, root finds out.
  */
 
 export const roomVariable = 'CONTAINER_CACHE_ROOM';
+/** The program of that process: only such processes are looked at. */
+export const roomAsker = 'sleep';
 
 /**
  * For an entry; for a container that enroot unpacks; of the user's own quota for either; for the few files of

@@ -1,21 +1,21 @@
 /**
  * The room agent: how a step, whose processes are its user's, has root make room.
  *
- *   <runtime>/room            root's FIFO, which everybody may write to: a line is the number of a process
+ *   <runtime>/room            root's FIFO, which everybody may write to: a bell
  *   <runtime>/room.lock       flocked by the agent
  *   <runtime>/answers/<pid>   root's answer to that process
  *
  *   1. A Prolog that finds nobody reading the FIFO starts the agent: a shell of root, in a separate session,
  *      that sleeps in read(2). It takes 3 MiB.
- *   2. A step starts a process that says in its environment what it wants (room-request.ts). It writes the
- *      number of that process into the FIFO.
- *   3. The agent starts `container-cache room serve NUMBER…`, at most once a second, however much is written.
- *   4. That program finds the process's user, reads the request and measures the image as this user,
- *      collects, and answers. It holds the flock of the user's directory, so that only one serves a user at a
- *      time. Who gets no answer asks again.
+ *   2. A step starts a process that says in its environment what it wants (room-request.ts), and rings.
+ *   3. The agent starts `container-cache room serve`, at most once a second, however much is written.
+ *   4. That program finds such processes, reads the request and measures the image as their user, collects,
+ *      and answers. It holds the flock of the user's directory, so that only one serves a user at a time. Who
+ *      gets no answer asks again.
  *
  * The kernel says who asks, and the image what they need: a request costs others what a job with that image
- * would.
+ * would. What is written says nothing: where somebody keeps the FIFO full, others need not get a byte in,
+ * since the agent is awake.
  *
  * This module is loaded only by a Prolog that finds no agent.
  */
@@ -32,7 +32,8 @@ import { selfCommand } from '../system/self.ts';
 export const roomAgentTitle = 'container-cache-room';
 
 /**
- * bash, since its `read` takes no more than it is told to, and needs no other process to wait in. Descriptor
+ * bash, since its `read` needs no other process to wait in. Without `-d ''` it would drop NULs and wait for
+ * something else. Descriptor
  * 3 is the lock, 4 the FIFO, which it has open for writing, too: so it never ends. It looks every five
  * minutes whether the FIFO still is its own, and ends if not.
  *
@@ -47,17 +48,14 @@ if [[ ! -p $fifo ]]; then
   mkfifo --mode=0622 -- "$fifo" || exit
 fi
 exec 4<>"$fifo" || exit
-declare -A asking
 while [[ $fifo -ef /proc/$$/fd/4 ]]; do
-  asking=()
-  read -r -n 11 -t 300 -u 4 number || continue
-  for ((count = 0; count < 4096; count++)); do
-    [[ ! $number =~ ^[1-9][0-9]{0,9}$ ]] || asking[$number]=1
-    read -r -n 11 -t 0.01 -u 4 number || break
+  read -r -d '' -n 1 -t 300 -u 4 || continue
+  for ((count = 0; count < 16; count++)); do
+    read -r -d '' -n 4096 -t 0.01 -u 4 || break
   done
   running=($(jobs -rp))
-  if [[ \${#asking[@]} -gt 0 && \${#running[@]} -lt 8 ]]; then
-    "$@" "\${!asking[@]}" </dev/null 3<&- 4<&- &
+  if [[ \${#running[@]} -lt 8 ]]; then
+    "$@" </dev/null 3<&- 4<&- &
   fi
   sleep 1 3<&- 4<&-
 done

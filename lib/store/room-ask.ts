@@ -6,6 +6,7 @@ import { roomAnswerPath } from '../core/layout.ts';
 import {
   formatRoomRequest,
   parseRoomAnswer,
+  roomAsker,
   roomVariable,
   type RoomAnswer,
   type RoomRequest,
@@ -19,7 +20,7 @@ import { openRoomFifo } from './room-presence.ts';
  * Until the agent has seen it: it starts a program, after at most a second. On a busy node that takes a
  * while.
  */
-const noticeLimitMs = 15_000;
+const noticeLimitMs = 30_000;
 /** Who was not heard asks again. */
 const repeatMs = 2000;
 /** As long as a collection may take that somebody waits for. */
@@ -40,7 +41,7 @@ export async function askForRoom(
   // The kernel shows root what a process was started with, so a process is started with it.
   const seconds = String(Math.ceil((noticeLimitMs + answerLimitMs) / 1000));
   const startedAtMs = Date.now() - clockTickMs;
-  const asking = spawn('setpriv', ['--pdeathsig=KILL', '--', 'sleep', seconds], {
+  const asking = spawn('setpriv', ['--pdeathsig=KILL', '--', roomAsker, seconds], {
     cwd: '/',
     env: { ...childEnvironment, [roomVariable]: formatRoomRequest(request) },
     stdio: 'ignore',
@@ -58,7 +59,7 @@ export async function askForRoom(
       isNoticed ||= answer === 'working';
       if (waitedMs > Math.min(limitMs, isNoticed ? answerLimitMs : noticeLimitMs)) return undefined;
       if (!isNoticed && waitedMs - askedMs >= repeatMs) {
-        write(fifo, `${pid}\n`);
+        ring(fifo);
         askedMs = waitedMs;
       }
       await delay(pollMs);
@@ -69,11 +70,11 @@ export async function askForRoom(
   }
 }
 
-function write(fifo: number, text: string): void {
+function ring(fifo: number): void {
   try {
-    writeSync(fifo, text);
+    writeSync(fifo, '\n');
   } catch {
-    // It is full: somebody floods it. Or the agent has ended.
+    // It is full: somebody floods it, and the agent is awake. Or it has ended.
   }
 }
 

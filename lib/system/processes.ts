@@ -64,16 +64,25 @@ export function processCommandLine(pid: number): string | undefined {
   return readProcessFile(pid, 'cmdline')?.replace(/\0+$/, '').replaceAll('\0', ' ');
 }
 
+interface ProcessIds {
+  readonly uid: number;
+  readonly gid: number;
+  /** At most 15 characters of the program's file name, or what the process calls itself; may be escaped. */
+  readonly name: string;
+}
+
 /**
  * @returns the real IDs, or undefined if the process is gone or a zombie; never waits, whoever owns the
  *   process
  */
-export function processIds(pid: number): { readonly uid: number; readonly gid: number } | undefined {
+export function processIds(pid: number): ProcessIds | undefined {
   const status = readProcessFile(pid, 'status') ?? '';
-  const [uid, gid] = [/^Uid:\s+(\d+)/m, /^Gid:\s+(\d+)/m].map((field) => field.exec(status)?.[1]);
+  const [name = '', uid, gid] = [/^Name:\t(.*)/, /^Uid:\s+(\d+)/m, /^Gid:\s+(\d+)/m].map(
+    (field) => field.exec(status)?.[1],
+  );
   return uid === undefined || gid === undefined || /^State:\s+[ZX]/m.test(status)
     ? undefined
-    : { uid: Number(uid), gid: Number(gid) };
+    : { uid: Number(uid), gid: Number(gid), name };
 }
 
 /** Whether a process is stopped, by a signal or by who traces it; never waits, whoever owns the process. */
@@ -119,6 +128,13 @@ export function processesOwnedBy(uid: number): readonly number[] {
   if (typeof found === 'object') return found;
   return listProcesses().filter((pid) => statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid === uid);
 }
+
+/**
+ * All of them by their owner, with the same exceptions, the newest last until the numbers begin anew; by
+ * undefined those that have ended.
+ */
+export const processesByOwner = (): ReadonlyMap<number | undefined, readonly number[]> =>
+  Map.groupBy(listProcesses(), (pid) => statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid);
 
 export function listProcesses(): number[] {
   return readdirSync('/proc')

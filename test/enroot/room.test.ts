@@ -3,7 +3,7 @@
  * fill; and quotas.
  */
 // test: timeout 600 s
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import {
   chmodSync,
@@ -242,6 +242,38 @@ hostile(
     });
   },
 );
+
+hostile('a FIFO that another user keeps full, with anything, keeps nobody from room', async () => {
+  await withDisk(noWatermarks, async (node) => {
+    await startFull(node, 12);
+    const image = node.image({ file: random(10) });
+    const nobody = ['--reuid', '65000', '--regid', '65000', '--clear-groups'];
+    const floods = ["yes ''", 'yes 1', "yes 9 | tr -d '\\n'", 'cat /dev/zero', 'cat /dev/urandom'].map(
+      (flood) => {
+        const script = `(${flood}) >"$0"`;
+        const [file = '', ...parameters] = [...nobody, 'bash', '-c', script, join(node.runtimePath, 'room')];
+        return spawn(file, parameters, { stdio: 'ignore', detached: true });
+      },
+    );
+    try {
+      await until('the FIFO is full', () => {
+        const fifo = openSync(join(node.runtimePath, 'room'), constants.O_WRONLY | constants.O_NONBLOCK);
+        try {
+          writeSync(fifo, '\n');
+          return false;
+        } catch {
+          return true;
+        } finally {
+          closeSync(fifo);
+        }
+      });
+      const made = await acquire(node, [image]);
+      assert.equal([made.exitCode, made.log?.fields['result']], [0, 'created'], made.log?.fields['reason']);
+    } finally {
+      for (const { pid } of floods) process.kill(-pid!, 'SIGKILL');
+    }
+  });
+});
 
 hostile(
   'there is one, however many Prologs look for it; it ends when its FIFO is gone and it is woken',

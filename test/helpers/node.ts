@@ -499,12 +499,14 @@ export function holders(jobId?: number): Process[] {
   );
 }
 
-/** A collector, or what marks an entry settled (startSettling). */
+/** A collector, what the room agent starts, or what marks an entry settled (startSettling). */
 function inBackground(): number[] {
   return processes()
     .filter(
       ({ commandLine }) =>
-        commandLine.endsWith('gc --background') || commandLine.includes('sync --file-system -- '),
+        commandLine.endsWith('gc --background') ||
+        (commandLine.endsWith('room serve') && !commandLine.includes(roomAgentTitle)) ||
+        commandLine.includes('sync --file-system -- '),
     )
     .map(({ pid }) => pid);
 }
