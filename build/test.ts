@@ -28,6 +28,7 @@ import { tmpdir } from 'node:os';
 import { dirname, join, relative } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { SKIP_MARK } from '../test/helpers/skip-mark.ts';
+import { build, BUILT_VARIABLE } from './build.ts';
 import { printCounts, type Counts } from './counts.ts';
 import { digestOfFiles, projectRoot, sourceFiles } from './source-files.ts';
 
@@ -54,6 +55,8 @@ interface FileResult extends Counts {
   skips: string[];
   output: string;
   durationMs: number;
+  /** Of the processor, by the file and those of its children that it waited for. */
+  usedMs: number;
 }
 
 function testFiles(words: readonly string[] = []): string[] {
@@ -72,6 +75,8 @@ export async function runTestFiles(
   print: (line: string) => void = console.log,
 ): Promise<Counts> {
   const files = paths.map(readDirectives);
+  await buildOnce();
+  usedBeforeMs = processorMsOfChildren();
   // Those that may take longest first, so that the last one does not run alone.
   const together = files.filter((file) => !file.serial).sort((a, b) => b.timeoutMs - a.timeoutMs);
   const alone = files.filter((file) => file.serial);
@@ -95,6 +100,15 @@ export async function runTestFiles(
   return sums;
 }
 
+/** What cannot be built is said by the tests that need it. */
+async function buildOnce(): Promise<void> {
+  const isBuilt = await build().then(
+    () => true,
+    () => false,
+  );
+  if (isBuilt) process.env[BUILT_VARIABLE] = '1';
+}
+
 function readDirectives(path: string): TestFile {
   const text = readFileSync(path, 'utf8');
   const [head = ''] = text.split(/^import /m, 1);
@@ -107,6 +121,16 @@ function readDirectives(path: string): TestFile {
     else throw new Error(`Cannot run ${path}: "// test: ${directive}" is neither "serial" nor "timeout N s"`);
   }
   return file;
+}
+
+/** Of the children that have ended until now, and of theirs. */
+let usedBeforeMs = 0;
+
+function processorMsOfChildren(): number {
+  const stat = readProc(process.pid, 'stat');
+  // The second field is the name in parentheses and may hold blanks itself; cutime and cstime, in 1/100 s.
+  const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  return 10 * (Number(fields[13]) + Number(fields[14]));
 }
 
 /** What must not outlive this process. */
@@ -142,7 +166,8 @@ async function runTestFile(file: TestFile): Promise<FileResult> {
       faults.push(`ended with ${end.signal ?? `exit code ${String(end.exitCode)}`}`);
     if (leftovers.length > 0 && !end.timedOut) faults.push(`left processes behind: ${leftovers.join('; ')}`);
     const text = readFileSync(outputPath, 'utf8');
-    return { ...judge(text, faults), output: text, durationMs: performance.now() - startedMs };
+    const durationMs = performance.now() - startedMs;
+    return { ...judge(text, faults), output: text, durationMs, usedMs: end.usedMs };
   } finally {
     closeSync(output);
     rmSync(directory, { recursive: true, force: true });
@@ -153,6 +178,7 @@ interface End {
   exitCode: number | null;
   signal: NodeJS.Signals | null;
   timedOut: boolean;
+  usedMs: number;
 }
 
 /** Resolves when the process has ended; its group is killed at the time-out, and in any case afterwards. */
@@ -172,7 +198,9 @@ function waitForExit(child: ChildProcess, timeoutMs: number): Promise<End> {
       killGroup(group);
       runningGroups.delete(group);
     }
-    resolve({ exitCode, signal, timedOut });
+    const usedMs = processorMsOfChildren() - usedBeforeMs;
+    usedBeforeMs += usedMs;
+    resolve({ exitCode, signal, timedOut, usedMs });
   });
   return promise;
 }
@@ -198,11 +226,13 @@ function judge(output: string, faults: string[]): Counts & { faults: string[]; s
 
 function printResult(file: TestFile, result: FileResult, print: (line: string) => void): void {
   const name = relative(projectRoot, file.path);
-  const seconds = (result.durationMs / 1000).toFixed(1);
+  const [seconds, used] = [result.durationMs, result.usedMs].map((ms) => (ms / 1000).toFixed(1));
   const counts = [`${result.passed} passed`];
   if (result.failed > 0) counts.push(`${result.failed} failed`);
   if (result.skipped > 0) counts.push(`${result.skipped} skipped`);
-  print(`${result.failed > 0 ? 'FAIL' : 'ok  '} ${name}: ${counts.join(', ')} (${seconds} s)`);
+  print(
+    `${result.failed > 0 ? 'FAIL' : 'ok  '} ${name}: ${counts.join(', ')} (${seconds} s, ${used} s of a processor)`,
+  );
   for (const skip of result.skips) print(`       skipped: ${skip}`);
   if (result.failed === 0) return;
   for (const fault of result.faults) print(`       ${fault}`);
