@@ -250,9 +250,8 @@ hostile('a FIFO that another user keeps full, with anything, keeps nobody from r
     const nobody = ['--reuid', '65000', '--regid', '65000', '--clear-groups'];
     const floods = ["yes ''", 'yes 1', "yes 9 | tr -d '\\n'", 'cat /dev/zero', 'cat /dev/urandom'].map(
       (flood) => {
-        const script = `(${flood}) >"$0"`;
-        const [file = '', ...parameters] = [...nobody, 'bash', '-c', script, join(node.runtimePath, 'room')];
-        return spawn(file, parameters, { stdio: 'ignore', detached: true });
+        const script = ['bash', '-c', `(${flood}) >"$0"`, join(node.runtimePath, 'room')];
+        return spawn('setpriv', [...nobody, ...script], { stdio: 'ignore', detached: true });
       },
     );
     try {
