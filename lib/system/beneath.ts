@@ -110,7 +110,8 @@ export function openFileBeneath(
 ): number {
   return withPath(directory, path, 0, (stands) => {
     if (!fstatSync(stands).isFile()) throw new Error('not a regular file');
-    return openSync(`/proc/self/fd/${stands}`, flags | always);
+    // What stands there is no symlink; the way to it by /proc is one.
+    return openSync(`/proc/self/fd/${stands}`, (flags & ~constants.O_NOFOLLOW) | always);
   });
 }
 

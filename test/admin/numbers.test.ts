@@ -152,6 +152,15 @@ test('what a step acquired is counted by its Epilog', async () => {
   assert.equal(node.stepEvents(alice), []);
 });
 
+test('each of several images that the steps of a job acquired is counted', async () => {
+  await using node = await TestNode.start({ settings: never });
+  await node.prolog({ id: 1, user: alice });
+  for (const image of [node.image(), node.image(), node.image()])
+    assert.is((await startAcquire(node, [image], { jobId: 1 }).answer).exitCode, 0);
+  await node.epilog({ id: 1, user: alice });
+  assert.is((await stats(node)).steps.misses, 3);
+});
+
 const start: StartEvent = {
   kind: 'start',
   atMs: 1,
