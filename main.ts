@@ -38,6 +38,11 @@ async function runProgram(): Promise<void> {
       const { runMergeLayers } = await import('./lib/image/merge-layers.ts');
       return leave(runMergeLayers(parameters));
     }
+    case 'ready-image': {
+      const { runReadyImage } = await import('./lib/store/ready-image.ts');
+      process.exitCode = await runReadyImage(parameters, process.env);
+      return;
+    }
     case 'idle':
       return leave(0);
     case 'admin': {

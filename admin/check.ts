@@ -15,6 +15,7 @@ import { checkCleaners } from './checks/check-cleaners.ts';
 import { checkConfig } from './checks/check-config.ts';
 import { checkEnrootFiles } from './checks/check-enroot-files.ts';
 import { checkClock, checkLeftovers } from './checks/check-leftovers.ts';
+import { checkMounted } from './checks/check-mounted.ts';
 import { checkNamespace } from './checks/check-namespace.ts';
 import { checkNodeFacts } from './checks/check-node-facts.ts';
 import { checkPrograms } from './checks/check-programs.ts';
@@ -36,6 +37,7 @@ interface CheckOptions {
 const checks: Readonly<Record<string, Check>> = {
   programs: checkPrograms,
   base: checkBase,
+  mounted: checkMounted,
   slurm: checkSlurm,
   wrapper: checkWrapper,
   'mounts.d': checkEnrootFiles,

@@ -6,6 +6,7 @@ import { entryNamePattern, parseIdName } from '../lib/core/layout.ts';
 import { formatAgo, formatBytes, formatCount, formatDuration, printable } from '../lib/core/readable.ts';
 import type { Settings } from '../lib/core/settings.ts';
 import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
+import { listMounted } from '../lib/store/mounted-store.ts';
 import { inventoryOf, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
 import { findUserNames } from './user-names.ts';
 
@@ -61,7 +62,9 @@ function describe(what: string, answer: Answer, inventory: Inventory, settings: 
       ({ image }) =>
         `${printable(image)}: not served by the cache; the Prolog's log line for job ${what} says why`,
     );
-  if (entries.length > 0 || bypassed.length > 0) return [...bypassed, ...entries];
+  const refused = describeRefusals(what, settings);
+  if (entries.length > 0 || bypassed.length > 0 || refused.length > 0)
+    return [...bypassed, ...refused, ...entries];
   if (answer.images !== undefined) return [`Job ${what} is on this node, but its entries no longer exist.`];
   return [
     parseIdName(what) === undefined
@@ -82,6 +85,7 @@ function describeEntry(
     createdAtMs === undefined || unpackMs === undefined
       ? 'unknown: its lock file has no valid metadata'
       : `${formatAgo(createdAtMs, nowMs)}, in ${formatDuration(unpackMs)}: ${formatBytes(entry.bytes)}, ${formatCount(entry.inodes)} files`;
+  if (entry.kind === 'mounted') return describeMounted(entry, inventory, settings, nowMs);
   return [
     entry.name,
     `  user      ${user}`,
@@ -91,6 +95,37 @@ function describeEntry(
     `  held by   ${describeHolders(entry, nowMs)}`,
     `  evicted   ${describeFate(entry, inventory, settings, nowMs)}`,
   ];
+}
+
+function describeMounted(
+  entry: InventoryEntry,
+  inventory: Inventory,
+  settings: Settings,
+  nowMs: number,
+): string[] {
+  const where = entry.takesRoom ? `from its copy of ${formatBytes(entry.bytes)}` : 'in place';
+  const ready = `${formatAgo(entry.createdAtMs ?? nowMs, nowMs)}, in ${formatDuration(entry.unpackMs ?? 0)}`;
+  return [
+    entry.name,
+    '  user      all who may read the image (a mounted entry)',
+    `  image     ${printable(entry.image ?? 'unknown')}`,
+    `  mounted   ${where}; made ready ${ready}`,
+    `  views     ${entry.viewers.length === 0 ? 'none' : `of uid ${entry.viewers.join(', ')}`}`,
+    `  used      ${formatAgo(entry.usedAtMs, nowMs)}`,
+    `  held by   ${describeHolders(entry, nowMs)}`,
+    `  evicted   ${describeFate(entry, inventory, settings, nowMs)}`,
+  ];
+}
+
+/** Why an image of `trusted_images` is unpacked for each user instead. */
+function describeRefusals(what: string, { basePath }: Settings): string[] {
+  return listMounted(basePath).flatMap(({ name, facts }) =>
+    facts.refusal !== undefined && (facts.image === what || name === what)
+      ? [
+          `${printable(facts.image)}: not mounted, but unpacked for each user: ${printable(facts.refusal.reason)}`,
+        ]
+      : [],
+  );
 }
 
 function describeHolders({ keptBecause, leases }: InventoryEntry, nowMs: number): string {
@@ -113,6 +148,7 @@ function describeFate(
   if (keptBecause === 'leased') return 'not while it is held';
   if (keptBecause === 'mounted') return 'not while it is mounted';
   if (keptBecause === 'pinned') return 'not while it is pinned; `container-cache unpin` removes the pin';
+  if (keptBecause === 'in-place') return 'never: its image is mounted in place, which takes no room';
   if (keptBecause === 'young') {
     const restMs = usedAtMs + gcMinAgeSeconds * 1000 - nowMs;
     return `not within the next ${formatDuration(restMs)}: gc_min_age is ${gcMinAgeSeconds} s`;

@@ -13,6 +13,7 @@ import { openBase } from '../lib/store/base-directory.ts';
 import { listHeldLeases } from '../lib/store/lease.ts';
 import type { FoundEntry } from '../lib/store/listed-entries.ts';
 import { readPins } from '../lib/store/pins.ts';
+import { findImageMounts } from '../lib/store/views.ts';
 import { isRoot } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -52,6 +53,8 @@ export interface InventoryEntry extends FoundEntry {
   readonly goesNext: boolean;
   /** The leases of jobs on it. A step of a job can hold it without one. */
   readonly leases: readonly LeaseRecord[];
+  /** Who has a view of a mounted one, uids. */
+  readonly viewers: readonly number[];
 }
 
 export interface Inventory {
@@ -69,13 +72,19 @@ export function inventoryOf(settings: Settings, base: Directory): Inventory {
   const { usage, due, plan } = forecastCollection({ base, policy: settings, pinned, log: tellTrouble });
   const leases = listHeldLeases(settings.runtimePath);
   const leasesOn = (entry: FoundEntry): LeaseRecord[] =>
-    leases.filter(({ uid, entries }) => uid === entry.uid && entries.includes(entry.name));
+    leases.filter(
+      ({ uid, entries }) => (entry.kind === 'mounted' || uid === entry.uid) && entries.includes(entry.name),
+    );
+  const { views } = findImageMounts(settings.runtimePath);
+  const viewersOf = ({ name }: FoundEntry): number[] =>
+    [...new Set(views.filter((view) => view.name === name).map(({ uid }) => uid))].sort((a, b) => a - b);
   const candidates = [...plan.evict, ...plan.reserve].map((entry, index) => ({
     ...entry,
     keptBecause: undefined,
     place: index + 1,
     goesNext: due && index < plan.evict.length,
     leases: leasesOn(entry),
+    viewers: viewersOf(entry),
   }));
   const kept = plan.kept.map(({ entry, reason }) => ({
     ...entry,
@@ -83,6 +92,7 @@ export function inventoryOf(settings: Settings, base: Directory): Inventory {
     place: undefined,
     goesNext: false,
     leases: leasesOn(entry),
+    viewers: viewersOf(entry),
   }));
   return { usage, due, entries: [...candidates, ...kept], leases };
 }

@@ -13,7 +13,9 @@ const readableMode = 0o644;
 export function runMetrics({ output }: { readonly output: string | undefined }): Promise<number> {
   return withBase('show counters', async (settings, base) => {
     const counters = await updateCounters(settings.statePath);
-    const { usage, entries, leases } = inventoryOf(settings, base);
+    const { usage, entries: all, leases } = inventoryOf(settings, base);
+    const entries = all.filter(({ kind }) => kind === 'private');
+    const mounted = all.filter(({ kind }) => kind === 'mounted');
     const text = formatMetrics(counters, {
       version: release.version,
       usage,
@@ -23,7 +25,12 @@ export function runMetrics({ output }: { readonly output: string | undefined }):
         bytes: entries.reduce((sum, { bytes }) => sum + bytes, 0),
         inodes: entries.reduce((sum, { inodes }) => sum + inodes, 0),
       },
-      pinned: entries.filter(({ pinned }) => pinned).length,
+      mounted: {
+        count: mounted.length,
+        bytes: mounted.reduce((sum, { bytes }) => sum + bytes, 0),
+        views: mounted.reduce((sum, { viewers }) => sum + viewers.length, 0),
+      },
+      pinned: all.filter(({ pinned }) => pinned).length,
       leases: leases.length,
     });
     if (output === undefined) process.stdout.write(text);

@@ -26,6 +26,7 @@ interface NodeState {
   readonly policy: CollectionPolicy;
   /** What the entries say of themselves, added up. */
   readonly entries: { readonly count: number; readonly bytes: number; readonly inodes: number };
+  readonly mounted: { readonly count: number; readonly bytes: number; readonly views: number };
   readonly pinned: number;
   readonly leases: number;
 }
@@ -142,7 +143,7 @@ function collectorMetrics({ evictions, collections, lastCollectionAtMs }: Counte
   ];
 }
 
-function nodeMetrics({ version, usage, policy, entries, pinned, leases }: NodeState): string[] {
+function nodeMetrics({ version, usage, policy, entries, mounted, pinned, leases }: NodeState): string[] {
   const one = (value: number): Sample[] => [[{}, value]];
   return [
     metric('entries', 'gauge', 'Unpacked images on the node.', one(entries.count)),
@@ -153,6 +154,9 @@ function nodeMetrics({ version, usage, policy, entries, pinned, leases }: NodeSt
       one(entries.bytes),
     ),
     metric('entry_inodes', 'gauge', 'Files and directories of the entries.', one(entries.inodes)),
+    metric('mounted_entries', 'gauge', 'Images that are mounted for all users.', one(mounted.count)),
+    metric('mounted_bytes', 'gauge', 'Bytes that copies of such images take on disk.', one(mounted.bytes)),
+    metric('views', 'gauge', 'Mounts by which users see such images.', one(mounted.views)),
     metric('pinned_entries', 'gauge', 'Entries that no collection evicts.', one(pinned)),
     metric('leases', 'gauge', 'Jobs that hold entries.', one(leases)),
     metric('used_ratio', 'gauge', "How much of the base's filesystem is used.", [

@@ -130,8 +130,10 @@ function toJson(
     collectionDue: due,
     entries: entries.map((entry) => ({
       name: entry.name,
+      kind: entry.kind,
       uid: entry.uid,
-      user: names.get(entry.uid) ?? null,
+      user: entry.kind === 'mounted' ? null : (names.get(entry.uid) ?? null),
+      viewers: entry.viewers,
       image: entry.image ?? null,
       bytes: entry.bytes,
       inodes: entry.inodes,
@@ -155,7 +157,8 @@ function describe(
 ): string {
   const bytes = entries.reduce((sum, entry) => sum + entry.bytes, 0);
   const used = entries.filter(({ keptBecause }) => keptBecause === 'leased').length;
-  const users = new Set(entries.map(({ uid }) => uid)).size;
+  const mounted = entries.filter(({ kind }) => kind === 'mounted');
+  const users = new Set(entries.filter(({ kind }) => kind === 'private').map(({ uid }) => uid)).size;
   const lines = [
     ...describeUsage(usage, settings),
     due
@@ -163,10 +166,13 @@ function describe(
       : `A collection starts at ${settings.gcHighPercent} % and ends below ${settings.gcLowPercent} %.`,
     '',
     ...(entries.length === 0 ? [] : [...describeEntries(entries, names), '']),
-    `${count(entries.length, 'entry', 'entries')} of ${count(users, 'user', 'users')}, ${formatBytes(bytes)}; ${used} in use`,
+    `${count(entries.length - mounted.length, 'entry', 'entries')} of ${count(users, 'user', 'users')}${describeMounted(mounted)}, ${formatBytes(bytes)}; ${used} in use`,
   ];
   return `${lines.join('\n')}\n`;
 }
+
+const describeMounted = (mounted: readonly StatusEntry[]): string =>
+  mounted.length === 0 ? '' : `, ${count(mounted.length, 'mounted image', 'mounted images')} for all users`;
 
 const count = (number: number, one: string, many: string): string =>
   `${formatCount(number)} ${number === 1 ? one : many}`;
@@ -196,6 +202,8 @@ function describeUsage(usage: Usage, { gcHighPercent, gcLowPercent, basePath }: 
 }
 
 const heading = ['USER', 'IMAGE', 'SIZE', 'FILES', 'HITS', 'UNPACKED', 'USED', 'STATE', 'JOBS', 'ENTRY'];
+/** In place of the user of a mounted entry. */
+const everybody = '(all)';
 const numericColumns = [2, 3, 4];
 const stateColumn = 7;
 
@@ -204,7 +212,7 @@ function describeEntries(entries: readonly StatusEntry[], names: Names): string[
   const known = (entry: InventoryEntry, text: string): string =>
     entry.createdAtMs === undefined ? '?' : text;
   const rows = entries.map((entry) => [
-    names.get(entry.uid) ?? String(entry.uid),
+    entry.kind === 'mounted' ? everybody : (names.get(entry.uid) ?? String(entry.uid)),
     printable(entry.image ?? '?'),
     known(entry, formatBytes(entry.bytes)),
     known(entry, formatCount(entry.inodes)),

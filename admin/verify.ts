@@ -22,7 +22,8 @@ const shownDifferences = 10;
 export function runVerify({ entries: wanted, json, background }: VerifyOptions): Promise<number> {
   return withBase('verify entries', async (settings, base) => {
     if (background) return countInBackground(settings, base, wanted);
-    const { entries } = inventoryOf(settings, base);
+    // The kernel refuses every write to a mounted one.
+    const entries = inventoryOf(settings, base).entries.filter(({ kind }) => kind === 'private');
     const names = wanted.length > 0 ? wanted : entries.map(({ name }) => name);
     let exitCode = 0;
     for (const name of names) {

@@ -4,8 +4,10 @@ import process from 'node:process';
 import { JobFault } from '../lib/core/faults.ts';
 import { parseImage } from '../lib/core/image.ts';
 import { noImporter } from '../lib/core/node-facts.ts';
+import type { ImageSource } from '../lib/image/image-source.ts';
 import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
+import { obtainMounted } from '../lib/store/mounted-entry.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
 import { openCreator, type Provision } from '../lib/store/provision.ts';
@@ -47,6 +49,22 @@ export async function warmEntry(request: WarmRequest): Promise<Warmed> {
   }
 }
 
+/** An image that root trusts is mounted for all users. @returns undefined if it is not, for whatever reason */
+async function mount(request: WarmRequest, source: ImageSource): Promise<Acquired | undefined> {
+  const { settings, base, user, configPath, onProgress } = request;
+  if (source.kind !== 'path' || settings.trustedImages.length === 0) return undefined;
+  const mounted = await obtainMounted({
+    ...{ base, user, source, configPath },
+    // We are what runs in the background.
+    settings: { ...settings, createMode: 'wait' },
+    findIsolation: () => Promise.resolve(recallNodeFacts(settings.runtimePath)?.isolation ?? 'overlay'),
+    onPercent: (percent) => {
+      onProgress({ phase: 'unpack', percent });
+    },
+  });
+  return mounted !== 'making' && 'acquired' in mounted ? mounted.acquired : undefined;
+}
+
 async function acquire(
   request: WarmRequest,
 ): Promise<{ readonly acquired: Acquired; readonly warning: string | undefined }> {
@@ -62,6 +80,8 @@ async function acquire(
       );
     const source = await findSource(user, wanted, settings, { kind: 'user' });
     if (source.kind === 'path') request.onSize?.(source.sizes.claimedBytes);
+    const mounted = await mount(request, source);
+    if (mounted !== undefined) return { acquired: mounted, warning: undefined };
     const acquired = await obtainEntry(
       { user, jobId: noJobId, image, source, userPath: userDirectory.path, settings },
       { kind: 'unpack', openCreator: () => openCreator({ ...request, userDirectory, source }) },

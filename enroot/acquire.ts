@@ -7,22 +7,21 @@
  * The same protocol as the Prolog's, by a process without rights: it evicts nothing itself, but asks the
  * node's room agent to (lib/store/room-agent.ts).
  */
-import { closeSync } from 'node:fs';
+import { closeSync, statSync } from 'node:fs';
 import process from 'node:process';
-import { elapsedMs } from '../lib/system/clock.ts';
 import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/faults.ts';
 import { isCollectionDue, isGoalReached } from '../lib/core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
-import { jobImagesName, jobPath, userPath } from '../lib/core/layout.ts';
+import { isMountedEntryName, jobImagesName, jobPath, userPath, viewPath } from '../lib/core/layout.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
 import { logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
-import { openBase } from '../lib/store/base-directory.ts';
 import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/image/create.ts';
 import { openEnroot } from '../lib/image/enroot-program.ts';
+import type { ImageSource, SquashfsSource } from '../lib/image/image-source.ts';
+import { openBase } from '../lib/store/base-directory.ts';
 import type { Acquired, EntryCreator } from '../lib/store/entry.ts';
 import { noteStepStart, startEvent } from '../lib/store/event-files.ts';
-import type { ImageSource, SquashfsSource } from '../lib/image/image-source.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
@@ -30,8 +29,10 @@ import { discardOwn, evictOwnEntries } from '../lib/store/own-entries.ts';
 import { askForRoom } from '../lib/store/room-ask.ts';
 import { findUserDirectory } from '../lib/store/user-directory.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
+import { elapsedMs } from '../lib/system/clock.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
+import { unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
 import { readSmallFile } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
 import { processParent, processStartedMs } from '../lib/system/processes.ts';
@@ -140,7 +141,7 @@ async function acquire(request: Request): Promise<Held> {
     return {
       acquired,
       holderPid: isLeased ? undefined : holdForStep(jobId, user.uid, acquired.entry),
-      warning: source.kind === 'registry' ? source.warning : undefined,
+      warning: (source.kind === 'registry' ? source.warning : undefined) ?? whyNoView(request),
     };
   } finally {
     closeSync(acquired.entry.fd);
@@ -247,12 +248,30 @@ async function openCreator(
 
 const longestImagesBytes = 256 * 1024;
 
-/** What the Prolog has leased stays until the Epilog. */
-function isLeasedByProlog(runtimePath: string, jobId: number, name: string): boolean {
+/** What the Prolog noted, image and entry. */
+function readImages(runtimePath: string, jobId: number): (readonly [image: string, entry: string])[] {
   try {
     const images = readSmallFile(`${jobPath(runtimePath, jobId)}/${jobImagesName}`, longestImagesBytes) ?? '';
-    return images.split('\n').some((line) => line.split('\t')[1] === name);
+    return images.split('\n').map((line) => {
+      const [image = '', entry = ''] = line.split('\t');
+      return [image, entry];
+    });
   } catch {
-    return false;
+    return [];
   }
+}
+
+/** What the Prolog has leased stays until the Epilog. */
+const isLeasedByProlog = (runtimePath: string, jobId: number, name: string): boolean =>
+  readImages(runtimePath, jobId).some(([, entry]) => entry === name);
+
+/** Why the image's mounted entry, which the Prolog has made ready for the job, is of no use to this step. */
+function whyNoView({ settings: { runtimePath }, jobId, user, image }: Request): string | undefined {
+  const [, entry] = readImages(runtimePath, jobId).find(([listed]) => listed === image) ?? [];
+  if (entry === undefined || !isMountedEntryName(entry)) return undefined;
+  const path = viewPath(runtimePath, user.uid, entry);
+  const stats = unlessErrno(userMadeErrnos, () => statSync(path));
+  return stats?.uid === user.uid
+    ? undefined
+    : `this job does not see ${path}, which the Prolog made: Slurm gives it mounts of its own (job_container)`;
 }

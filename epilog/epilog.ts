@@ -1,13 +1,13 @@
 /**
  * The steps after a job, as root on its node:
  *
- *   mark its entries used → release the lease → sweep the job's leftovers → perhaps start the collector
- *   → one log line
+ *   mark its entries used → release the lease → unmount idle views → sweep the job's leftovers
+ *   → perhaps start the collector → one log line
  *
  * Each step runs even if another fails. A second run, or one for a job that never had a Prolog, finds nothing
  * to do.
  */
-import { closeSync, unlinkSync } from 'node:fs';
+import { closeSync, existsSync, unlinkSync } from 'node:fs';
 import process from 'node:process';
 import type { StartEvent } from '../lib/core/events.ts';
 import {
@@ -20,7 +20,14 @@ import {
 } from '../lib/core/faults.ts';
 import { usedPercent } from '../lib/core/gc-plan.ts';
 import { readJob, type Environment, type Job } from '../lib/core/job.ts';
-import { entryPath, parsePartialName, parseStubDirectoryName, userPath } from '../lib/core/layout.ts';
+import {
+  entryPath,
+  imageMountsPath,
+  isMountedEntryName,
+  parsePartialName,
+  parseStubDirectoryName,
+  userPath,
+} from '../lib/core/layout.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
@@ -40,6 +47,7 @@ import { findStub } from '../lib/store/stub.ts';
 import { moveNamesToTrash } from '../lib/store/trash.ts';
 import { findUserDirectory } from '../lib/store/user-directory.ts';
 import { UserTurn } from '../lib/store/users.ts';
+import type * as ViewsModule from '../lib/store/views.ts';
 import { withUserIds } from '../lib/system/as-user.ts';
 import { startBackgroundCollector, startInBackground } from '../lib/system/background.ts';
 import { elapsedMs } from '../lib/system/clock.ts';
@@ -85,7 +93,8 @@ export async function runEpilog(environment: Environment = process.env): Promise
   let job: Job | undefined;
   try {
     job = readJob(environment);
-    finishJob(job, parsed, environment, report, log.write);
+    const views = await findViews(parsed);
+    finishJob(job, parsed, environment, report, log.write, views);
   } catch (error) {
     report.errors.push(error);
   }
@@ -128,19 +137,28 @@ export async function runEpilog(environment: Environment = process.env): Promise
   return exitCodeOf(errors, parsed.onFailure);
 }
 
+type Views = typeof ViewsModule;
+
+/** Loaded only where images were mounted since the boot. */
+async function findViews({ settings }: ParsedSettings): Promise<Views | undefined> {
+  const isUsed = settings !== undefined && existsSync(imageMountsPath(settings.runtimePath));
+  return isUsed ? import('../lib/store/views.ts') : undefined;
+}
+
 function finishJob(
   job: Job,
   parsed: ParsedSettings,
   environment: Environment,
   report: Report,
   log: Log['write'],
+  views: Views | undefined,
 ): void {
   guardAgainstCrash();
   // Without a configuration there still may be a holder, and its lease where leases are by default.
   const runtimePath = parsed.settings?.runtimePath ?? defaultRuntimePath;
   checkRuntimeDirectory(runtimePath);
   attempt(report, () => {
-    markUsed(job, parsed.settings, runtimePath, environment['CONTAINER_CACHE_CONF']);
+    markUsed(job, parsed.settings, runtimePath, environment['CONTAINER_CACHE_CONF'], views);
   });
   attempt(report, () => {
     const { record, stopped } = releaseLease(runtimePath, job.jobId);
@@ -153,6 +171,9 @@ function finishJob(
   attempt(report, () => {
     removeHeldFiles(job, runtimePath);
     removeJobFiles(runtimePath, job.jobId);
+  });
+  attempt(report, () => {
+    if (views !== undefined) views.sweepViews(requireSettings(parsed));
   });
   attempt(report, () => {
     sweepBase(job, requireSettings(parsed), environment, report, log);
@@ -184,15 +205,16 @@ function markUsed(
   settings: Settings | undefined,
   runtimePath: string,
   configPath: string | undefined,
+  views: Views | undefined,
 ): void {
   const record = readLease(runtimePath, job.jobId);
   if (record === undefined || settings === undefined) return;
+  views?.markMountedUsed(settings, record.uid, record.entries.filter(isMountedEntryName));
   if (hasMounts(userPath(settings.basePath, record.uid), readMounts())) return;
   const user = { uid: record.uid, gid: job.gid };
-  for (const name of record.entries) touchEntry(user, entryPath(settings.basePath, record.uid, name));
-  const due = record.entries.filter((name) =>
-    claimVerification(user, entryPath(settings.basePath, record.uid, name)),
-  );
+  const own = record.entries.filter((name) => !isMountedEntryName(name));
+  for (const name of own) touchEntry(user, entryPath(settings.basePath, record.uid, name));
+  const due = own.filter((name) => claimVerification(user, entryPath(settings.basePath, record.uid, name)));
   // At the lowest priority: it reads the names of all files, once a day.
   if (due.length > 0) startInBackground(['verify', '--background', ...due], configPath, '/');
 }

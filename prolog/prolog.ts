@@ -59,6 +59,8 @@ interface Outcome {
   readonly error: unknown;
   /** With an error: an entry that a step may come to use. */
   readonly keptEntry?: string | undefined;
+  /** Why an image below `trusted_images` is not mounted. */
+  readonly notMounted?: string | undefined;
 }
 
 /** @returns the exit code: 0, or 1 for a fault of the node with on_failure=fail */
@@ -131,7 +133,8 @@ async function warnOfDataPath(log: Log, job: Job, sysconfPath: string, error: un
   if (reason !== undefined) log.write('warning', 'data-path', { job: job.jobId, uid: job.uid, reason });
 }
 
-type Prepared = Pick<Outcome, 'acquired' | 'warning'> & Partial<Pick<Outcome, 'error' | 'keptEntry'>>;
+type Prepared = Pick<Outcome, 'acquired' | 'warning'> &
+  Partial<Pick<Outcome, 'error' | 'keptEntry' | 'notMounted'>>;
 
 async function prepareJob(
   job: Job,
@@ -156,8 +159,13 @@ async function prepareJob(
     try {
       if (wanted === undefined) return { acquired: undefined, warning: undefined };
       const isShared = known?.isolation === 'shared';
+      const findIsolation = async (): Promise<NodeFacts['isolation'] | undefined> => {
+        if (known !== undefined) return known.isolation;
+        await telling;
+        return recallNodeFacts(settings.runtimePath)?.isolation;
+      };
       return await prepareContainer(
-        { job, settings, base, userDirectory, log, configPath, environment, isShared },
+        { job, settings, base, userDirectory, log, configPath, environment, isShared, findIsolation },
         wanted,
       );
     } finally {
@@ -173,7 +181,7 @@ async function ensureRoomAgent(settings: Settings, configPath: string | undefine
   if (settings.isolation === 'off' || hasRoomAgent(settings.runtimePath)) return;
   try {
     const { startRoomAgent } = await import('../lib/store/room-agent.ts');
-    startRoomAgent(settings.runtimePath, configPath);
+    startRoomAgent(settings.runtimePath, configPath, settings.trustedImages.length > 0);
   } catch (error) {
     log.write('warning', 'room', { result: 'failed', reason: describeError(error) });
   }
@@ -216,6 +224,8 @@ interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly environment: Environment;
   /** Containers share the entry's files (isolation=shared). */
   readonly isShared: boolean;
+  /** What containers get on this node; undefined: nobody could find out. */
+  readonly findIsolation: () => Promise<NodeFacts['isolation'] | undefined>;
 }
 
 interface Wanted {
@@ -258,14 +268,20 @@ async function serve(
 ): Promise<Prepared> {
   const { job, settings } = context;
   let acquired: Acquired;
+  let notMounted: string | undefined;
   try {
-    acquired = await obtainEntry(
-      {
-        ...{ user: job, jobId: job.jobId, image: container.image, source, settings },
-        userPath: context.userDirectory.path,
-      },
-      makerFor(context, source),
-    );
+    const mounted = await mountIfTrusted(context, source);
+    if ('acquired' in mounted) ({ acquired } = mounted);
+    else {
+      notMounted = mounted.reason;
+      acquired = await obtainEntry(
+        {
+          ...{ user: job, jobId: job.jobId, image: container.image, source, settings },
+          userPath: context.userDirectory.path,
+        },
+        makerFor(context, source),
+      );
+    }
   } catch (error) {
     if (isLeftToStep(error)) return leaveToStep(context, container, source, error);
     tellBypass(job, listedAs, settings, error);
@@ -287,7 +303,34 @@ async function serve(
   const useless = context.isShared ? whyUnshared(context, acquired.entry.name) : undefined;
   const damage =
     acquired.damage === undefined ? undefined : `the entry was damaged and is made anew: ${acquired.damage}`;
-  return { acquired, warning: damage ?? warning ?? useless };
+  return { acquired, warning: damage ?? warning ?? useless, notMounted };
+}
+
+/**
+ * The image of a file that root trusts is not unpacked, but mounted once for the node.
+ *
+ * @throws JobFault UNPACKING
+ */
+async function mountIfTrusted(
+  context: Context,
+  source: ImageSource,
+): Promise<{ readonly acquired: Acquired } | { readonly reason: string | undefined }> {
+  const { job, settings, log } = context;
+  if (source.kind !== 'path' || settings.trustedImages.length === 0) return { reason: undefined };
+  const { obtainMounted } = await import('../lib/store/mounted-entry.ts');
+  const onProgress = progressLogger(job, log);
+  const mounted = await obtainMounted({
+    ...{ settings, source, base: context.base, user: job, configPath: context.configPath },
+    findIsolation: context.findIsolation,
+    onPercent: (percent) => {
+      onProgress({ phase: 'copy', percent });
+    },
+  });
+  if (mounted !== 'making') return mounted;
+  throw new JobFault(
+    'UNPACKING',
+    `"${source.path}" is being made ready in the background (create_mode=background)`,
+  );
 }
 
 const longestNoteBytes = 4096;
@@ -401,7 +444,13 @@ const progressIntervalMs = 30_000;
 /**
  * A line at the start and one every 30 s, so that an operator sees that a node is at work and how far it is.
  */
-function progressLogger(job: Job, log: Log): Provision['onProgress'] {
+function progressLogger(
+  job: Job,
+  log: Log,
+): (progress: {
+  readonly phase: 'import' | 'unpack' | 'copy';
+  readonly percent: number | undefined;
+}) => void {
   let lastMs = -Infinity;
   let lastPhase: string | undefined;
   return ({ phase, percent }) => {
@@ -458,7 +507,7 @@ function tellBypass(job: Job, image: string, settings: Settings, error: unknown)
   }
 }
 
-function logOutcome(log: Log, { job, acquired, warning, error, keptEntry }: Outcome): void {
+function logOutcome(log: Log, { job, acquired, warning, error, keptEntry, notMounted }: Outcome): void {
   const hasContainer = job?.container !== undefined;
   const result = error === undefined ? (acquired?.result ?? 'none') : failureResult(error);
   log.write(logLevel(hasContainer, warning, error), 'prolog', {
@@ -469,6 +518,7 @@ function logOutcome(log: Log, { job, acquired, warning, error, keptEntry }: Outc
     entry: acquired?.entry.name ?? keptEntry,
     code: error === undefined ? undefined : faultCode(error),
     reason: error === undefined ? warning : describeFailure(error),
+    not_mounted: notMounted,
     unpack_ms: acquired?.unpackMs,
     total_ms: Math.round(elapsedMs()),
   });

@@ -27,6 +27,8 @@ export interface EntryFacts {
   readonly mounted: boolean;
   /** An admin said that it stays. */
   readonly pinned: boolean;
+  /** False: an image that is mounted in place. Its end frees nothing. */
+  readonly takesRoom: boolean;
   /** What its metadata claims, for forecasts only; 0 if it claims nothing. */
   readonly bytes: number;
   readonly inodes: number;
@@ -40,7 +42,7 @@ export interface CollectionPolicy {
   readonly maxSize?: SizeLimit | undefined;
 }
 
-export type KeepReason = 'leased' | 'mounted' | 'pinned' | 'young';
+export type KeepReason = 'leased' | 'mounted' | 'pinned' | 'young' | 'in-place';
 
 export interface CollectionPlan<T extends EntryFacts = EntryFacts> {
   /** What must be freed to reach the goal. */
@@ -174,7 +176,7 @@ export function planCollection<T extends EntryFacts>(
   const kept: { entry: T; reason: KeepReason }[] = [];
   const candidates: T[] = [];
   for (const entry of entries) {
-    const reason = keepReason(entry, policy, nowMs);
+    const reason = keepReason(entry, policy, nowMs) ?? (entry.takesRoom ? undefined : 'in-place');
     if (reason === undefined) candidates.push(entry);
     else kept.push({ entry, reason });
   }

@@ -4,6 +4,8 @@
  *   /raid/data/                                        settings.basePath
  *   /raid/data/pyxis-container-cache-gc.lock           collectorLockName
  *   /raid/data/.trash/                                 trashPath
+ *   /raid/data/.mounted/MOUNTED/                       mountedEntryPath
+ *   /raid/data/.mounted/MOUNTED/facts, image.squashfs  factsName, copyName
  *   /raid/data/1000/                                   userPath
  *   /raid/data/1000/.ENTRY/                            entryPath
  *   /raid/data/1000/.ENTRY/.pyxis_cache_lock           lockPath
@@ -22,6 +24,8 @@
  *   /run/container-cache/jobs/42/env, images           jobPath, jobEnvName, jobImagesName
  *   /run/container-cache/node                          nodeFactsPath
  *   /run/container-cache/collector.lock                backgroundCollectorPath
+ *   /run/container-cache/images/MOUNTED                imageMountPath
+ *   /run/container-cache/views/1000/MOUNTED            userViewsPath, viewPath
  *   /run/container-cache/registries/1000               registryMemoryPath
  *   /run/container-cache/warming/1000.1                warmingsPath, warmingName
  *   /run/container-cache/sizes, gc-missed              entrySizesPath, missedGoalPath
@@ -32,7 +36,7 @@
  * ENTRY is `pyxis_cache_u1000_00deadbeef001122` (entryName), and a container is called `pyxis_42.0`: so in
  * logs, leases, pins, commands and calls. The directories of both have a dot before the name: `enroot list`
  * shows every other directory of a data path as a container that can be removed, and scripts that clean up
- * look for `pyxis_*`.
+ * look for `pyxis_*`. MOUNTED is `pyxis_cache_mounted_00deadbeef001122` (mountedEntryName).
  */
 
 export const lockFileName = '.pyxis_cache_lock';
@@ -40,6 +44,16 @@ export const collectorLockName = 'pyxis-container-cache-gc.lock';
 export const trashName = '.trash';
 export const digestsName = '.digests';
 export const imagesName = '.images';
+
+const mountedStoreName = '.mounted';
+/** Root's alone. */
+export const mountedStorePath = (basePath: string): string => `${basePath}/${mountedStoreName}`;
+/** @param identity of the image file, 16 lower-case hex digits */
+export const mountedEntryName = (identity: string): string => `pyxis_cache_mounted_${identity}`;
+export const mountedEntryPath = (basePath: string, name: string): string =>
+  `${mountedStorePath(basePath)}/${name}`;
+export const factsName = 'facts';
+export const copyName = 'image.squashfs';
 
 export const trashPath = (basePath: string): string => `${basePath}/${trashName}`;
 export const userPath = (basePath: string, uid: number): string => `${basePath}/${uid}`;
@@ -108,6 +122,15 @@ export const missedGoalPath = (runtimePath: string): string => `${runtimePath}/g
  */
 export const backgroundCollectorPath = (runtimePath: string): string => `${runtimePath}/collector.lock`;
 
+/** Where the kernel has image files mounted, and what each user sees of them. */
+export const imageMountsPath = (runtimePath: string): string => `${runtimePath}/images`;
+export const imageMountPath = (runtimePath: string, name: string): string =>
+  `${imageMountsPath(runtimePath)}/${name}`;
+export const viewsPath = (runtimePath: string): string => `${runtimePath}/views`;
+export const userViewsPath = (runtimePath: string, uid: number): string => `${viewsPath(runtimePath)}/${uid}`;
+export const viewPath = (runtimePath: string, uid: number, name: string): string =>
+  `${userViewsPath(runtimePath, uid)}/${name}`;
+
 /** The locks of the unpacks in the background that a user has. */
 export const warmingsPath = (runtimePath: string): string => `${runtimePath}/warming`;
 export const warmingName = (uid: number, turn: number): string => `${uid}.${turn}`;
@@ -139,7 +162,8 @@ export function parseStubDirectoryName(name: string): { readonly jobId: number }
 }
 
 /** What every entry is called, whoever's it is. */
-export const entryNamePattern = /^pyxis_cache_u(0|[1-9]\d{0,9})_([0-9a-f]{16})$/;
+export const entryNamePattern = /^pyxis_cache_(?:u(0|[1-9]\d{0,9})|mounted)_([0-9a-f]{16})$/;
+const mountedEntryPattern = /^pyxis_cache_mounted_[0-9a-f]{16}$/;
 const createLockPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.create\.lock$/;
 const unsharedPattern = /^\.(pyxis_cache_u(?:0|[1-9]\d{0,9})_[0-9a-f]{16})\.unshared$/;
 const partialPattern =
@@ -153,6 +177,12 @@ export const isEntryName = (value: unknown): value is string =>
 export function isEntryNameOf(uid: number, name: string): boolean {
   return entryNamePattern.exec(name)?.[1] === String(uid);
 }
+
+export const isMountedEntryName = (name: string): boolean => mountedEntryPattern.test(name);
+
+/** Whether a job of that user may have the entry. */
+export const isEntryNameFor = (uid: number, name: string): boolean =>
+  isEntryNameOf(uid, name) || isMountedEntryName(name);
 
 /**
  * A directory counts as an entry only in the directory of the user it names.

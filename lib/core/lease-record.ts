@@ -3,7 +3,7 @@
  * it; it is parsed strictly all the same, since a record names a process to be killed.
  */
 import { isAmount, parseJsonObject } from './json.ts';
-import { isEntryNameOf } from './layout.ts';
+import { isEntryNameFor } from './layout.ts';
 
 export interface LeaseRecord {
   readonly jobId: number;
@@ -14,7 +14,7 @@ export interface LeaseRecord {
    */
   readonly holder: { readonly pid: number; readonly startTicks: string };
   readonly sinceMs: number;
-  /** Names of entries below the user's directory. */
+  /** Names of entries below the user's directory, and of mounted ones. */
   readonly entries: readonly string[];
 }
 
@@ -42,7 +42,7 @@ export function parseLeaseRecord(text: string): LeaseRecord | undefined {
   if (!isAmount(pid) || pid < 2 || typeof startTicks !== 'string' || !/^\d{1,20}$/.test(startTicks))
     return undefined;
   const names = entries.filter(
-    (name): name is string => typeof name === 'string' && isEntryNameOf(uid, name),
+    (name): name is string => typeof name === 'string' && isEntryNameFor(uid, name),
   );
   if (names.length !== entries.length) return undefined;
   return { jobId, uid, holder: { pid, startTicks }, sinceMs, entries: names };

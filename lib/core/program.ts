@@ -7,7 +7,8 @@
  *   3. Otherwise the name it was called by decides.
  */
 
-export type Program = 'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'merge-layers' | 'admin' | 'idle';
+export type Program =
+  'prolog' | 'epilog' | 'acquire' | 'hash-image' | 'merge-layers' | 'ready-image' | 'admin' | 'idle';
 
 interface Start {
   /** The file name of argv[0], also that of a link. */
@@ -18,7 +19,7 @@ interface Start {
 }
 
 /** What only Slurm and we ourselves start. */
-const ownCommands = ['prolog', 'epilog', 'hash-image', 'merge-layers'] as const;
+const ownCommands = ['prolog', 'epilog', 'hash-image', 'merge-layers', 'ready-image'] as const;
 
 /** What admin/cli.ts offers; a test compares the two. */
 export const adminCommands = [

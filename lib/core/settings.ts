@@ -22,6 +22,11 @@ type ImageFreshness = 'always' | 'if-not-present';
 type Isolation = 'auto' | 'overlay' | 'shared' | 'off';
 type OnFailure = 'continue' | 'fail';
 export type LogTarget = 'syslog' | 'stderr';
+/**
+ * What of a trusted image is mounted: `auto`: a file that shares its blocks, else a copy; `reflink`: such a
+ * file or nothing; `copy`; `never`: the image itself.
+ */
+type ImageCopying = 'auto' | 'reflink' | 'copy' | 'never';
 
 /** From most to least severe, as in syslog(3). */
 export const logLevels = ['error', 'warning', 'info', 'debug'] as const;
@@ -92,6 +97,15 @@ export interface Settings {
    * takes.
    */
   readonly pins: readonly ConfiguredPin[];
+  /**
+   * `trusted_images`: directories whose images the kernel may mount, because only root and the trusted owners
+   * can change them. None: no image is mounted.
+   */
+  readonly trustedImages: readonly string[];
+  /** `trusted_owners`, uids beside root's that may own such images and directories. */
+  readonly trustedOwners: readonly number[];
+  /** `trusted_images_copy` */
+  readonly imageCopying: ImageCopying;
   readonly logTarget: LogTarget;
   readonly logLevel: LogLevel;
   readonly syslogFacility: SyslogFacility;
@@ -136,6 +150,22 @@ function absolutePath(value: string): string {
   return value.replace(/\/$/, '');
 }
 
+function absolutePaths(value: string): readonly string[] {
+  return value.split(':').map(absolutePath);
+}
+
+function userIds(value: string): readonly number[] {
+  const names = value.split(',').map((name) => name.trim());
+  return names.map((name) => {
+    const uid = name === 'root' ? 0 : /^\d{1,10}$/.test(name) ? Number(name) : Number.NaN;
+    if (!(uid <= largestUid)) throw new Wanted('uids with commas between, such as "0,1500"');
+    return uid;
+  });
+}
+
+/** The one above means "none". */
+const largestUid = 2 ** 32 - 2;
+
 const unitBytes = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30, T: 2 ** 40 } as const;
 
 function sizeLimit(value: string): SizeLimit {
@@ -178,6 +208,9 @@ const settingReaders = {
   runtime_dir: absolutePath,
   state_dir: absolutePath,
   pin: pinOf,
+  trusted_images: absolutePaths,
+  trusted_owners: userIds,
+  trusted_images_copy: oneOf(['auto', 'reflink', 'copy', 'never']),
   log_target: oneOf(['syslog', 'stderr']),
   log_level: oneOf(logLevels),
   syslog_facility: oneOf(syslogFacilities),
@@ -291,6 +324,9 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       runtimePath: values.runtime_dir ?? defaultRuntimePath,
       statePath: values.state_dir ?? '/var/lib/container-cache',
       pins,
+      trustedImages: values.trusted_images ?? [],
+      trustedOwners: values.trusted_owners ?? [],
+      imageCopying: values.trusted_images_copy ?? 'auto',
       logTarget,
       logLevel: values.log_level ?? 'info',
       syslogFacility: values.syslog_facility ?? 'daemon',

@@ -36,6 +36,8 @@ export interface SquashfsSource {
   readonly realPath: string;
   readonly superblock: Superblock;
   readonly sizes: ImageSizes;
+  /** Our addon's child looked, which its user cannot trace (look.c). */
+  readonly isVouched: boolean;
 }
 
 export interface RegistrySource {
@@ -67,7 +69,23 @@ const probeTimeoutMs = 15_000;
  * @throws JobFault IMAGE_UNREADABLE, NOT_SQUASHFS, USER_UNKNOWN; NodeFault TOOL_MISSING
  */
 export async function probeSquashfs(user: UserIds, image: PathImage): Promise<SquashfsSource> {
-  const facts = await readSquashfsFacts(user, image.path);
+  const seen = await look(user, image.path, lookLimitMs);
+  return sourceOf(image, seen ?? (await askPrograms(user, image.path)), seen !== undefined);
+}
+
+/**
+ * Whether the user has the image that the source tells of. The programs that look where our addon did not come to
+ * an answer run as the user, who can make them say anything: then the addon looks once more, and takes its time.
+ */
+export async function isVouchedFor(user: UserIds, source: SquashfsSource): Promise<boolean> {
+  if (source.isVouched) return true;
+  const seen = await look(user, source.path, probeTimeoutMs);
+  if (seen === undefined) return false;
+  return sourceOf({ kind: 'path', path: source.path }, seen, true).identity === source.identity;
+}
+
+function sourceOf(image: PathImage, seen: Buffer, isVouched: boolean): SquashfsSource {
+  const facts = parseSeen(image.path, seen);
   const superblock = parseSuperblock(facts);
   return {
     kind: 'path',
@@ -79,6 +97,7 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
     realPath: facts.realPath,
     superblock,
     sizes: { claimedBytes: superblock.usedBytes, writtenBytes: facts.writtenBytes },
+    isVouched,
   };
 }
 
@@ -91,11 +110,11 @@ const lookLimitMs = 500;
  * @returns what the programs of askPrograms() would print; undefined wherever that is not simply so: they
  *   find out why
  */
-async function look({ uid, gid }: UserIds, path: string): Promise<Buffer | undefined> {
+async function look({ uid, gid }: UserIds, path: string, limitMs: number): Promise<Buffer | undefined> {
   const addon = findBeneath();
   if (addon?.startLook(uid, gid, path, superblockBytes) !== 0) return undefined;
   await new Promise(setImmediate);
-  const seen = addon.finishLook(lookLimitMs);
+  const seen = addon.finishLook(limitMs);
   return typeof seen === 'number' ? undefined : seen;
 }
 
@@ -116,11 +135,7 @@ async function askPrograms(user: UserIds, path: string): Promise<Buffer> {
   }
 }
 
-async function readSquashfsFacts(
-  user: UserIds,
-  path: string,
-): Promise<SquashfsFacts & Pick<ImageSizes, 'writtenBytes'>> {
-  const stdout = (await look(user, path)) ?? (await askPrograms(user, path));
+function parseSeen(path: string, stdout: Buffer): SquashfsFacts & Pick<ImageSizes, 'writtenBytes'> {
   const statsEnd = stdout.indexOf(0);
   const [type, size, modifiedAt, changedAt, blocks] = stdout
     .toString('latin1', 0, Math.max(statsEnd, 0))

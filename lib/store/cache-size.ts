@@ -4,12 +4,12 @@
  */
 import { maxCacheBytes, type CollectionPolicy } from '../core/gc-plan.ts';
 import type { SpaceNeed } from '../core/image.ts';
-import { entryPath, parsePartialName } from '../core/layout.ts';
+import { parsePartialName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { MountScan, readMounts } from '../system/mounts.ts';
 import { measureShare } from '../system/tree-size.ts';
-import { EntrySizes } from './entry-sizes.ts';
+import { EntrySizes, measureEntry } from './entry-sizes.ts';
 import { listEntries, type FoundEntry, type ListRequest } from './listed-entries.ts';
 import { forEachUser } from './users.ts';
 
@@ -64,7 +64,7 @@ async function measureCache(request: ListRequest, sizes: EntrySizes): Promise<Ca
   const { base } = request;
   const bytesOf = new Map<string, number>();
   for (const entry of listEntries(request, new MountScan(request.base.path))) {
-    const { bytes } = await sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
+    const { bytes } = await measureEntry(sizes, base, entry);
     bytesOf.set(entry.name, bytes);
   }
   const partials: { user: UserIds; path: string }[] = [];

@@ -2,7 +2,7 @@
  * The collector: makes room by deleting the entries that were not used for the longest time.
  *
  *   1. flock the collector's lock: one collector at a time on a base.
- *   2. Sweep what crashes left (sweep.ts), and empty the trash.
+ *   2. Sweep what crashes left (sweep.ts), unmount what nobody uses (views.ts), and empty the trash.
  *   3. List all entries of all users (listed-entries.ts), plan (lib/core/gc-plan.ts), and evict one after the
  *      other (eviction.ts) until the goal is reached, by the filesystem's own numbers: what entries claim
  *      about their size decides nothing.
@@ -27,7 +27,7 @@ import {
   type Usage,
 } from '../core/gc-plan.ts';
 import type { SpaceNeed } from '../core/image.ts';
-import { collectorLockName, entryPath, missedGoalPath } from '../core/layout.ts';
+import { collectorLockName, missedGoalPath } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { writeFileAtomically } from '../system/aside.ts';
 import { inDirectory, type Directory } from '../system/directory.ts';
@@ -39,13 +39,12 @@ import { MountScan } from '../system/mounts.ts';
 import { Reclaim } from '../system/tree-size.ts';
 import { openTrash } from './base-directory.ts';
 import { measureLimit, type LimitRequest } from './cache-size.ts';
-import { EntrySizes } from './entry-sizes.ts';
+import { EntrySizes, measureEntry } from './entry-sizes.ts';
 import { emptyTrash, evict, Gains, type EvictionRequest } from './eviction.ts';
 import { listEntries, type FoundEntry } from './listed-entries.ts';
-import { sweep } from './sweep.ts';
+import { sweep, sweepMounted } from './sweep.ts';
 
 export interface CollectRequest extends LimitRequest, EvictionRequest {
-  readonly runtimePath: string;
   /** Collect even below the high watermark, down to the low one. */
   readonly force?: boolean;
   /** What is needed is on the disk already, and counts for the cache's own limit alone. */
@@ -115,7 +114,9 @@ export async function evictForQuota(
     // What was moved there still counts for the quota of its user.
     await emptyTrash(request, trash);
     const mounted = new MountScan(request.base.path);
-    const entries = listEntries(request, mounted).filter(({ uid }) => uid === user.uid);
+    const entries = listEntries(request, mounted).filter(
+      ({ uid, kind }) => kind === 'private' && uid === user.uid,
+    );
     const { evict: first, reserve } = planCollection(
       entries,
       readUsage(request.base.path),
@@ -128,7 +129,7 @@ export async function evictForQuota(
       const isEnough =
         'need' in enough ? bytes >= enough.need.bytes && inodes >= enough.need.inodes : count >= enough.count;
       if (isEnough || Date.now() > (request.deadlineMs ?? Infinity)) break;
-      const size = await reclaim.measure(entry, entryPath(request.base.path, entry.uid, entry.name));
+      const size = await measureEntry(reclaim, request.base, entry);
       if ((await evict(anyAge, trash, mounted, entry, 'quota')) !== undefined) continue;
       count++;
       bytes += size.bytes;
@@ -165,6 +166,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   const before = readUsage(base.path);
   const mounted = new MountScan(base.path);
   sweep(request, trash, mounted);
+  sweepMounted(request, trash);
   await emptyTrash(request, trash);
 
   const evicted: FoundEntry[] = [];
@@ -202,8 +204,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
   };
   if (isFull && !isLowEnough()) {
     const candidates = findCandidates();
-    const measure = (entry: FoundEntry): Promise<SpaceNeed> =>
-      sizes.measure(entry, entryPath(base.path, entry.uid, entry.name));
+    const measure = (entry: FoundEntry): Promise<SpaceNeed> => measureEntry(sizes, base, entry);
     const chosen =
       force === true || wantsEmptyCache(policy)
         ? candidates
@@ -220,7 +221,7 @@ async function collectLocked(request: CollectRequest, trash: Directory): Promise
     const measure = async (entry: FoundEntry): Promise<SpaceNeed> => {
       if (gains.isLiar(entry.uid)) return { bytes: 0, inodes: 0 };
       const known = counted.get(entry.name);
-      const size = known ?? (await reclaim.measure(entry, entryPath(base.path, entry.uid, entry.name)));
+      const size = known ?? (await measureEntry(reclaim, base, entry));
       counted.set(entry.name, size);
       return size;
     };

@@ -10,7 +10,7 @@
  */
 import type { SpaceNeed } from '../core/image.ts';
 import { parseJsonObject } from '../core/json.ts';
-import { entrySizesPath, isEntryName } from '../core/layout.ts';
+import { entryPath, entrySizesPath, isEntryName } from '../core/layout.ts';
 import type { UserIds } from '../system/as-user.ts';
 import { writeFileAtomically } from '../system/aside.ts';
 import { readSmallFile } from '../system/files.ts';
@@ -65,6 +65,17 @@ export class EntrySizes {
       // See above.
     }
   }
+}
+
+/** What an entry takes. Root made a mounted one, and what it says of itself is so. */
+export async function measureEntry(
+  by: { measure: (entry: SizedEntry, path: string) => Promise<SpaceNeed> },
+  base: { readonly path: string },
+  entry: SizedEntry & SpaceNeed & { readonly kind: 'private' | 'mounted' },
+): Promise<SpaceNeed> {
+  return entry.kind === 'mounted'
+    ? { bytes: entry.bytes, inodes: entry.inodes }
+    : by.measure(entry, entryPath(base.path, entry.uid, entry.name));
 }
 
 function readKept(path: string): Map<string, KeptSize> {

@@ -24,7 +24,7 @@ import {
   type StartSource,
 } from '../core/events.ts';
 import { faultCode, isBypassCode } from '../core/faults.ts';
-import { eventsPath, isEntryNameOf, stepEventsName } from '../core/layout.ts';
+import { eventsPath, isEntryNameFor, stepEventsName } from '../core/layout.ts';
 import { withUserIds, type UserIds } from '../system/as-user.ts';
 import {
   inDirectoryOf,
@@ -164,8 +164,8 @@ const mostStepStarts = 1000;
 const longestStepEventsBytes = 256 * 1024;
 
 /**
- * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries of
- * that user are handed on, and their time is now.
+ * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries that
+ * are for that user are handed on, and their time is now.
  *
  * @param jobEntries what the Prolog had leased for the job: starts from these are the job's, all others its
  *   steps'
@@ -203,6 +203,6 @@ export function takeStepStarts(
     return isCounted ? [{ kind: 'start', source, result: 'reused', entry, atMs }] : [];
   });
   return [...starts, ...hits]
-    .filter(({ entry }) => entry === undefined || isEntryNameOf(user.uid, entry))
+    .filter(({ entry }) => entry === undefined || isEntryNameFor(user.uid, entry))
     .slice(0, mostStepStarts);
 }

@@ -1,6 +1,8 @@
 /**
  * Evicting one entry: flock it exclusively, without waiting (refused: a job holds it); look that no process
  * has it mounted and that nobody used it since the plan; rename it into the trash; delete it there.
+ *
+ * A mounted one: mounted-eviction.ts.
  */
 import { closeSync } from 'node:fs';
 import type { CacheEvent, EvictionReason } from '../core/events.ts';
@@ -18,10 +20,12 @@ import type { MountScan } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
 import { openCreateLock } from './entry.ts';
 import { openEntryLock, type FoundEntry, type ListRequest } from './listed-entries.ts';
+import { moveMountedAway, type Moved } from './mounted-eviction.ts';
 import { deleteTrashed, listTrash, moveToTrash, type TrashContext } from './trash.ts';
 import { mostVainEvictions, userBudget } from './users.ts';
 
 export interface EvictionRequest extends Pick<ListRequest, 'base' | 'log'> {
+  readonly runtimePath: string;
   readonly policy: CollectionPolicy;
   readonly deadlineMs?: number;
   /** Nobody waits for it: trees are deleted at low priority. */
@@ -105,9 +109,12 @@ export async function evict(
   const user = { uid: entry.uid, gid: entry.gid };
   let trashed: string;
   try {
-    const moved = withDirectoryBeneath(base, String(entry.uid), (userDirectory) =>
-      moveEntryAway({ userDirectory, trash }, user, entry, mounted, policy),
-    );
+    const moved =
+      entry.kind === 'mounted'
+        ? moveMountedAway(request, trash, entry)
+        : withDirectoryBeneath(base, String(entry.uid), (userDirectory) =>
+            moveEntryAway({ userDirectory, trash }, user, entry, mounted, policy),
+          );
     if ('kept' in moved) return moved.kept;
     trashed = moved.trashed;
   } catch (error) {
@@ -134,8 +141,6 @@ export async function evict(
   request.record({ kind: 'eviction', atMs: Date.now(), reason: why, entry: entry.name });
   return undefined;
 }
-
-type Moved = { readonly trashed: string } | { readonly kept: string };
 
 function moveEntryAway(
   directories: TrashContext,

@@ -3,7 +3,7 @@
  * process has it mounted, and what it says of itself, which decides nothing (I14).
  *
  * What lies in a user directory is the user's. It is opened with the user's ids, and only names of ours are
- * looked at.
+ * looked at. Mounted entries are root's (mounted-store.ts).
  */
 import { closeSync } from 'node:fs';
 import { longestEntryMetadataBytes, parseEntryMetadata, type EntryMetadata } from '../core/entry-metadata.ts';
@@ -18,6 +18,7 @@ import { readStart } from '../system/files.ts';
 import { tryFlock } from '../system/flock.ts';
 import { readMounts, type MountScan } from '../system/mounts.ts';
 import type { LogFields } from '../system/syslog.ts';
+import { isServed, listMounted, mountedInodes } from './mounted-store.ts';
 import { forEachUser } from './users.ts';
 
 export interface ListRequest {
@@ -29,6 +30,8 @@ export interface ListRequest {
 }
 
 export interface FoundEntry extends EntryFacts {
+  /** A mounted one is root's, and all users' who may read its image. */
+  readonly kind: 'private' | 'mounted';
   readonly gid: number;
   /** Of its directory. */
   readonly inode: number;
@@ -58,7 +61,23 @@ export function listEntries({ base, pinned, log }: ListRequest, mounted: MountSc
       },
     );
   });
-  return entries;
+  return [...entries, ...listMountedEntries(base, pinned)];
+}
+
+/** Those of images that are mounted in place take nothing. */
+function listMountedEntries(base: Directory, pinned: ReadonlySet<string>): FoundEntry[] {
+  return listMounted(base.path)
+    .filter(isServed)
+    .map(({ name, facts, inode, usedAtMs, leased, bytes }) => ({
+      ...({ kind: 'mounted', uid: 0, gid: 0, mounted: false } as const),
+      ...{ name, inode, usedAtMs, leased, bytes },
+      pinned: pinned.has(name),
+      takesRoom: facts.source !== 'in-place',
+      inodes: facts.source === 'in-place' ? 0 : mountedInodes,
+      image: facts.image,
+      createdAtMs: facts.createdAtMs,
+      unpackMs: facts.readyMs,
+    }));
 }
 
 function lookAtEntry(
@@ -82,6 +101,8 @@ function lookAtEntry(
     }
   }
   return {
+    kind: 'private',
+    takesRoom: true,
     uid: user.uid,
     gid: user.gid,
     name,

@@ -61,8 +61,16 @@ while [[ $fifo -ef /proc/$$/fd/4 ]]; do
 done
 `;
 
-/** Starts the agent, unless somebody just did. Without bash there is none, and steps are as they were. */
-export function startRoomAgent(runtimePath: string, configPath: string | undefined): void {
+/**
+ * Starts the agent, unless somebody just did. Without bash there is none, and steps are as they were.
+ *
+ * @param mayUnmount images are mounted on this node, and what it evicts may be one of them
+ */
+export function startRoomAgent(
+  runtimePath: string,
+  configPath: string | undefined,
+  mayUnmount: boolean,
+): void {
   // The first Prolog after a boot.
   mkdirSync(runtimePath, { recursive: true, mode: 0o711 });
   const lock = openRegularFile(roomLockPath(runtimePath), constants.O_CREAT);
@@ -71,7 +79,8 @@ export function startRoomAgent(runtimePath: string, configPath: string | undefin
     const self = selfCommand();
     const serve = [self.file, ...self.args, 'room', 'serve'];
     const shell = ['bash', '-c', script, roomAgentTitle, roomPath(runtimePath), ...serve];
-    const child = spawn('setpriv', [...confinedTo(collectorCapabilities), '--', ...shell], {
+    const capabilities = [...collectorCapabilities, ...(mayUnmount ? (['sys_admin'] as const) : [])];
+    const child = spawn('setpriv', [...confinedTo(capabilities), '--', ...shell], {
       cwd: '/',
       detached: true,
       env: { ...childEnvironment, ...(configPath === undefined ? {} : { CONTAINER_CACHE_CONF: configPath }) },

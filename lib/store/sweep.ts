@@ -12,6 +12,7 @@ import {
   isImageIndexName,
   isStepEventsName,
   leasesPath,
+  mountedStorePath,
   parseCreateLockName,
   parsePartialName,
   parseStubDirectoryName,
@@ -33,9 +34,11 @@ import { readMounts, type MountScan } from '../system/mounts.ts';
 import { openCreateLock } from './entry.ts';
 import { sweepLeases } from './lease.ts';
 import { openEntryLock, type ListRequest } from './listed-entries.ts';
+import { ifCreateLockIsFree, isForgettable, listMounted, openMountedStore } from './mounted-store.ts';
 import { findStub } from './stub.ts';
 import { moveToTrash, type TrashContext } from './trash.ts';
 import { forEachUser, userBudget, type UserTurn } from './users.ts';
+import { sweepViews } from './views.ts';
 
 interface SweepRequest extends Pick<ListRequest, 'base' | 'log'> {
   readonly runtimePath: string;
@@ -51,6 +54,29 @@ export function sweep({ base, runtimePath, log }: SweepRequest, trash: Directory
       job: jobId,
       reason: 'its holder is gone: the lease protected nothing any more',
     });
+  }
+}
+
+/** Of mounted entries: what nobody uses is unmounted, what need not be known any more is forgotten. */
+export function sweepMounted(
+  { base, runtimePath, policy }: SweepRequest & { readonly policy: { readonly gcMinAgeSeconds: number } },
+  trash: Directory,
+): void {
+  // Of a collector that was started before anything was mounted: it may not unmount, and the Epilog does.
+  unlessErrno(['EPERM'], () => {
+    sweepViews({ basePath: base.path, runtimePath, gcMinAgeSeconds: policy.gcMinAgeSeconds });
+  });
+  const known = listMounted(base.path).filter((found) => isForgettable(found, Date.now()));
+  sweepAsides(mountedStorePath(base.path));
+  if (known.length === 0) return;
+  const store = openMountedStore(base.path);
+  try {
+    for (const { name } of known)
+      ifCreateLockIsFree(base.path, name, () => {
+        unlessErrno(isGone, () => moveToTrash({ userDirectory: store, trash }, name));
+      });
+  } finally {
+    closeSync(store.fd);
   }
 }
 

@@ -188,7 +188,8 @@ const firstNumber = (): string => String(1000 + Math.floor(Math.random() * 30_00
 
 /** Capabilities of root, by the names of capabilities(7) without `cap_`. */
 type Capability =
-  'dac_override' | 'dac_read_search' | 'fowner' | 'kill' | 'setgid' | 'setpcap' | 'setuid' | 'sys_ptrace';
+  | ('dac_override' | 'dac_read_search' | 'fowner' | 'kill')
+  | ('setgid' | 'setpcap' | 'setuid' | 'sys_admin' | 'sys_ptrace');
 
 /** Options of setpriv(1) that leave a child of root only these capabilities, whatever it executes. */
 export function confinedTo(capabilities: readonly Capability[]): string[] {

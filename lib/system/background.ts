@@ -1,7 +1,7 @@
 /** Programs that go on when we are gone. */
 import { spawn } from 'node:child_process';
-import { closeSync, constants } from 'node:fs';
-import { backgroundCollectorPath, warmingName } from '../core/layout.ts';
+import { closeSync, constants, existsSync } from 'node:fs';
+import { backgroundCollectorPath, imageMountsPath, warmingName } from '../core/layout.ts';
 import { asUser, confinedTo, type UserIds } from './as-user.ts';
 import { openRegularFile } from './files.ts';
 import { tryFlock } from './flock.ts';
@@ -43,7 +43,7 @@ export function startSettling(user: UserIds, directory: string, fd: number, mode
 /**
  * It looks at what is the users' with their ids (setuid, setgid), moves their trees (dac_override, fowner),
  * reads the mounts of all processes (sys_ptrace), confines its own children (setpcap), and ends those that
- * run as a user (kill).
+ * run as a user (kill). Where images were mounted, it unmounts (sys_admin).
  */
 export const collectorCapabilities = [
   ...(['setuid', 'setgid', 'setpcap'] as const),
@@ -68,7 +68,8 @@ export function startBackgroundCollector(runtimePath: string, configPath: string
   const lock = openQuietly(backgroundCollectorPath(runtimePath));
   try {
     if (lock !== undefined && !tryFlock(lock, 'exclusive')) return;
-    const confinement = ['setpriv', ...confinedTo(collectorCapabilities)] as const;
+    const unmounting = existsSync(imageMountsPath(runtimePath)) ? (['sys_admin'] as const) : [];
+    const confinement = ['setpriv', ...confinedTo([...collectorCapabilities, ...unmounting])] as const;
     startQuietly(confinement, ['gc', '--background'], configPath, '/', lock);
   } finally {
     if (lock !== undefined) closeSync(lock);

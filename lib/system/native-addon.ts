@@ -51,6 +51,16 @@ export interface BeneathAddon {
   processesOf(uid: number): readonly number[] | number;
   /** The SHA-256 of bytes that are at hand (hash.c). */
   sha256(bytes: Buffer): Buffer | number;
+  /** A squashfs file mounted, but nowhere yet (image-mount.c). @returns a descriptor, with which it goes */
+  mountImage(file: number): number;
+  attachMount(mounted: number, path: string): number;
+  /** The same mount once more, where root's files are a user's. */
+  makeView(source: string, target: string, uid: number, gid: number): number;
+  unmount(path: string): number;
+  /** @returns 1 if a process has the file open for writing */
+  hasWriter(file: number): number;
+  /** Root's directory, through which one user may pass. */
+  letPass(directory: number, uid: number): number;
 }
 
 /** Where each lies in node_modules, by the name of its asset in the executable. */

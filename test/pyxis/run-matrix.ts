@@ -1,7 +1,7 @@
 /**
  * `npm run test:pyxis [-- WORD…]`: the whole matrix of test/slurm/matrix.ts on the pyxis and enroot that are
  * installed on this machine, then the tests of container starts. With words only the combinations that have
- * all of them. Says what is missing if it cannot run; exits with 1 then, and if anything differs.
+ * all of them; the word `mounted` has the image mounted (trusted_images). Says what is missing if it cannot run; exits with 1 then, and if anything differs.
  *
  * PYXIS_PLUGIN names spank_pyxis.so where it is in none of the usual places.
  */
@@ -36,6 +36,8 @@ const PLUGIN_DIRECTORIES: readonly string[] = [
   ),
 ];
 
+const mountedWord = 'mounted';
+
 function findPlugin(): string | undefined {
   const wanted = process.env['PYXIS_PLUGIN'];
   const candidates =
@@ -53,12 +55,14 @@ function print(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
-async function run(pluginPath: string, words: readonly string[]): Promise<boolean> {
+async function run(pluginPath: string, given: readonly string[]): Promise<boolean> {
+  const settings = given.includes(mountedWord) ? ['trusted_images=$ROOT'] : [];
+  const words = given.filter((word) => word !== mountedWord);
   process.env[INSTALLED_PYXIS_VARIABLE] = pluginPath;
   await using registry = unlessDockerRegistry === undefined ? await startDockerRegistry() : undefined;
   await registry?.push('probe', 'v1', probeLayers('a registry'), { configuration: PROBE_CONFIGURATION });
   const registryImage = registry && `${registry.address}#probe:v1`;
-  await using pair = await startPair({ programs: programsUnderTest(), registryImage });
+  await using pair = await startPair({ programs: programsUnderTest(), registryImage, settings });
   const { cluster, enroot } = pair.stock;
   const pyxisVersion = /pyxis: version (\S+)/.exec(await cluster.slurmdLog())?.[1] ?? 'of an unknown version';
   const enrootVersion = (await enroot('version')).trim();

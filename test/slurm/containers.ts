@@ -58,7 +58,7 @@ export interface ContainerClusterOptions {
   readonly programs: Programs;
   /** Whether the Prolog, the Epilog and the wrapper are there. */
   readonly isCached: boolean;
-  /** Lines for container-cache.conf besides the base. */
+  /** Lines for container-cache.conf besides the base; `$ROOT` is the cluster's root. */
   readonly settings?: readonly string[];
   /** Lines for slurm.conf. */
   readonly slurmConf?: Readonly<Record<string, string>>;
@@ -159,7 +159,7 @@ async function prepare(
 
   await fsp.mkdir(layout.basePath, { mode: 0o755 });
   const directories = [`container_cache_data_path=${layout.basePath}`, `state_dir=${layout.statePath}`];
-  const lines = [...directories, ...settings];
+  const lines = [...directories, ...settings.map((line) => line.replaceAll('$ROOT', paths.root))];
   await fsp.writeFile(path.join(paths.etc, 'slurm/container-cache.conf'), `${lines.join('\n')}\n`);
   await installCache(layout, sysconfPath);
   return {
@@ -384,7 +384,7 @@ export async function remainsOf({
     ...inCluster(`${PYXIS_RUNTIME_PATH}/${uid}`),
     ...namesIn(userPath).filter((name) => !isExpected(name)),
     ...namesIn(enrootDataPath).filter((name) => !isExpected(name)),
-    ...namesIn(basePath).filter((name) => !/^\d+$|^\.trash$|gc\.lock$/.test(name)),
+    ...namesIn(basePath).filter((name) => !/^\d+$|^\.trash$|^\.mounted$|gc\.lock$/.test(name)),
     ...(await lingeringProcesses(cluster)),
   ];
 }

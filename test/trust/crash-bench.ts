@@ -441,7 +441,7 @@ export class CrashBench implements AsyncDisposable {
     command('cp', '--archive', `${this.#kept}/.`, root);
     // Not by a program that is traced: the tracer waits for all that such a program starts, and the agent
     // never ends.
-    startRoomAgent(runtimePath, this.node.configPath);
+    startRoomAgent(runtimePath, this.node.configPath, false);
     await until('the room agent waits', () => hasRoomAgent(runtimePath));
     this.#inUse = [];
     await this.#scenario.arrange?.(this);

@@ -503,6 +503,9 @@ test('settings of any valid value read back', () => {
       runtime_dir: path(),
       state_dir: path(),
       pin: `${random.text('abcxyz019_.@-', 1, 8).replace(/^[.@-]/, 'a')} /${random.text('abc#:/.é -', 0, 12)}x`,
+      trusted_images: `${path()}:${path()}`,
+      trusted_owners: `root, ${random.integer(0, 4_294_967_294)}`,
+      trusted_images_copy: random.pick(['auto', 'reflink', 'copy', 'never']),
       log_target: random.pick(['syslog', 'stderr']),
       log_level: random.pick(['error', 'warning', 'info', 'debug']),
       syslog_facility: random.pick(['daemon', 'local0', 'user']),
@@ -555,6 +558,7 @@ test('a plan for entries and disks of any numbers keeps what is used, and leaves
       leased: random.integer(0, 3) === 0,
       mounted: random.integer(0, 3) === 0,
       pinned: false,
+      takesRoom: true,
       bytes: Math.abs(number()),
       inodes: Math.abs(number()),
     }));

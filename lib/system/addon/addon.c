@@ -81,6 +81,12 @@ NAPI_MODULE_INIT() {
       {.utf8name = "sendLine", .method = send_line, .attributes = napi_enumerable},
       {.utf8name = "processesOf", .method = processes_of, .attributes = napi_enumerable},
       {.utf8name = "sha256", .method = sha256, .attributes = napi_enumerable},
+      {.utf8name = "mountImage", .method = mount_image, .attributes = napi_enumerable},
+      {.utf8name = "attachMount", .method = attach_mount, .attributes = napi_enumerable},
+      {.utf8name = "makeView", .method = make_view, .attributes = napi_enumerable},
+      {.utf8name = "unmount", .method = unmount, .attributes = napi_enumerable},
+      {.utf8name = "hasWriter", .method = has_writer, .attributes = napi_enumerable},
+      {.utf8name = "letPass", .method = let_pass, .attributes = napi_enumerable},
   };
   napi_define_properties(env, exports, sizeof functions / sizeof functions[0], functions);
   return exports;

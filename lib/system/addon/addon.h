@@ -62,5 +62,11 @@ napi_value start_holder(napi_env env, napi_callback_info info);
 napi_value send_line(napi_env env, napi_callback_info info);
 napi_value processes_of(napi_env env, napi_callback_info info);
 napi_value sha256(napi_env env, napi_callback_info info);
+napi_value mount_image(napi_env env, napi_callback_info info);
+napi_value attach_mount(napi_env env, napi_callback_info info);
+napi_value make_view(napi_env env, napi_callback_info info);
+napi_value unmount(napi_env env, napi_callback_info info);
+napi_value has_writer(napi_env env, napi_callback_info info);
+napi_value let_pass(napi_env env, napi_callback_info info);
 
 #endif

@@ -34,6 +34,7 @@ function entry(facts: Partial<EntryFacts> = {}): EntryFacts {
     leased: false,
     mounted: false,
     pinned: false,
+    takesRoom: true,
     bytes: 10,
     inodes: 10,
     ...facts,

@@ -7,12 +7,17 @@ import {
   entryName,
   entryPath,
   holderTitle,
+  imageMountPath,
+  isEntryNameFor,
   isEntryNameOf,
+  isMountedEntryName,
   jobPath,
   jobsPath,
   leasePath,
   leasesPath,
   lockPath,
+  mountedEntryName,
+  mountedEntryPath,
   parseCreateLockName,
   parseEntryDirectoryName,
   parseIdName,
@@ -25,6 +30,7 @@ import {
   trashPath,
   unsharedName,
   userPath,
+  viewPath,
 } from '../../../lib/core/layout.ts';
 import { forAll } from '../../helpers/property.ts';
 import { assert, suite } from '../../helpers/suite.ts';
@@ -55,6 +61,20 @@ paths('are where the header of layout.ts draws them', () => {
     '/raid/data/1000/.pyxis_42.0/.container-cache/entry',
   );
   assert.is(holderTitle(42), 'container-cache-lease 42');
+  const mounted = mountedEntryName(hash);
+  assert.is(mounted, `pyxis_cache_mounted_${hash}`);
+  assert.is(mountedEntryPath(base, mounted), `/raid/data/.mounted/${mounted}`);
+  assert.is(imageMountPath('/run/container-cache', mounted), `/run/container-cache/images/${mounted}`);
+  assert.is(viewPath('/run/container-cache', 1000, mounted), `/run/container-cache/views/1000/${mounted}`);
+});
+
+paths('a mounted entry is every user’s and in no user’s directory', () => {
+  const mounted = mountedEntryName(hash);
+  assert.equal([isMountedEntryName(mounted), isMountedEntryName(name)], [true, false]);
+  assert.equal([isEntryNameOf(1000, mounted), isEntryNameFor(1000, mounted)], [false, true]);
+  assert.equal([isEntryNameFor(1000, name), isEntryNameFor(1001, name)], [true, false]);
+  assert.is(parseEntryDirectoryName(1000, `.${mounted}`), undefined);
+  assert.not(isMountedEntryName('pyxis_cache_mounted_../../../../etc'));
 });
 
 paths('all of ours is hidden from enroot, which lists with `ls -1` and `*/`', () => {

@@ -58,6 +58,9 @@ parse('needs the data path only; the rest has defaults', () => {
     runtimePath: '/run/container-cache',
     statePath: '/var/lib/container-cache',
     pins: [],
+    trustedImages: [],
+    trustedOwners: [],
+    imageCopying: 'auto',
     logTarget: 'syslog',
     logLevel: 'info',
     syslogFacility: 'daemon',
@@ -83,6 +86,9 @@ const everything = `
   runtime_dir=/run/cache
   state_dir=/var/cache-state
   pin=alice /images/a b.sqsh
+  trusted_images=/images:/lustre/site/images/
+  trusted_owners=root, 1500
+  trusted_images_copy=never
   log_target=stderr
   log_level=debug
   syslog_facility=local3
@@ -106,6 +112,9 @@ parse('every key sets what it is named after', () => {
     runtimePath: '/run/cache',
     statePath: '/var/cache-state',
     pins: [{ user: 'alice', image: '/images/a b.sqsh' }],
+    trustedImages: ['/images', '/lustre/site/images'],
+    trustedOwners: [0, 1500],
+    imageCopying: 'never',
     logTarget: 'stderr',
     logLevel: 'debug',
     syslogFacility: 'local3',
@@ -310,6 +319,16 @@ parse('a key that is there twice is refused, and the first line of it is named',
     `${file}:4: gc_min_age: found a second time, want it once (line 2 has it)`,
     `${file}:5: gc_min_age: found a second time, want it once (line 2 has it)`,
   ]);
+});
+
+parse('trusted images are directories by their paths, trusted owners uids', () => {
+  for (const value of ['images', '/images:', '/images:b', '/', '/a b'])
+    assert.match(
+      problems(`${base}trusted_images=${value}\n`).join(),
+      /trusted_images: found .*want an absolute/,
+    );
+  for (const value of ['alice', '-1', '4294967295', '1;2', ''])
+    assert.match(problems(`${base}trusted_owners=${value}\n`).join(), /trusted_owners: found .*want uids/);
 });
 
 parse('pins add up, a line for each', () => {
