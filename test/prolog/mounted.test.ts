@@ -375,7 +375,7 @@ refused('an image that enroot would have changed while it unpacks', async () => 
   for (const [tree, expected] of cases)
     assert.match(await whyNotMounted((mounting) => mounting.node.image(tree)), expected);
   const several = await whyNotMounted((mounting) =>
-    mounting.node.image(smallTree, ['-action', 'chown(7)@name(tool)']),
+    mounting.node.image(smallTree, ['-action', 'uid(7)@name(tool)']),
   );
   assert.match(several, /"\/bin\/tool" in it belongs to 7:0/);
 });
