@@ -49,7 +49,9 @@ export async function warmEntry(request: WarmRequest): Promise<Warmed> {
   }
 }
 
-/** An image that root trusts is mounted for all users. @returns undefined if it is not, for whatever reason */
+/**
+ * An image that root trusts is mounted for all users. @returns undefined if it is not, for whatever reason
+ */
 async function mount(request: WarmRequest, source: ImageSource): Promise<Acquired | undefined> {
   const { settings, base, user, configPath, onProgress } = request;
   if (source.kind !== 'path' || settings.trustedImages.length === 0) return undefined;

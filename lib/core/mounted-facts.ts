@@ -114,8 +114,8 @@ export function whyChangeable(
 
 /**
  * The options of find(1) that print the first file of a mounted image which `enroot create` would have made
- * otherwise: of another owner than root, closed to its owner, with set-id bits, or a device. (settlePermissions()
- * of unpack.ts gives what they look for.)
+ * otherwise: of another owner than root, closed to its owner, with set-id bits, or a device.
+ * (settlePermissions() of unpack.ts gives what they look for.)
  */
 export const changedByStock: readonly string[] = [
   ...['(', '!', '-uid', '0', '-o', '!', '-gid', '0', '-o', '-type', 'b', '-o', '-type', 'c', '-o', '-type'],
@@ -124,7 +124,9 @@ export const changedByStock: readonly string[] = [
   ...['-printf', '%y %#m %U %G /%P\\n', '-quit'],
 ];
 
-/** @param line what find(1) printed @returns why the image is not mounted; undefined: it is as it should be */
+/**
+ * @param line what find(1) printed @returns why the image is not mounted; undefined: it is as it should be
+ */
 export function whyChangedByStock(line: string): string | undefined {
   const text = line.trim();
   if (text === '') return undefined;

@@ -74,8 +74,9 @@ export async function probeSquashfs(user: UserIds, image: PathImage): Promise<Sq
 }
 
 /**
- * Whether the user has the image that the source tells of. The programs that look where our addon did not come to
- * an answer run as the user, who can make them say anything: then the addon looks once more, and takes its time.
+ * Whether the user has the image that the source tells of. The programs that look where our addon did not
+ * come to an answer run as the user, who can make them say anything: then the addon looks once more, and
+ * takes its time.
  */
 export async function isVouchedFor(user: UserIds, source: SquashfsSource): Promise<boolean> {
   if (source.isVouched) return true;

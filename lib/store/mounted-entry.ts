@@ -1,13 +1,13 @@
 /**
  * Getting a job the mounted entry of its image: one mount for the node, and a view of it for the job's user.
  *
- *   1. The image's identity, as its user sees the file now (image-source.ts), names the entry. So a job gets only
- *      what its user can read at that moment.
+ *   1. The image's identity, as its user sees the file now (image-source.ts), names the entry. So a job gets
+ *      only what its user can read at that moment.
  *   2. The entry is there: hold it, and see to it that it is mounted and that the user has a view (views.ts).
  *   3. Else a child makes it ready (ready-image.ts), and the first two are done once more.
  *
- * Whatever fails here is a reason to unpack the image for the user, as without mounted entries. A module of its
- * own: a site without `trusted_images` does not load it.
+ * Whatever fails here is a reason to unpack the image for the user, as without mounted entries. A module of
+ * its own: a site without `trusted_images` does not load it.
  */
 import { closeSync } from 'node:fs';
 import { describeError } from '../core/faults.ts';
@@ -39,7 +39,10 @@ interface MountRequest {
   readonly onPercent: (percent: number) => void;
 }
 
-/** `making`: it is made ready in the background (create_mode=background). `reason`: it is not mounted, and why. */
+/**
+ * `making`: it is made ready in the background (create_mode=background). `reason`: it is not mounted, and
+ * why.
+ */
 type Mounted = { readonly acquired: Acquired } | { readonly reason: string | undefined } | 'making';
 
 /** @returns `reason` undefined: the image is none that would be mounted */

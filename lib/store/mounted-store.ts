@@ -4,10 +4,11 @@
  *
  *   .pyxis_cache_lock   its flock: whoever uses the entry holds it shared, as with every entry (lease.ts)
  *   facts               lib/core/mounted-facts.ts
- *   image.squashfs      a file that shares the image's blocks, or a copy; not there if the image itself is mounted
+ *   image.squashfs      a file that shares the image's blocks, or a copy; not there if the image itself is
+ *                       mounted
  *
- * The directory's time is the entry's last use. It is made aside and comes by a rename, under the entry's create
- * lock, and leaves by a rename into the trash, under an exclusive flock.
+ * The directory's time is the entry's last use. It is made aside and comes by a rename, under the entry's
+ * create lock, and leaves by a rename into the trash, under an exclusive flock.
  */
 import {
   closeSync,

@@ -1,12 +1,13 @@
 /**
- * `container-cache ready-image ENTRY PATH`: root mounts an image file for the first time. A Prolog starts it, as
- * a child that can be given up where a filesystem hangs.
+ * `container-cache ready-image ENTRY PATH`: root mounts an image file for the first time. A Prolog starts it,
+ * as a child that can be given up where a filesystem hangs.
  *
- *   create lock → open the file, which nobody else may have written (trusted-file.ts) → mount it, and a view of it
- *   → look whether `enroot create` would have changed anything → copy it, and mount the copy → publish
+ *   create lock → open the file, which nobody else may have written (trusted-file.ts) → mount it, and a view
+ *   of it → look whether `enroot create` would have changed anything → copy it, and mount the copy → publish
  *
- * What is checked, mounted and copied is one open file. Why an image is not mounted is published as well, so that
- * not every job tries again. Prints progress, `{"percent": 12}`, and what became of it, a line of JSON each.
+ * What is checked, mounted and copied is one open file. Why an image is not mounted is published as well, so
+ * that not every job tries again. Prints progress, `{"percent": 12}`, and what became of it, a line of JSON
+ * each.
  */
 import {
   closeSync,
@@ -127,8 +128,8 @@ async function makeReady(request: Request): Promise<Outcome> {
     if (held !== undefined) {
       closeSync(held.fd);
       const isRefusal = held.facts.refusal !== undefined;
-      // Another made it, or found out that it cannot be, while we waited. An image that is mounted in place may have
-      // to be mounted again.
+      // Another made it, or found out that it cannot be, while we waited. An image that is mounted in place
+      // may have to be mounted again.
       if (
         isRefusal
           ? isRefused(held.facts.refusal, Date.now())
@@ -203,8 +204,8 @@ function readSquashfsFacts(fd: number, stats: BigIntStats, realPath: string): Sq
 }
 
 /**
- * Mounts the image, where it stays if it is not copied; tries a view of it; and compares it with what enroot would
- * make of it.
+ * Mounts the image, where it stays if it is not copied; tries a view of it; and compares it with what enroot
+ * would make of it.
  *
  * @throws Refused; what the kernel refuses
  */
@@ -340,8 +341,8 @@ function publish({ base, store, name }: Request, facts: MountedFacts, made?: str
       newLockMode,
     );
     try {
-      // What is there holds another answer, or half a copy: under the create lock nobody else replaces it, and who
-      // holds it keeps it by its descriptors.
+      // What is there holds another answer, or half a copy: under the create lock nobody else replaces it,
+      // and who holds it keeps it by its descriptors.
       moveNamesToTrash(base, store, [name]);
       renameSync(aside, mountedEntryPath(base.path, name));
       if (made !== undefined) settle(base, lock);

@@ -4,17 +4,17 @@
  *   <runtime>/images/<entry>        root, 0700: the kernel's mount of the image; one for all users
  *   <runtime>/views/<uid>/<entry>   an idmapped mount of it, read-only; one for each user and image
  *
- * `views/<uid>` is root's, and only its user may pass through it (an access list). So users can neither rename a
- * mount point nor reach what others see.
+ * `views/<uid>` is root's, and only its user may pass through it (an access list). So users can neither
+ * rename a mount point nor reach what others see.
  *
- *   1. The Prolog flocks `views/<uid>` shared until it ends, and holds the entry; then it looks which mounts there
- *      are, and makes what is missing.
- *   2. Whoever sweeps flocks `views/<uid>` exclusively: no Prolog of the user is at work. Without a lease of the
- *      user, and after `gc_min_age`, the user's views are unmounted.
+ *   1. The Prolog flocks `views/<uid>` shared until it ends, and holds the entry; then it looks which mounts
+ *      there are, and makes what is missing.
+ *   2. Whoever sweeps flocks `views/<uid>` exclusively: no Prolog of the user is at work. Without a lease of
+ *      the user, and after `gc_min_age`, the user's views are unmounted.
  *   3. An image is unmounted when nobody has a view of it, under the exclusive flock of its entry.
  *
- * Containers that run keep what they have mounted, whatever is unmounted here: the kernel frees the loop device
- * with the last of them. A reboot forgets all mounts.
+ * Containers that run keep what they have mounted, whatever is unmounted here: the kernel frees the loop
+ * device with the last of them. A reboot forgets all mounts.
  */
 import {
   closeSync,
@@ -138,8 +138,8 @@ interface ViewRequest {
 }
 
 /**
- * Sees to it that the user has a view of an entry. The user's directory stays locked until this process ends, by
- * when the job has its lease.
+ * Sees to it that the user has a view of an entry. The user's directory stays locked until this process ends,
+ * by when the job has its lease.
  *
  * @returns its path; undefined if the image is not mounted, and has no copy to be mounted here
  * @throws what the kernel refuses

@@ -1,6 +1,6 @@
 /**
- * Mounted entries: which images the kernel mounts for all users, what each user sees, what goes when, and what a
- * user cannot bring about. test/enroot/mounted-steps.test.ts has the wrapper.
+ * Mounted entries: which images the kernel mounts for all users, what each user sees, what goes when, and
+ * what a user cannot bring about. test/enroot/mounted-steps.test.ts has the wrapper.
  */
 // test: timeout 900 s
 import { spawn } from 'node:child_process';

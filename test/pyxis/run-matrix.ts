@@ -1,7 +1,8 @@
 /**
  * `npm run test:pyxis [-- WORD…]`: the whole matrix of test/slurm/matrix.ts on the pyxis and enroot that are
  * installed on this machine, then the tests of container starts. With words only the combinations that have
- * all of them; the word `mounted` has the image mounted (trusted_images). Says what is missing if it cannot run; exits with 1 then, and if anything differs.
+ * all of them; the word `mounted` has the image mounted (trusted_images). Says what is missing if it cannot
+ * run; exits with 1 then, and if anything differs.
  *
  * PYXIS_PLUGIN names spank_pyxis.so where it is in none of the usual places.
  */

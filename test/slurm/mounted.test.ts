@@ -1,6 +1,6 @@
 /**
- * Jobs in containers that start from a mounted image (trusted_images): on a real Slurm, with our own pyxis and
- * enroot.
+ * Jobs in containers that start from a mounted image (trusted_images): on a real Slurm, with our own pyxis
+ * and enroot.
  */
 // test: timeout 1200 s
 
