@@ -120,7 +120,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
     )
     .command(
       'warm [image..]',
-      'Unpack images for a user ahead of time; without an image, unpack and pin those of the pin lines',
+      'Unpack images for a user, or mount them for everyone, ahead of time; without an image, those of the pin lines',
       (command) =>
         command
           .positional('image', {
@@ -132,7 +132,7 @@ export async function runAdmin(parameters: readonly string[]): Promise<number> {
           .option('user', {
             type: 'string',
             requiresArg: true,
-            describe: 'The user who gets the entries (name or uid)',
+            describe: 'The user who gets the entries (name or uid); without it, everyone (trusted_images)',
           })
           .option('group', {
             type: 'number',

@@ -57,6 +57,10 @@ export interface InventoryEntry extends FoundEntry {
   readonly viewers: readonly number[];
 }
 
+/** What entries of their own would take for all who have a view of it, but for what its copy takes. */
+export const savedBytes = ({ viewers, unpackedBytes = 0, bytes }: InventoryEntry): number =>
+  Math.max(0, viewers.length * unpackedBytes - bytes);
+
 export interface Inventory {
   readonly usage: Usage;
   /** Whether a collection is due. */

@@ -2,7 +2,7 @@
 import process from 'node:process';
 import { writeFileAtomically } from '../lib/system/aside.ts';
 import { updateCounters } from './counters-file.ts';
-import { inventoryOf, withBase } from './inventory.ts';
+import { inventoryOf, savedBytes, withBase } from './inventory.ts';
 import { formatMetrics } from './prometheus.ts';
 import { release } from './this-release.ts';
 
@@ -29,6 +29,7 @@ export function runMetrics({ output }: { readonly output: string | undefined }):
         count: mounted.length,
         bytes: mounted.reduce((sum, { bytes }) => sum + bytes, 0),
         views: mounted.reduce((sum, { viewers }) => sum + viewers.length, 0),
+        savedBytes: mounted.reduce((sum, entry) => sum + savedBytes(entry), 0),
       },
       pinned: all.filter(({ pinned }) => pinned).length,
       leases: leases.length,

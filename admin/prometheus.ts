@@ -26,7 +26,12 @@ interface NodeState {
   readonly policy: CollectionPolicy;
   /** What the entries say of themselves, added up. */
   readonly entries: { readonly count: number; readonly bytes: number; readonly inodes: number };
-  readonly mounted: { readonly count: number; readonly bytes: number; readonly views: number };
+  readonly mounted: {
+    readonly count: number;
+    readonly bytes: number;
+    readonly views: number;
+    readonly savedBytes: number;
+  };
   readonly pinned: number;
   readonly leases: number;
 }
@@ -157,6 +162,12 @@ function nodeMetrics({ version, usage, policy, entries, mounted, pinned, leases 
     metric('mounted_entries', 'gauge', 'Images that are mounted for all users.', one(mounted.count)),
     metric('mounted_bytes', 'gauge', 'Bytes that copies of such images take on disk.', one(mounted.bytes)),
     metric('views', 'gauge', 'Mounts by which users see such images.', one(mounted.views)),
+    metric(
+      'mounted_saved_bytes',
+      'gauge',
+      'Bytes that entries of their own would take for all who see such images.',
+      one(mounted.savedBytes),
+    ),
     metric('pinned_entries', 'gauge', 'Entries that no collection evicts.', one(pinned)),
     metric('leases', 'gauge', 'Jobs that hold entries.', one(leases)),
     metric('used_ratio', 'gauge', "How much of the base's filesystem is used.", [

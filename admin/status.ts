@@ -13,7 +13,7 @@ import {
 import type { Settings } from '../lib/core/settings.ts';
 import { updateCounters } from './counters-file.ts';
 import type { Counters } from './counters.ts';
-import { inventoryOf, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
+import { inventoryOf, savedBytes, withBase, type Inventory, type InventoryEntry } from './inventory.ts';
 import { paint } from './paint.ts';
 import { UsageError } from './usage-error.ts';
 import { findUserId, findUserNames } from './user-names.ts';
@@ -134,6 +134,7 @@ function toJson(
       uid: entry.uid,
       user: entry.kind === 'mounted' ? null : (names.get(entry.uid) ?? null),
       viewers: entry.viewers,
+      savedBytes: savedBytes(entry),
       image: entry.image ?? null,
       bytes: entry.bytes,
       inodes: entry.inodes,
@@ -171,8 +172,11 @@ function describe(
   return `${lines.join('\n')}\n`;
 }
 
-const describeMounted = (mounted: readonly StatusEntry[]): string =>
-  mounted.length === 0 ? '' : `, ${count(mounted.length, 'mounted image', 'mounted images')} for all users`;
+function describeMounted(mounted: readonly StatusEntry[]): string {
+  if (mounted.length === 0) return '';
+  const saved = formatBytes(mounted.reduce((sum, entry) => sum + savedBytes(entry), 0));
+  return `, ${count(mounted.length, 'mounted image', 'mounted images')} for all users (saves ${saved})`;
+}
 
 const count = (number: number, one: string, many: string): string =>
   `${formatCount(number)} ${number === 1 ? one : many}`;

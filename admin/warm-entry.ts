@@ -7,16 +7,18 @@ import { noImporter } from '../lib/core/node-facts.ts';
 import type { ImageSource } from '../lib/image/image-source.ts';
 import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
-import { obtainMounted } from '../lib/store/mounted-entry.ts';
+import { obtainMounted, readyForAll } from '../lib/store/mounted-entry.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
 import { openCreator, type Provision } from '../lib/store/provision.ts';
 import { openUserDirectory } from '../lib/store/user-directory.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
 import type { Directory } from '../lib/system/directory.ts';
+import { UsageError } from './usage-error.ts';
 
 interface WarmRequest extends Pick<Provision, 'settings' | 'base' | 'log' | 'configPath' | 'onProgress'> {
-  readonly user: UserIds;
+  /** undefined: all who may read it */
+  readonly user: UserIds | undefined;
   readonly image: string;
   /** How large the image file is, as soon as it is known. */
   readonly onSize?: (bytes: number) => void;
@@ -33,11 +35,12 @@ export interface Warmed {
 /** No job's: the next collector finds what is left of it. */
 const noJobId = 0;
 
-/** @throws JobFault, NodeFault, as a Prolog meets them */
-export async function warmEntry(request: WarmRequest): Promise<Warmed> {
+/** @throws JobFault, NodeFault, as a Prolog meets them; for everyone, an Error with why it is not mounted */
+export async function warmEntry({ user, ...request }: WarmRequest): Promise<Warmed> {
+  if (user === undefined) return warmForAll(request);
   const { statePath } = request.settings;
   try {
-    const { acquired, warning } = await acquire(request);
+    const { acquired, warning } = await acquire({ ...request, user });
     closeSync(acquired.entry.fd);
     const { result, unpackMs } = acquired;
     // One that was there already is no start of a container.
@@ -49,26 +52,60 @@ export async function warmEntry(request: WarmRequest): Promise<Warmed> {
   }
 }
 
+const root: UserIds = { uid: 0, gid: 0 };
+
+async function warmForAll(request: Omit<WarmRequest, 'user'>): Promise<Warmed> {
+  const { settings, base, configPath } = request;
+  const wanted = parseImage(request.image, process.cwd());
+  if (wanted.kind !== 'path' || settings.trustedImages.length === 0)
+    throw new UsageError(
+      'for everyone there are only image files below a directory of trusted_images; name a user with --user',
+    );
+  const source = await findSource(root, wanted, settings, { kind: 'user' });
+  if (source.kind !== 'path') throw new UsageError(`${request.image} is no file`);
+  request.onSize?.(source.sizes.claimedBytes);
+  const { name, result, unpackMs } = await readyForAll({
+    ...{ settings, base, source, configPath },
+    ...onNode(request),
+  });
+  return { entry: name, result, unpackMs, warning: undefined };
+}
+
+/** What a Prolog asks its node, and tells its log. */
+function onNode({
+  settings,
+  onProgress,
+}: Pick<WarmRequest, 'settings' | 'onProgress'>): Pick<
+  Parameters<typeof obtainMounted>[0],
+  'findIsolation' | 'onPercent'
+> {
+  return {
+    findIsolation: () => Promise.resolve(recallNodeFacts(settings.runtimePath)?.isolation ?? 'overlay'),
+    onPercent: (percent) => {
+      onProgress({ phase: 'unpack', percent });
+    },
+  };
+}
+
 /**
  * An image that root trusts is mounted for all users. @returns undefined if it is not, for whatever reason
  */
-async function mount(request: WarmRequest, source: ImageSource): Promise<Acquired | undefined> {
-  const { settings, base, user, configPath, onProgress } = request;
+async function mount(request: UserRequest, source: ImageSource): Promise<Acquired | undefined> {
+  const { settings, base, user, configPath } = request;
   if (source.kind !== 'path' || settings.trustedImages.length === 0) return undefined;
   const mounted = await obtainMounted({
     ...{ base, user, source, configPath },
     // We are what runs in the background.
     settings: { ...settings, createMode: 'wait' },
-    findIsolation: () => Promise.resolve(recallNodeFacts(settings.runtimePath)?.isolation ?? 'overlay'),
-    onPercent: (percent) => {
-      onProgress({ phase: 'unpack', percent });
-    },
+    ...onNode(request),
   });
   return mounted !== 'making' && 'acquired' in mounted ? mounted.acquired : undefined;
 }
 
+type UserRequest = WarmRequest & { readonly user: UserIds };
+
 async function acquire(
-  request: WarmRequest,
+  request: UserRequest,
 ): Promise<{ readonly acquired: Acquired; readonly warning: string | undefined }> {
   const { user, settings, base, image } = request;
   const userDirectory: Directory = openUserDirectory(base, user);

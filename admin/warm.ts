@@ -4,7 +4,7 @@
 import process from 'node:process';
 import { describeError, faultCode } from '../lib/core/faults.ts';
 import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
-import type { Settings } from '../lib/core/settings.ts';
+import { everyone, type Settings } from '../lib/core/settings.ts';
 import type { CreateProgress } from '../lib/image/create.ts';
 import { changePins, readPins } from '../lib/store/pins.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
@@ -28,6 +28,7 @@ interface WarmOptions {
 }
 
 interface Task extends Pick<WarmOptions, 'group' | 'userName'> {
+  /** A name, a uid, or `*`. */
   readonly user: string;
   readonly image: string;
 }
@@ -40,10 +41,6 @@ interface Outcome extends Task {
 /** @returns the exit code: 1 if one of them could not be unpacked */
 export async function runWarm(options: WarmOptions): Promise<number> {
   const { images, user, group, userName, pin, background, json } = options;
-  if (images.length > 0 && user === undefined)
-    throw new UsageError(
-      'warm IMAGE… needs --user: each entry belongs to one user and is unpacked with their rights',
-    );
   if (images.length === 0 && (user !== undefined || pin))
     throw new UsageError(
       'warm without an IMAGE uses the pin lines of the configuration: --user and --pin need an IMAGE',
@@ -63,7 +60,7 @@ export async function runWarm(options: WarmOptions): Promise<number> {
     const isConfigured = images.length === 0;
     const tasks: readonly Task[] = isConfigured
       ? settings.pins.map((pinned) => ({ ...pinned, group: undefined, userName: undefined }))
-      : images.map((image) => ({ image, user: user ?? '', group, userName }));
+      : images.map((image) => ({ image, user: user ?? everyone, group, userName }));
     const outcomes: Outcome[] = [];
     for (const task of tasks) {
       const outcome = await warm(task, settings, base, json);
@@ -84,7 +81,7 @@ async function warm(task: Task, settings: Settings, base: Directory, json: boole
   const progress = new Progress(task, !json && process.stdout.isTTY);
   let outcome: Outcome;
   try {
-    if (account === undefined)
+    if (account === undefined && task.user !== everyone)
       throw new UsageError(`this node does not know the user ${printable(task.user)}`);
     const warmed = await warmEntry({
       user: account,
@@ -109,6 +106,7 @@ async function warm(task: Task, settings: Settings, base: Directory, json: boole
 
 /** IDs on the command line come from Slurm: they are enough, also for a user whom passwd does not know. */
 function findUser({ user, group, userName }: Task): UserIds | undefined {
+  if (user === everyone) return undefined;
   if (group === undefined) return findAccount(user);
   const uid = /^\d{1,10}$/.test(user) ? Number(user) : findAccount(user)?.uid;
   return uid === undefined || !isId(uid)
@@ -186,12 +184,13 @@ function toJson({ user, image, warmed, error }: Outcome): unknown {
 }
 
 function describe({ user, image, warmed, error }: Outcome): string {
-  const what = `${printable(image)} for ${printable(user)}`;
+  const what = `${printable(image)} for ${user === everyone ? 'everyone' : printable(user)}`;
   if (warmed === undefined) return `failed    ${what}: ${printable(describeError(error))}\n`;
   const { result, entry, unpackMs, warning } = warmed;
-  const how = result === 'created' ? `unpacked in ${formatDuration(unpackMs ?? 0)}` : 'was already there';
+  const made = user === everyone ? 'made ready' : 'unpacked';
+  const how = result === 'created' ? `${made} in ${formatDuration(unpackMs ?? 0)}` : 'was already there';
   const doubt = warning === undefined ? '' : ` (${printable(warning)})`;
-  return `${result === 'created' ? 'unpacked ' : 'warm     '} ${what}: ${entry}, ${how}${doubt}\n`;
+  return `${(result === 'created' ? made : 'warm').padEnd(9)} ${what}: ${entry}, ${how}${doubt}\n`;
 }
 
 /**

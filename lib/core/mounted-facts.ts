@@ -14,6 +14,8 @@ export interface MountedFacts {
   readonly bytes: number;
   /** By its superblock. */
   readonly inodes: number;
+  /** What it would take on the disk of each user, unpacked. */
+  readonly unpackedBytes: number;
   /** `in-place`: the image itself is mounted. */
   readonly source: 'in-place' | 'reflink' | 'copy';
   /** Until the disk has all of a copy, the copy is good for this boot only. */
@@ -55,14 +57,14 @@ export function formatMountedFacts(facts: MountedFacts): string {
 export function parseMountedFacts(text: string): MountedFacts | undefined {
   const value = parseJsonObject(text);
   if (value?.['version'] !== 1) return undefined;
-  const { image, createdAtMs, readyMs, bytes, inodes, source, bootId } = value;
+  const { image, createdAtMs, readyMs, bytes, inodes, unpackedBytes, source, bootId } = value;
   if (typeof image !== 'string' || !isAmount(createdAtMs) || !isAmount(readyMs)) return undefined;
-  if (!isAmount(bytes) || !isAmount(inodes)) return undefined;
+  if (!isAmount(bytes) || !isAmount(inodes) || !isAmount(unpackedBytes)) return undefined;
   if (source !== 'in-place' && source !== 'reflink' && source !== 'copy') return undefined;
   const refusal = parseRefusal(value['refusal']);
   if (refusal === 'malformed') return undefined;
   return {
-    ...{ image, createdAtMs, readyMs, bytes, inodes, source },
+    ...{ image, createdAtMs, readyMs, bytes, inodes, unpackedBytes, source },
     bootId: typeof bootId === 'string' ? bootId : undefined,
     ...(refusal === undefined ? {} : { refusal }),
   };

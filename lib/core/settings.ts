@@ -114,8 +114,11 @@ export interface Settings {
 /** An amount of bytes, or a share of the base's filesystem. */
 export type SizeLimit = { readonly bytes: number } | { readonly percent: number };
 
+/** In place of a user, in `pin` lines. */
+export const everyone = '*';
+
 interface ConfiguredPin {
-  /** A name or a uid. */
+  /** A name, a uid, or `everyone`. */
   readonly user: string;
   /** As a job names it; a path is absolute. */
   readonly image: string;
@@ -183,10 +186,10 @@ function sizeLimit(value: string): SizeLimit {
 }
 
 function pinOf(value: string): ConfiguredPin {
-  const [, user, image] = /^([A-Za-z0-9_][A-Za-z0-9_.@\\-]*)[ \t]+([^\s.-].*)$/.exec(value) ?? [];
+  const [, user, image] = /^([A-Za-z0-9_][A-Za-z0-9_.@\\-]*|\*)[ \t]+([^\s.-].*)$/.exec(value) ?? [];
   if (user === undefined || image === undefined)
     throw new Wanted(
-      'a user and an image, such as "alice /images/x.sqsh" or "alice nvcr.io#nvidia/pytorch:25.10"',
+      'a user and an image, such as "alice /images/x.sqsh" or "alice nvcr.io#nvidia/pytorch:25.10"; "*" is everyone',
     );
   return { user, image };
 }

@@ -32,6 +32,8 @@ export interface ListRequest {
 export interface FoundEntry extends EntryFacts {
   /** A mounted one is root's, and all users' who may read its image. */
   readonly kind: 'private' | 'mounted';
+  /** What a mounted one would take for each of its users if it were unpacked, bytes. */
+  readonly unpackedBytes?: number | undefined;
   readonly gid: number;
   /** Of its directory. */
   readonly inode: number;
@@ -75,6 +77,7 @@ function listMountedEntries(base: Directory, pinned: ReadonlySet<string>): Found
       takesRoom: facts.source !== 'in-place',
       inodes: facts.source === 'in-place' ? 0 : mountedInodes,
       image: facts.image,
+      unpackedBytes: facts.unpackedBytes,
       createdAtMs: facts.createdAtMs,
       unpackMs: facts.readyMs,
     }));

@@ -50,17 +50,56 @@ export async function obtainMounted(request: MountRequest): Promise<Mounted> {
   const { source, settings, user } = request;
   if (!isBelowTrusted(source.realPath, settings.trustedImages))
     return isBelowTrusted(source.path, settings.trustedImages)
-      ? { reason: `it leads to "${source.realPath}", which is in no directory of trusted_images` }
+      ? { reason: whyElsewhere(source) }
       : { reason: undefined };
-  const isolation = await request.findIsolation();
-  if (isolation !== 'overlay')
-    return { reason: `isolation=${isolation ?? 'unknown'} on this node, want overlay` };
+  const unserved = await whyNoViews(request);
+  if (unserved !== undefined) return { reason: unserved };
   if (user.uid === 0) return { reason: 'root has an entry of its own' };
   try {
     return await findOrMake(request);
   } catch (error) {
     return { reason: describeError(error) };
   }
+}
+
+const whyElsewhere = ({ path, realPath }: SquashfsSource): string =>
+  `it ${path === realPath ? 'is' : `leads to "${realPath}", which is`} in no directory of trusted_images`;
+
+async function whyNoViews({
+  findIsolation,
+}: Pick<MountRequest, 'findIsolation'>): Promise<string | undefined> {
+  const isolation = await findIsolation();
+  return isolation === 'overlay'
+    ? undefined
+    : `isolation=${isolation ?? 'unknown'} on this node, want overlay`;
+}
+
+/**
+ * Makes an image ready for whoever will want it: no user is there who could have a view.
+ *
+ * @param request its source as root sees it
+ * @throws an Error with why it is not mounted
+ */
+export async function readyForAll(
+  request: Omit<MountRequest, 'user'>,
+): Promise<Pick<Acquired, 'result' | 'unpackMs'> & { readonly name: string }> {
+  const { source, settings, base } = request;
+  if (!isBelowTrusted(source.realPath, settings.trustedImages)) throw new Error(whyElsewhere(source));
+  const unserved = await whyNoViews(request);
+  if (unserved !== undefined) throw new Error(unserved);
+  const name = mountedEntryName(source.identity);
+  const startedAtMs = elapsedMs();
+  // That an image is still mounted in place, only the child sees to.
+  const { outcome, reason } = await askChild(request, name);
+  if (reason !== undefined) throw new Error(reason);
+  const held = await holdMounted(base.path, name);
+  if (held === undefined) throw new Error('it was evicted at once');
+  closeSync(held.fd);
+  if (held.facts.refusal !== undefined) throw new Error(held.facts.refusal.reason);
+  touchMounted(base.path, name);
+  return outcome === 'made'
+    ? { name, result: 'created', unpackMs: Math.round(elapsedMs() - startedAtMs) }
+    : { name, result: 'reused', unpackMs: undefined };
 }
 
 async function findOrMake(request: MountRequest): Promise<Mounted> {
@@ -130,7 +169,12 @@ interface ChildAnswer {
 
 /** @throws CommandFailed */
 async function askChild(
-  { settings, source, configPath, onPercent }: MountRequest,
+  {
+    settings,
+    source,
+    configPath,
+    onPercent,
+  }: Pick<MountRequest, 'settings' | 'source' | 'configPath' | 'onPercent'>,
   name: string,
 ): Promise<ChildAnswer> {
   const answer: { outcome?: string; reason?: string } = {};

@@ -154,6 +154,7 @@ async function makeLocked(request: Request, known: MountedFacts | undefined): Pr
     readyMs: 0,
     bytes: 0,
     inodes: 0,
+    unpackedBytes: 0,
     source: 'in-place',
     bootId: bootId(),
   };
@@ -169,8 +170,8 @@ async function makeLocked(request: Request, known: MountedFacts | undefined): Pr
       });
       const remainingMs = (): number => Math.max(1, limitMs - (elapsedMs() - startedAtMs));
       unmountEntry(settings.runtimePath, name);
-      await mountAndJudge(request, fd, known, remainingMs());
-      const measured = { ...facts, bytes: Number(stats.size), inodes };
+      const unpackedBytes = await mountAndJudge(request, fd, known, remainingMs);
+      const measured = { ...facts, bytes: Number(stats.size), inodes, unpackedBytes };
       if (settings.imageCopying === 'never') {
         // Who holds it goes on to hold it.
         if (known === undefined || known.refusal !== undefined || known.source !== 'in-place')
@@ -207,14 +208,15 @@ function readSquashfsFacts(fd: number, stats: BigIntStats, realPath: string): Sq
  * Mounts the image, where it stays if it is not copied; tries a view of it; and compares it with what enroot
  * would make of it.
  *
+ * @returns what it would take unpacked, bytes
  * @throws Refused; what the kernel refuses
  */
 async function mountAndJudge(
   { settings: { runtimePath }, name }: Request,
   fd: number,
   known: MountedFacts | undefined,
-  limitMs: number,
-): Promise<void> {
+  remainingMs: () => number,
+): Promise<number> {
   mountForAll(runtimePath, name, fd);
   // Who makes it holds the create lock of this entry, and nobody has a view of it.
   const trial = asidePath(`${imageMountsPath(runtimePath)}/${name}`);
@@ -224,11 +226,18 @@ async function mountAndJudge(
   } finally {
     rmdirSync(trial);
   }
-  if (known !== undefined && known.refusal === undefined) return;
-  const args = ['-P', `${imageMountPath(runtimePath, name)}/.`, '-xdev', ...changedByStock];
-  const { stdout } = await run(endingWithUs({ file: 'find', args, timeoutMs: limitMs }));
-  const reason = whyChangedByStock(stdout.toString('utf8'));
+  if (known !== undefined && known.refusal === undefined) return known.unpackedBytes;
+  const lookThrough = async (file: string, args: readonly string[]): Promise<string> => {
+    const { stdout } = await run(endingWithUs({ file, args, timeoutMs: remainingMs() }));
+    return stdout.toString('utf8');
+  };
+  const root = `${imageMountPath(runtimePath, name)}/.`;
+  const reason = whyChangedByStock(await lookThrough('find', ['-P', root, '-xdev', ...changedByStock]));
   if (reason !== undefined) throw new Refused(reason);
+  return parseInt(
+    await lookThrough('du', ['--summarize', '--one-file-system', '--block-size=1', '--', root]),
+    10,
+  );
 }
 
 async function copyAndPublish(

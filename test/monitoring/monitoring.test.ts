@@ -18,7 +18,7 @@ const metrics = formatMetrics(emptyCounters(0), {
   usage: { totalBytes: 100, freeBytes: 50, availableBytes: 40, totalInodes: 10, freeInodes: 5 },
   policy: { gcHighPercent: 85, gcLowPercent: 80, gcMinAgeSeconds: 0 },
   entries: { count: 0, bytes: 0, inodes: 0 },
-  mounted: { count: 0, bytes: 0, views: 0 },
+  mounted: { count: 0, bytes: 0, views: 0, savedBytes: 0 },
   pinned: 0,
   leases: 0,
 });

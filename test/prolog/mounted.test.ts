@@ -465,9 +465,46 @@ ends('a collection evicts the least recently used copy, and none that a job hold
   assert.equal(readdirSync(join(mounting.node.basePath, '.mounted')), []);
 });
 
-ends('status, explain and rm know mounted entries', async () => {
+ends('warm without a user makes an image ready for everyone, and a pin keeps it', async () => {
   await using mounting = await MountingNode.start({ gc_min_age: 0 });
   const image = mounting.node.image();
+  const warm = (...words: string[]) => mounting.node.admin('warm', ...words).result;
+  const made = await warm(image);
+  assert.is(made.exitCode, 0, made.stderr);
+  assert.match(made.stdout, /^made ready .* for everyone: pyxis_cache_mounted_/);
+  assert.match((await warm(image)).stdout, /^warm .* was already there/);
+  assert.is((await mounting.prolog(alice, image)).line['result'], 'reused');
+  assert.is((await mounting.prolog(bob, image)).line['result'], 'reused');
+
+  mounting.configure({ gc_min_age: 0, pin: `* ${image}` });
+  assert.is((await warm()).exitCode, 0);
+  for (const [index, user] of [alice, bob].entries()) await mounting.epilog(user, index + 1);
+  await mounting.node.gc('--force');
+  const [name = ''] = readdirSync(join(mounting.node.basePath, '.mounted'));
+  assert.match(name, mountedName);
+  mounting.configure({ gc_min_age: 0 });
+  assert.is((await warm()).exitCode, 0);
+  await mounting.node.gc('--force');
+  assert.equal(readdirSync(join(mounting.node.basePath, '.mounted')), []);
+});
+
+ends('warm without a user says which image is not for everyone, and makes none', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  const owned = mounting.node.image({ ...smallTree, file: { content: 'x', mode: 0o4755 } });
+  const elsewhere = join(mounting.node.root, 'elsewhere.sqsh');
+  command('cp', owned, elsewhere);
+  const { exitCode, stdout } = await mounting.node.admin('warm', owned, elsewhere, 'nvcr.io#a/b:1').result;
+  assert.is(exitCode, 1);
+  const [modes, place, registry] = stdout.split('\n');
+  assert.match(modes ?? '', /^failed .*"\/file" in it has mode 04755/);
+  assert.match(place ?? '', /^failed .*: it is in no directory of trusted_images/);
+  assert.match(registry ?? '', /^failed .*only image files below a directory of trusted_images/);
+  assert.equal([mounting.mounts(), mounting.node.entries(alice)], [[], []]);
+});
+
+ends('status, explain and rm know mounted entries', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  const image = mounting.node.image({ ...smallTree, zeros: { content: Buffer.alloc(2 ** 20) } });
   const { line, id } = await mounting.prolog(alice, image);
   const entry = line['entry'] ?? '';
   const status = (await mounting.node.admin('status', '--json').result).stdout;
@@ -476,7 +513,13 @@ ends('status, explain and rm know mounted entries', async () => {
     [shown?.['name'], shown?.['kind'], shown?.['viewers'], shown?.['jobs'], shown?.['image']],
     [entry, 'mounted', [alice.uid], [id], image],
   );
-  assert.match((await mounting.node.admin('status').result).stdout, /1 mounted image for all users/);
+  const saved = Number(shown?.['savedBytes']);
+  // What alice would have unpacked, but for the copy.
+  assert.ok(saved > 2 ** 20 - 16_384 && saved < 2 ** 20 + 65_536, String(saved));
+  assert.match(
+    (await mounting.node.admin('status').result).stdout,
+    /1 mounted image for all users \(saves 1/,
+  );
   assert.match((await mounting.node.admin('explain', entry).result).stdout, /views +of uid 59001/);
   assert.match((await mounting.node.admin('metrics').result).stdout, /container_cache_mounted_entries 1/);
   const kept = await mounting.node.admin('rm', entry).result;

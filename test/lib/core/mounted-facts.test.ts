@@ -12,7 +12,7 @@ import {
 import { assert, suite } from '../../helpers/suite.ts';
 
 const facts: MountedFacts = {
-  ...{ image: '/images/a.sqsh', createdAtMs: 1, readyMs: 2, bytes: 3, inodes: 4 },
+  ...{ image: '/images/a.sqsh', createdAtMs: 1, readyMs: 2, bytes: 3, inodes: 4, unpackedBytes: 5 },
   ...{ source: 'copy', bootId: 'boot' },
 };
 
