@@ -13,7 +13,15 @@ import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/fault
 import { isCollectionDue, isGoalReached } from '../lib/core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
-import { isMountedEntryName, jobImagesName, jobPath, userPath, viewPath } from '../lib/core/layout.ts';
+import {
+  isMountedEntryName,
+  jobImagesName,
+  jobPath,
+  mountedEntryName,
+  userPath,
+  viewPath,
+} from '../lib/core/layout.ts';
+import { isBelowTrusted } from '../lib/core/mounted-facts.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
 import { logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
 import { fillRootfs, type KnownShortage, type RoomResult } from '../lib/image/create.ts';
@@ -21,7 +29,7 @@ import { openEnroot } from '../lib/image/enroot-program.ts';
 import type { ImageSource, SquashfsSource } from '../lib/image/image-source.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import type { Acquired, EntryCreator } from '../lib/store/entry.ts';
-import { noteStepStart, startEvent } from '../lib/store/event-files.ts';
+import { noteMountable, noteStepStart, startEvent } from '../lib/store/event-files.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
@@ -96,8 +104,21 @@ export async function runAcquire(parameters: readonly string[], environment: Env
       ...startEvent('step', acquired, error),
       image: code === 'UNPACKING' ? wholeName(image) : undefined,
     });
+  if (acquired !== undefined && !isMountedEntryName(acquired.entry.name))
+    noteIfMountable(wholeName(image), user, jobId, parsed.settings);
   await log.flush();
   return error === undefined ? 0 : 1;
+}
+
+/** The Epilog has it mounted for the next time (lib/store/mounted-entry.ts). */
+function noteIfMountable(
+  image: string,
+  user: UserIds,
+  jobId: number | undefined,
+  settings: Settings | undefined,
+): void {
+  if (jobId === undefined || settings === undefined || !isBelowTrusted(image, settings.trustedImages)) return;
+  noteMountable(user, userPath(settings.basePath, user.uid), jobId, image);
 }
 
 /** As it can be found from anywhere. */
@@ -124,6 +145,8 @@ async function acquire(request: Request): Promise<Held> {
   }
   const wanted = parseImage(request.image, process.cwd());
   const source = await findSource(user, wanted, settings, { kind: 'user', environment: request.environment });
+  const view = source.kind === 'path' ? openPreparedView(request, source) : undefined;
+  if (view !== undefined) return view;
   const isTemporary = source.kind === 'path' && (await isOneTimeFile(request, userDirectory.path, source));
   const acquired = await obtainEntry(
     { user, jobId, image: request.image, source, userPath: userDirectory.path, settings },
@@ -264,6 +287,24 @@ function readImages(runtimePath: string, jobId: number): (readonly [image: strin
 /** What the Prolog has leased stays until the Epilog. */
 const isLeasedByProlog = (runtimePath: string, jobId: number, name: string): boolean =>
   readImages(runtimePath, jobId).some(([, entry]) => entry === name);
+
+/** The view of an image that the Prolog made for the steps, whatever path leads to it. The job holds it. */
+function openPreparedView(
+  { settings: { runtimePath }, jobId, user }: Request,
+  source: SquashfsSource,
+): Held | undefined {
+  const name = mountedEntryName(source.identity);
+  if (!isLeasedByProlog(runtimePath, jobId, name)) return undefined;
+  const path = viewPath(runtimePath, user.uid, name);
+  const stats = unlessErrno(userMadeErrnos, () => statSync(path));
+  return stats?.uid === user.uid
+    ? {
+        acquired: { entry: { name, path, fd: -1 }, result: 'reused', unpackMs: undefined },
+        holderPid: undefined,
+        warning: undefined,
+      }
+    : undefined;
+}
 
 /** Why the image's mounted entry, which the Prolog has made ready for the job, is of no use to this step. */
 function whyNoView({ settings: { runtimePath }, jobId, user, image }: Request): string | undefined {

@@ -28,6 +28,8 @@ import {
   parseStubDirectoryName,
   userPath,
 } from '../lib/core/layout.ts';
+import type { LeaseRecord } from '../lib/core/lease-record.ts';
+import { isBelowTrusted } from '../lib/core/mounted-facts.ts';
 import { hasMounts } from '../lib/core/mountinfo.ts';
 import {
   defaultRuntimePath,
@@ -39,7 +41,7 @@ import {
 } from '../lib/core/settings.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
-import { recordEvents, takeStepStarts } from '../lib/store/event-files.ts';
+import { recordEvents, takeStepNotes } from '../lib/store/event-files.ts';
 import { claimVerification, touchEntry } from '../lib/store/held-entry.ts';
 import { heldFileOf, readJobImages, removeJobFiles } from '../lib/store/job-files.ts';
 import { readLease, releaseLease, releaseSteps } from '../lib/store/lease.ts';
@@ -63,6 +65,8 @@ import { openLog, type Log } from '../lib/system/syslog.ts';
 /** What the steps found and did. */
 interface Report {
   entries: readonly string[];
+  /** Held in case a step wanted them. */
+  prepared: readonly string[];
   holdersStopped: number;
   stepsStopped: number;
   stubsRemoved: number;
@@ -70,6 +74,7 @@ interface Report {
   usedPercent: number | undefined;
   collectorStarted: boolean;
   stepStarts: readonly StartEvent[];
+  mountable: readonly string[];
   imagesStarted: number;
   readonly errors: unknown[];
 }
@@ -80,6 +85,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
   const log = openLog(logSettingsOf(parsed));
   const report: Report = {
     entries: [],
+    prepared: [],
     holdersStopped: 0,
     stepsStopped: 0,
     stubsRemoved: 0,
@@ -87,6 +93,7 @@ export async function runEpilog(environment: Environment = process.env): Promise
     usedPercent: undefined,
     collectorStarted: false,
     stepStarts: [],
+    mountable: [],
     imagesStarted: 0,
     errors: [],
   };
@@ -162,7 +169,8 @@ function finishJob(
   });
   attempt(report, () => {
     const { record, stopped } = releaseLease(runtimePath, job.jobId);
-    report.entries = record?.entries ?? [];
+    report.entries = record === undefined ? [] : usedByJob(record);
+    report.prepared = record?.prepared ?? [];
     report.holdersStopped = stopped;
   });
   attempt(report, () => {
@@ -177,6 +185,12 @@ function finishJob(
   });
   attempt(report, () => {
     sweepBase(job, requireSettings(parsed), environment, report, log);
+  });
+  attempt(report, () => {
+    // Its steps have told which of them they came to use.
+    const used = new Set(report.stepStarts.map(({ entry }) => entry));
+    const names = report.prepared.filter((name) => used.has(name));
+    if (names.length > 0) views?.markMountedUsed(requireSettings(parsed), job.uid, names);
   });
 }
 
@@ -200,6 +214,9 @@ function attempt(report: Report, step: () => void): void {
 }
 
 /** Before the release, so that the collector never sees an entry that is neither held nor just used. */
+const usedByJob = ({ entries, prepared = [] }: LeaseRecord): string[] =>
+  entries.filter((name) => !prepared.includes(name));
+
 function markUsed(
   job: Job,
   settings: Settings | undefined,
@@ -209,7 +226,7 @@ function markUsed(
 ): void {
   const record = readLease(runtimePath, job.jobId);
   if (record === undefined || settings === undefined) return;
-  views?.markMountedUsed(settings, record.uid, record.entries.filter(isMountedEntryName));
+  views?.markMountedUsed(settings, record.uid, usedByJob(record).filter(isMountedEntryName));
   if (hasMounts(userPath(settings.basePath, record.uid), readMounts())) return;
   const user = { uid: record.uid, gid: job.gid };
   const own = record.entries.filter((name) => !isMountedEntryName(name));
@@ -231,14 +248,9 @@ function sweepBase(
     attempt(report, () => {
       sweepUserDirectory(job, base, report, log);
     });
-    if (settings.createMode === 'background')
+    if (settings.createMode === 'background' || settings.trustedImages.length > 0)
       attempt(report, () => {
-        report.imagesStarted = startUnpacking(
-          job,
-          report.stepStarts,
-          environment['CONTAINER_CACHE_CONF'],
-          settings.runtimePath,
-        );
+        report.imagesStarted = startMaking(job, report, environment['CONTAINER_CACHE_CONF'], settings);
       });
     const fault = report.errors.length > 0 ? findBaseFault(base) : undefined;
     if (fault !== undefined) report.errors.unshift(fault);
@@ -260,7 +272,9 @@ function sweepUserDirectory(job: Job, base: Directory, report: Report, log: Log[
   const userDirectory = findUserDirectory(base, job.uid);
   if (userDirectory === undefined) return;
   try {
-    report.stepStarts = takeStepStarts(userDirectory, job, job.jobId, report.entries);
+    const { starts, mountable } = takeStepNotes(userDirectory, job, job.jobId, report.entries);
+    report.stepStarts = starts;
+    report.mountable = mountable;
     const turn = new UserTurn(job, userDirectory, [], log);
     // Who has closed the directory leaves the rest to the collector.
     const ofJob = (jobOf: typeof parseStubDirectoryName): string[] =>
@@ -287,18 +301,19 @@ const wholeNamePattern = /^(?:\/|docker:\/\/)/;
 const mostImages = 8;
 
 /**
- * What steps would not wait for (create_mode=background) is unpacked as the user for the next job. @returns
- * how many
+ * What steps would not wait for (create_mode=background) is unpacked as the user for the next job, and what
+ * they unpacked although it could be mounted is mounted. @returns how many
  */
-function startUnpacking(
+function startMaking(
   job: Job,
-  starts: readonly StartEvent[],
+  { stepStarts, mountable }: Report,
   configPath: string | undefined,
-  runtimePath: string,
+  { runtimePath, trustedImages }: Settings,
 ): number {
-  const wanted = starts.flatMap(({ code, image }) =>
+  const wanted = stepStarts.flatMap(({ code, image }) =>
     code === 'UNPACKING' && image !== undefined && wholeNamePattern.test(image) ? [image] : [],
   );
-  const images = [...new Set(wanted)].slice(0, mostImages);
+  const trusted = mountable.filter((image) => isBelowTrusted(image, trustedImages));
+  const images = [...new Set([...wanted, ...trusted])].slice(0, mostImages);
   return images.length > 0 && startCountedWarming(runtimePath, job, images, configPath) ? images.length : 0;
 }

@@ -6,7 +6,7 @@
  *
  * Whatever goes wrong, the job runs as it would have without us, and the line says why.
  */
-import { closeSync } from 'node:fs';
+import { closeSync, existsSync } from 'node:fs';
 import process from 'node:process';
 import {
   describeError,
@@ -18,7 +18,7 @@ import {
 } from '../lib/core/faults.ts';
 import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
-import { unsharedName } from '../lib/core/layout.ts';
+import { unsharedName, usedMountedPath } from '../lib/core/layout.ts';
 import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import {
   exitCodeOf,
@@ -33,10 +33,12 @@ import { openBase } from '../lib/store/base-directory.ts';
 import { findBaseFault } from '../lib/store/base-fault.ts';
 import type { Acquired } from '../lib/store/entry.ts';
 import { recordEvents, startEvent } from '../lib/store/event-files.ts';
+import type { HeldEntry } from '../lib/store/held-entry.ts';
 import { writeJobFiles, type JobImage } from '../lib/store/job-files.ts';
 import { releaseLease, takeLease } from '../lib/store/lease.ts';
 import { ensureNodeFacts, recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry, type EntryMaker } from '../lib/store/obtain-entry.ts';
+import type { PreparedImage } from '../lib/store/prepared-images.ts';
 import type { Provision } from '../lib/store/provision.ts';
 import { hasRoomAgent } from '../lib/store/room-presence.ts';
 import { openUserDirectory } from '../lib/store/user-directory.ts';
@@ -157,23 +159,78 @@ async function prepareJob(
       told.resolve(undefined);
     });
     try {
-      if (wanted === undefined) return { acquired: undefined, warning: undefined };
       const isShared = known?.isolation === 'shared';
       const findIsolation = async (): Promise<NodeFacts['isolation'] | undefined> => {
         if (known !== undefined) return known.isolation;
         await telling;
         return recallNodeFacts(settings.runtimePath)?.isolation;
       };
-      return await prepareContainer(
-        { job, settings, base, userDirectory, log, configPath, environment, isShared, findIsolation },
-        wanted,
-      );
+      const node = { job, settings, base, log, configPath, findIsolation };
+      const preparing = prepareForSteps(node);
+      const context = { ...node, userDirectory, environment, isShared, preparing };
+      if (wanted === undefined) {
+        leaseForSteps(context, await preparing);
+        return { acquired: undefined, warning: undefined };
+      }
+      return await prepareContainer(context, wanted);
     } finally {
       await telling;
     }
   } catch (error) {
     throw (isBypass(error) ? undefined : findBaseFault(base)) ?? error;
   }
+}
+
+/** Mounted images that a step may want. Never fails: without them a step unpacks for itself. */
+async function prepareForSteps({
+  job,
+  ...node
+}: Pick<Context, 'job' | 'settings' | 'base' | 'log' | 'configPath' | 'findIsolation'>): Promise<
+  readonly PreparedImage[]
+> {
+  const { settings, base, log } = node;
+  if (settings.trustedImages.length === 0 || !existsSync(usedMountedPath(base.path, job.uid))) return [];
+  prepareFlock();
+  try {
+    const { prepareImages } = await import('../lib/store/prepared-images.ts');
+    return await prepareImages({ ...node, user: job });
+  } catch (error) {
+    log.write('warning', 'prepare', { job: job.jobId, uid: job.uid, reason: describeError(error) });
+    return [];
+  }
+}
+
+/** The lease of a job that names no image itself. */
+function leaseForSteps({ job, settings, log }: Context, prepared: readonly PreparedImage[]): void {
+  if (prepared.length === 0) return;
+  try {
+    leaseAndTell(job, settings, undefined, prepared);
+  } catch (error) {
+    log.write('warning', 'prepare', { job: job.jobId, uid: job.uid, reason: describeError(error) });
+  }
+}
+
+/** @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES; then there is no lease */
+function leaseAndTell(
+  job: Job,
+  settings: Settings,
+  own: { readonly entry: HeldEntry; readonly image: JobImage } | undefined,
+  prepared: readonly PreparedImage[],
+): void {
+  const others = prepared.filter(({ entry }) => entry.name !== own?.entry.name);
+  takeLease(
+    settings.runtimePath,
+    job,
+    own === undefined ? [] : [own.entry],
+    others.map(({ entry }) => entry),
+  );
+  tellJob(job, settings, own !== undefined, [
+    ...(own === undefined ? [] : [own.image]),
+    ...others.map(({ source, entry }) => ({
+      ...{ image: source.realPath, entry: entry.name, stamp: source.stamp },
+      result: 'reused' as const,
+    })),
+  ]);
 }
 
 /** For the steps, which run as the user. Without it they are as they would be without us. */
@@ -226,6 +283,8 @@ interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly isShared: boolean;
   /** What containers get on this node; undefined: nobody could find out. */
   readonly findIsolation: () => Promise<NodeFacts['isolation'] | undefined>;
+  /** For the steps; never rejects. */
+  readonly preparing: Promise<readonly PreparedImage[]>;
 }
 
 interface Wanted {
@@ -288,13 +347,13 @@ async function serve(
     throw error;
   }
   try {
-    takeLease(settings.runtimePath, job, [acquired.entry]);
-    tellJob(job, settings, {
+    const image = {
       image: imageOfPyxis(listedAs),
       entry: acquired.entry.name,
       stamp: source.kind === 'path' ? source.stamp : (source.askedFrom ?? '-'),
       result: acquired.result,
-    });
+    };
+    leaseAndTell(job, settings, { entry: acquired.entry, image }, await context.preparing);
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.
     closeSync(acquired.entry.fd);
@@ -470,11 +529,11 @@ function progressLogger(
 }
 
 /** A lease without job files would be of no use: it is given back. */
-function tellJob(job: Job, settings: Settings, image: JobImage): void {
+function tellJob(job: Job, settings: Settings, hasEntry: boolean, images: readonly JobImage[]): void {
   try {
     writeJobFiles(settings.runtimePath, job, {
-      environment: taskEnvironment(settings.basePath, job.uid),
-      images: [image],
+      environment: hasEntry ? taskEnvironment(settings.basePath, job.uid) : '',
+      images,
     });
   } catch (cause) {
     releaseLease(settings.runtimePath, job.jobId);

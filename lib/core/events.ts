@@ -48,6 +48,21 @@ export function parseContainerEvent(line: string): ContainerEvent | undefined {
     : undefined;
 }
 
+/** An image file of `trusted_images` that a step unpacked: the Epilog has it mounted for the next one. */
+interface MountEvent {
+  readonly kind: 'mount';
+  /** An absolute path. */
+  readonly image: string;
+}
+
+export const formatMountEvent = (image: string): string =>
+  `${JSON.stringify({ kind: 'mount', image } satisfies MountEvent)}\n`;
+
+export function parseMountEvent(line: string): MountEvent | undefined {
+  const { kind, image } = parseJsonObject(line) ?? {};
+  return kind === 'mount' && typeof image === 'string' && image.startsWith('/') ? { kind, image } : undefined;
+}
+
 /**
  * Why an entry went: usage reached the high watermark; a new image needed its room; the cache reached its own
  * limit; its user's quota was used up; an admin said so.

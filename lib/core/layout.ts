@@ -6,6 +6,7 @@
  *   /raid/data/.trash/                                 trashPath
  *   /raid/data/.mounted/MOUNTED/                       mountedEntryPath
  *   /raid/data/.mounted/MOUNTED/facts, image.squashfs  factsName, copyName
+ *   /raid/data/.mounted/.users/1000/MOUNTED            usedMountedPath
  *   /raid/data/1000/                                   userPath
  *   /raid/data/1000/.ENTRY/                            entryPath
  *   /raid/data/1000/.ENTRY/.pyxis_cache_lock           lockPath
@@ -52,6 +53,10 @@ export const mountedStorePath = (basePath: string): string => `${basePath}/${mou
 export const mountedEntryName = (identity: string): string => `pyxis_cache_mounted_${identity}`;
 export const mountedEntryPath = (basePath: string, name: string): string =>
   `${mountedStorePath(basePath)}/${name}`;
+/** Which mounted entries a user has used: empty files, whose time is the last use. */
+export const mountedUsersPath = (basePath: string): string => `${mountedStorePath(basePath)}/.users`;
+export const usedMountedPath = (basePath: string, uid: number): string =>
+  `${mountedUsersPath(basePath)}/${uid}`;
 export const factsName = 'facts';
 export const copyName = 'image.squashfs';
 

@@ -16,6 +16,8 @@ export interface LeaseRecord {
   readonly sinceMs: number;
   /** Names of entries below the user's directory, and of mounted ones. */
   readonly entries: readonly string[];
+  /** Those of them that are there in case a step wants them: to be held is no use. */
+  readonly prepared?: readonly string[] | undefined;
 }
 
 export const longestLeaseRecordBytes = 64 * 1024;
@@ -28,13 +30,14 @@ export function formatLeaseRecord(record: LeaseRecord): string {
 export function parseLeaseRecord(text: string): LeaseRecord | undefined {
   const value = parseJsonObject(text);
   if (value?.['version'] !== 1) return undefined;
-  const { jobId, uid, holder, sinceMs, entries } = value;
+  const { jobId, uid, holder, sinceMs, entries, prepared = [] } = value;
   if (
     !isAmount(jobId) ||
     !isAmount(uid) ||
     !isAmount(sinceMs) ||
     !isRecord(holder) ||
-    !Array.isArray(entries)
+    !Array.isArray(entries) ||
+    !Array.isArray(prepared)
   ) {
     return undefined;
   }
@@ -45,7 +48,9 @@ export function parseLeaseRecord(text: string): LeaseRecord | undefined {
     (name): name is string => typeof name === 'string' && isEntryNameFor(uid, name),
   );
   if (names.length !== entries.length) return undefined;
-  return { jobId, uid, holder: { pid, startTicks }, sinceMs, entries: names };
+  const known = { jobId, uid, holder: { pid, startTicks }, sinceMs, entries: names };
+  const only = names.filter((name) => prepared.includes(name));
+  return only.length === 0 ? known : { ...known, prepared: only };
 }
 
 function isRecord(value: unknown): value is Record<string, unknown> {

@@ -106,6 +106,11 @@ export interface Settings {
   readonly trustedOwners: readonly number[];
   /** `trusted_images_copy` */
   readonly imageCopying: ImageCopying;
+  /**
+   * `prepare_images`: of how many of the mounted images that a user used last a Prolog makes views for the
+   * steps of the job.
+   */
+  readonly prepareImages: number;
   readonly logTarget: LogTarget;
   readonly logLevel: LogLevel;
   readonly syslogFacility: SyslogFacility;
@@ -166,6 +171,9 @@ function userIds(value: string): readonly number[] {
   });
 }
 
+/** Each is looked at by the Prolog, and held by the job. */
+const mostPreparedImages = 64;
+
 /** The one above means "none". */
 const largestUid = 2 ** 32 - 2;
 
@@ -214,6 +222,7 @@ const settingReaders = {
   trusted_images: absolutePaths,
   trusted_owners: userIds,
   trusted_images_copy: oneOf(['auto', 'reflink', 'copy', 'never']),
+  prepare_images: integer(0, mostPreparedImages, 'images'),
   log_target: oneOf(['syslog', 'stderr']),
   log_level: oneOf(logLevels),
   syslog_facility: oneOf(syslogFacilities),
@@ -330,6 +339,7 @@ export function parseSettings(text: string, file: string): ParsedSettings {
       trustedImages: values.trusted_images ?? [],
       trustedOwners: values.trusted_owners ?? [],
       imageCopying: values.trusted_images_copy ?? 'auto',
+      prepareImages: values.prepare_images ?? 16,
       logTarget,
       logLevel: values.log_level ?? 'info',
       syslogFacility: values.syslog_facility ?? 'daemon',

@@ -17,8 +17,10 @@ import {
 } from 'node:fs';
 import {
   formatEvent,
+  formatMountEvent,
   parseContainerEvent,
   parseEvent,
+  parseMountEvent,
   type CacheEvent,
   type StartEvent,
   type StartSource,
@@ -53,14 +55,16 @@ export function startEvent(source: StartSource, acquired: Acquired | undefined, 
 
 /** @returns whether all of them are counted */
 export function recordEvents(statePath: string, events: readonly CacheEvent[], nowMs = Date.now()): boolean {
-  return events.length === 0 || write(() => openDay(statePath, dayOf(nowMs)), events);
+  return (
+    events.length === 0 || writeText(() => openDay(statePath, dayOf(nowMs)), events.map(formatEvent).join(''))
+  );
 }
 
-function write(open: () => number, events: readonly CacheEvent[]): boolean {
+function writeText(open: () => number, text: string): boolean {
   try {
     const fd = open();
     try {
-      writeSync(fd, events.map(formatEvent).join(''));
+      writeSync(fd, text);
     } finally {
       closeSync(fd);
     }
@@ -150,18 +154,28 @@ export function readDay(
  * counted.
  */
 export function noteStepStart(user: UserIds, userPath: string, jobId: number, event: StartEvent): void {
-  write(
-    () =>
-      inDirectoryOf(user, userPath, (userDirectory) =>
-        openOrCreateFileBeneath(userDirectory, stepEventsName(jobId), 0o600, append),
-      ),
-    [event],
-  );
+  writeText(() => openStepEvents(user, userPath, jobId), formatEvent(event));
 }
+
+/** Notes that an image could be mounted; without the note the next step unpacks as well. */
+export function noteMountable(user: UserIds, userPath: string, jobId: number, image: string): void {
+  writeText(() => openStepEvents(user, userPath, jobId), formatMountEvent(image));
+}
+
+const openStepEvents = (user: UserIds, userPath: string, jobId: number): number =>
+  inDirectoryOf(user, userPath, (userDirectory) =>
+    openOrCreateFileBeneath(userDirectory, stepEventsName(jobId), 0o600, append),
+  );
 
 /** More steps with images of their own than a job has; who claims more gains a number. */
 const mostStepStarts = 1000;
 const longestStepEventsBytes = 256 * 1024;
+
+interface StepNotes {
+  readonly starts: StartEvent[];
+  /** Paths of images that could be mounted, as the user says. */
+  readonly mountable: string[];
+}
 
 /**
  * Takes what the steps of a job have noted. The file is the user's: only well-formed starts of entries that
@@ -170,12 +184,12 @@ const longestStepEventsBytes = 256 * 1024;
  * @param jobEntries what the Prolog had leased for the job: starts from these are the job's, all others its
  *   steps'
  */
-export function takeStepStarts(
+export function takeStepNotes(
   userDirectory: Directory,
   user: UserIds,
   jobId: number,
   jobEntries: readonly string[],
-): StartEvent[] {
+): StepNotes {
   const name = stepEventsName(jobId);
   const text = withUserIds(user, () => {
     // Whatever lies there instead, and whatever it does, costs no more than these numbers.
@@ -202,7 +216,10 @@ export function takeStepStarts(
     const source = jobEntries.includes(entry) ? 'job' : 'step';
     return isCounted ? [{ kind: 'start', source, result: 'reused', entry, atMs }] : [];
   });
-  return [...starts, ...hits]
-    .filter(({ entry }) => entry === undefined || isEntryNameFor(user.uid, entry))
-    .slice(0, mostStepStarts);
+  return {
+    starts: [...starts, ...hits]
+      .filter(({ entry }) => entry === undefined || isEntryNameFor(user.uid, entry))
+      .slice(0, mostStepStarts),
+    mountable: lines.flatMap((line) => parseMountEvent(line)?.image ?? []),
+  };
 }

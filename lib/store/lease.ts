@@ -61,12 +61,14 @@ type Holder = LeaseRecord['holder'];
  * run, is released after the new one is there.
  *
  * @param entries stay open here: the caller closes them
+ * @param prepared further ones, in case a step wants them
  * @throws NodeFault LEASE_FAILED, JobFault NO_RESOURCES; then no holder is left behind
  */
 export function takeLease(
   runtimePath: string,
   job: { jobId: number; uid: number },
   entries: readonly HeldEntry[],
+  prepared: readonly HeldEntry[] = [],
 ): LeaseRecord {
   // Only the recorded one: a holder that a crash left without a record is the Epilog's to find, by a look at
   // all processes.
@@ -74,7 +76,7 @@ export function takeLease(
   const isNoted = noteStart(runtimePath, job.jobId);
   let record: LeaseRecord;
   try {
-    record = startRecorded(runtimePath, job, entries);
+    record = startRecorded(runtimePath, job, entries, prepared);
   } finally {
     if (isNoted) rmSync(startingPath(runtimePath, job.jobId), { force: true });
   }
@@ -86,11 +88,14 @@ function startRecorded(
   runtimePath: string,
   { jobId, uid }: { jobId: number; uid: number },
   entries: readonly HeldEntry[],
+  prepared: readonly HeldEntry[],
 ): LeaseRecord {
-  const descriptors = entries.map((entry) => entry.fd);
+  const all = [...entries, ...prepared];
+  const descriptors = all.map((entry) => entry.fd);
   const holder = startHolder(jobId, descriptors, rootId);
-  const names = entries.map((entry) => entry.name);
-  const record: LeaseRecord = { jobId, uid, holder, sinceMs: Date.now(), entries: names };
+  const names = all.map((entry) => entry.name);
+  const known: LeaseRecord = { jobId, uid, holder, sinceMs: Date.now(), entries: names };
+  const record = prepared.length === 0 ? known : { ...known, prepared: prepared.map(({ name }) => name) };
   try {
     writeFileAtomically(leasePath(runtimePath, jobId), formatLeaseRecord(record), { mode: 0o600 });
   } catch (cause) {

@@ -25,7 +25,7 @@ import { splitLines } from '../system/lines.ts';
 import { endingWithUs, run } from '../system/run-command.ts';
 import { selfCommand } from '../system/self.ts';
 import type { Acquired } from './entry.ts';
-import { holdMounted, touchMounted, type HeldMounted } from './mounted-store.ts';
+import { holdMounted, noteMountedUse, touchMounted, type HeldMounted } from './mounted-store.ts';
 import { ensureView } from './views.ts';
 
 interface MountRequest {
@@ -37,6 +37,8 @@ interface MountRequest {
   /** What containers get on this node: only an overlay takes a view. */
   readonly findIsolation: () => Promise<EffectiveIsolation | undefined>;
   readonly onPercent: (percent: number) => void;
+  /** In case a step wants it: that is no use. */
+  readonly isPrepared?: boolean;
 }
 
 /**
@@ -154,7 +156,10 @@ async function useHeld(
       limitMs: createLimitMs(settings, source.sizes),
     });
     if (path === undefined) return undefined;
-    touchMounted(base.path, name);
+    if (!request.isPrepared) {
+      touchMounted(base.path, name);
+      noteMountedUse(base.path, user.uid, name);
+    }
     isUsed = true;
     return { acquired: { entry: { name, path, fd }, result: 'reused', unpackMs: undefined } };
   } finally {

@@ -7,16 +7,21 @@
  *   image.squashfs      a file that shares the image's blocks, or a copy; not there if the image itself is
  *                       mounted
  *
+ * Beside them `.users/<uid>/<entry>`, an empty file: that user has used the entry, when its time says.
+ *
  * The directory's time is the entry's last use. It is made aside and comes by a rename, under the entry's
  * create lock, and leaves by a rename into the trash, under an exclusive flock.
  */
 import {
   closeSync,
   constants,
+  existsSync,
   fstatSync,
+  futimesSync,
   lstatSync,
   mkdirSync,
   readdirSync,
+  rmdirSync,
   rmSync,
   utimesSync,
   type Stats,
@@ -30,6 +35,9 @@ import {
   lockPath,
   mountedEntryPath,
   mountedStorePath,
+  mountedUsersPath,
+  parseIdName,
+  usedMountedPath,
 } from '../core/layout.ts';
 import {
   isRefused,
@@ -86,6 +94,12 @@ export async function holdMounted(basePath: string, name: string): Promise<HeldM
   }
 }
 
+/** @returns the real path of the image; undefined: there is no such entry, or its image is not mounted */
+export function imageOfMounted(basePath: string, name: string): string | undefined {
+  const facts = readMountedFacts(mountedEntryPath(basePath, name));
+  return facts?.refusal === undefined ? facts?.image : undefined;
+}
+
 function readMountedFacts(path: string): MountedFacts | undefined {
   const text = readSmallFile(`${path}/${factsName}`, longestMountedFactsBytes);
   return text === undefined ? undefined : parseMountedFacts(text);
@@ -97,6 +111,49 @@ export function touchMounted(basePath: string, name: string): void {
   unlessErrno(isGone, () => {
     utimesSync(mountedEntryPath(basePath, name), now, now);
   });
+}
+
+/** Notes that a user has used an entry. */
+export function noteMountedUse(basePath: string, uid: number, name: string): void {
+  const directory = usedMountedPath(basePath, uid);
+  for (const path of [mountedUsersPath(basePath), directory])
+    unlessErrno(['EEXIST'], () => mkdirSync(path, storeMode));
+  const now = new Date();
+  const fd = openRegularFile(`${directory}/${name}`, constants.O_CREAT);
+  try {
+    futimesSync(fd, now, now);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+export function forgetMountedUse(basePath: string, uid: number, name: string): void {
+  rmSync(`${usedMountedPath(basePath, uid)}/${name}`, { force: true });
+}
+
+/** The names of the mounted entries that a user has used, the last one first; some may be gone. */
+export function listMountedUses(basePath: string, uid: number): string[] {
+  const directory = usedMountedPath(basePath, uid);
+  return (unlessErrno(isGone, () => readdirSync(directory)) ?? [])
+    .filter(isMountedEntryName)
+    .map((name) => ({
+      name,
+      usedAtMs: unlessErrno(isGone, () => lstatSync(`${directory}/${name}`).mtimeMs) ?? 0,
+    }))
+    .toSorted((a, b) => b.usedAtMs - a.usedAtMs)
+    .map(({ name }) => name);
+}
+
+/** Forgets who used what is no more. */
+export function sweepMountedUses(basePath: string): void {
+  const users = unlessErrno(isGone, () => readdirSync(mountedUsersPath(basePath))) ?? [];
+  for (const uid of users.flatMap((user) => parseIdName(user) ?? [])) {
+    for (const name of listMountedUses(basePath, uid))
+      if (!existsSync(mountedEntryPath(basePath, name))) forgetMountedUse(basePath, uid, name);
+    unlessErrno([...isGone, 'ENOTEMPTY'], () => {
+      rmdirSync(usedMountedPath(basePath, uid));
+    });
+  }
 }
 
 interface FoundMounted {

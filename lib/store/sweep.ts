@@ -34,7 +34,13 @@ import { readMounts, type MountScan } from '../system/mounts.ts';
 import { openCreateLock } from './entry.ts';
 import { sweepLeases } from './lease.ts';
 import { openEntryLock, type ListRequest } from './listed-entries.ts';
-import { ifCreateLockIsFree, isForgettable, listMounted, openMountedStore } from './mounted-store.ts';
+import {
+  ifCreateLockIsFree,
+  isForgettable,
+  listMounted,
+  openMountedStore,
+  sweepMountedUses,
+} from './mounted-store.ts';
 import { findStub } from './stub.ts';
 import { moveToTrash, type TrashContext } from './trash.ts';
 import { forEachUser, userBudget, type UserTurn } from './users.ts';
@@ -66,6 +72,7 @@ export function sweepMounted(
   unlessErrno(['EPERM'], () => {
     sweepViews({ basePath: base.path, runtimePath, gcMinAgeSeconds: policy.gcMinAgeSeconds });
   });
+  sweepMountedUses(base.path);
   const known = listMounted(base.path).filter((found) => isForgettable(found, Date.now()));
   sweepAsides(mountedStorePath(base.path));
   if (known.length === 0) return;

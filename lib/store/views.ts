@@ -50,7 +50,13 @@ import { attachMount, letPass, makeView, mountImage, unmountAtOnce } from '../sy
 import { readMounts } from '../system/mounts.ts';
 import { prepareRuntimeDirectory } from '../system/runtime-directory.ts';
 import { listHeldLeases } from './lease.ts';
-import { ifCreateLockIsFree, openMountedStore, touchMounted, underCreateLock } from './mounted-store.ts';
+import {
+  ifCreateLockIsFree,
+  noteMountedUse,
+  openMountedStore,
+  touchMounted,
+  underCreateLock,
+} from './mounted-store.ts';
 
 const closedMode = 0o700;
 /** Everybody may pass, to their own; nobody may look around. */
@@ -191,6 +197,13 @@ function makeMissing(request: ViewRequest): boolean {
   return true;
 }
 
+/** Takes a view from its user. Containers that have it mounted keep it. */
+export function dropView(runtimePath: string, uid: number, name: string): void {
+  const path = viewPath(runtimePath, uid, name);
+  for (const view of findImageMounts(runtimePath).views) if (view.path === path) unmountAtOnce(path);
+  removeMountPoint(path);
+}
+
 /** Unmounts an entry, and whatever is seen of it: of one that nobody holds. */
 export function unmountEntry(runtimePath: string, name: string): void {
   const { images, views } = findImageMounts(runtimePath);
@@ -216,7 +229,10 @@ export function markMountedUsed(
   names: readonly string[],
 ): void {
   const now = new Date();
-  for (const name of names) touchMounted(basePath, name);
+  for (const name of names) {
+    touchMounted(basePath, name);
+    noteMountedUse(basePath, uid, name);
+  }
   unlessErrno(isGone, () => {
     utimesSync(userViewsPath(runtimePath, uid), now, now);
   });

@@ -20,7 +20,7 @@ import {
 } from 'node:fs';
 import { join } from 'node:path';
 import { loopDevicesOf, mountPointsBelow, unlessImageMounts } from '../helpers/image-mounts.ts';
-import { holds, setUsed, TestNode, type ProgramResult } from '../helpers/node.ts';
+import { holds, setUsed, TestNode, until, type ProgramResult } from '../helpers/node.ts';
 import {
   alice,
   bob,
@@ -29,12 +29,14 @@ import {
   replaceProgram,
   type TestUser,
 } from '../helpers/private-machine.ts';
+import { acquire } from '../helpers/run-acquire.ts';
 import { smallTree } from '../helpers/squashfs-image.ts';
 import { assert, suite } from '../helpers/suite.ts';
 
 enterPrivateMachine();
 
 const skip = unlessImageMounts();
+const mountedName = /^pyxis_cache_mounted_[0-9a-f]{16}$/;
 
 class MountingNode implements AsyncDisposable {
   readonly node: TestNode;
@@ -78,6 +80,11 @@ class MountingNode implements AsyncDisposable {
     return join(this.node.basePath, '.mounted', entry);
   }
 
+  /** The names of the entries that the node knows. */
+  known(): string[] {
+    return readdirSync(join(this.node.basePath, '.mounted')).filter((name) => mountedName.test(name));
+  }
+
   mounts(): string[] {
     return mountPointsBelow(this.node.runtimePath);
   }
@@ -95,8 +102,6 @@ class MountingNode implements AsyncDisposable {
 
 const as = (user: TestUser, script: string): string =>
   command('setpriv', `--reuid=${user.uid}`, `--regid=${user.gid}`, '--clear-groups', 'sh', '-c', script);
-
-const mountedName = /^pyxis_cache_mounted_[0-9a-f]{16}$/;
 
 const entries = suite('mounted entries', { skip });
 
@@ -462,7 +467,7 @@ ends('a collection evicts the least recently used copy, and none that a job hold
   await mounting.epilog(alice, held.id);
   await mounting.node.gc('--force');
   assert.equal([mounting.mounts(), mounting.loops()], [[], []]);
-  assert.equal(readdirSync(join(mounting.node.basePath, '.mounted')), []);
+  assert.equal(mounting.known(), []);
 });
 
 ends('warm without a user makes an image ready for everyone, and a pin keeps it', async () => {
@@ -480,12 +485,11 @@ ends('warm without a user makes an image ready for everyone, and a pin keeps it'
   assert.is((await warm()).exitCode, 0);
   for (const [index, user] of [alice, bob].entries()) await mounting.epilog(user, index + 1);
   await mounting.node.gc('--force');
-  const [name = ''] = readdirSync(join(mounting.node.basePath, '.mounted'));
-  assert.match(name, mountedName);
+  assert.is(mounting.known().length, 1);
   mounting.configure({ gc_min_age: 0 });
   assert.is((await warm()).exitCode, 0);
   await mounting.node.gc('--force');
-  assert.equal(readdirSync(join(mounting.node.basePath, '.mounted')), []);
+  assert.equal(mounting.known(), []);
 });
 
 ends('warm without a user says which image is not for everyone, and makes none', async () => {
@@ -611,3 +615,150 @@ ends('a user cannot keep, hide or change a view by locks, mounts, names or times
 });
 
 ends.run();
+
+const steps = suite('mounted images for the steps of a job', { skip });
+
+/** A job that names no image itself. */
+const begin = async (mounting: MountingNode, id: number): Promise<ProgramResult> =>
+  mounting.node.prolog({ id, user: alice });
+
+const viewsOf = (mounting: MountingNode): string[] =>
+  mounting.mounts().filter((name) => name.startsWith('views/'));
+
+steps('a step has at once what its user had before, by any path, and the job holds it', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  const { node } = mounting;
+  const image = node.image();
+  const first = await mounting.prolog(alice, image);
+  const entry = first.line['entry'] ?? '';
+  await mounting.epilog(alice, first.id);
+  assert.equal(mounting.mounts(), []);
+
+  assert.is((await begin(mounting, 2)).line['result'], 'none');
+  assert.equal(viewsOf(mounting), [`views/${alice.uid}/${entry}`]);
+  assert.equal(
+    node.leases().map(({ jobId, entries: names }) => [jobId, names]),
+    [[2, [entry]]],
+  );
+  assert.match(
+    readFileSync(join(node.runtimePath, 'jobs/2/images'), 'utf8'),
+    new RegExp(`^${image}\t${entry}\t`),
+  );
+  const link = join(mounting.images, 'latest.sqsh');
+  symlinkSync(image, link);
+  const found = await acquire(node, [link], { jobId: 2 });
+  assert.is(found.stdout, `${entry} - reused\n`, found.log?.fields['reason']);
+  assert.equal(node.entries(alice), []);
+  await node.gc('--force');
+  assert.ok(existsSync(mounting.entryPath(entry)));
+
+  // To be held was no use; what the wrapper notes of a start is one.
+  setUsed(mounting.entryPath(entry), 5000);
+  await mounting.epilog(alice, 2);
+  const idleSeconds = (): number => Date.now() / 1000 - statSync(mounting.entryPath(entry)).mtimeMs / 1000;
+  assert.ok(idleSeconds() > 4000);
+  await begin(mounting, 3);
+  const note = JSON.stringify({ kind: 'container', entry, result: 'reused' });
+  as(alice, `echo '${note}' >${node.basePath}/${alice.uid}/.steps-3.events`);
+  await mounting.epilog(alice, 3);
+  assert.ok(idleSeconds() < 100);
+  // Others see nothing of it.
+  await node.prolog({ id: 4, user: bob });
+  assert.equal(viewsOf(mounting), []);
+});
+
+steps('what a step had to unpack is mounted for the next job', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  const { node } = mounting;
+  const image = node.image();
+  await begin(mounting, 1);
+  const made = await acquire(node, [image], { jobId: 1 });
+  assert.equal([made.exitCode, node.entries(alice).length], [0, 1]);
+  const { line } = await mounting.epilog(alice, 1);
+  assert.is(line['unpacking'], '1');
+  await until('it is mounted', () => viewsOf(mounting).length === 1);
+  await node.settle();
+  await begin(mounting, 2);
+  const found = await acquire(node, [image], { jobId: 2 });
+  assert.match(found.stdout, /^pyxis_cache_mounted_[0-9a-f]{16} - reused\n$/);
+});
+
+steps('an image that its user may not read any more is taken away', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 1000 });
+  const { node } = mounting;
+  const image = node.image();
+  const { id } = await mounting.prolog(alice, image);
+  await mounting.epilog(alice, id);
+  assert.is(viewsOf(mounting).length, 1);
+  chmodSync(image, 0o600);
+  await begin(mounting, 2);
+  assert.equal([viewsOf(mounting), node.leases()], [[], []]);
+});
+
+steps('one that was replaced is made ready in the background, for a later job', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 1000 });
+  const { node } = mounting;
+  const image = node.image();
+  const { id, line } = await mounting.prolog(alice, image);
+  await mounting.epilog(alice, id);
+  renameSync(node.image({ ...smallTree, 'etc/os-release': 'ID=new\n' }), image);
+  await begin(mounting, 2);
+  assert.equal(node.leases(), []);
+  const others = (): string[] =>
+    readdirSync(join(node.basePath, '.mounted')).filter(
+      (name) => mountedName.test(name) && name !== line['entry'],
+    );
+  await until('the new one is there', () => others().length === 1);
+  await mounting.epilog(alice, 2);
+  await begin(mounting, 3);
+  assert.equal(
+    node.leases().flatMap(({ entries: names }) => names),
+    others(),
+  );
+  assert.is(as(alice, `cat ${mounting.viewPath(alice, others()[0] ?? '')}/etc/os-release`), 'ID=new\n');
+});
+
+steps('prepare_images says how many, those that were used last', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0, prepare_images: 1 });
+  const { node } = mounting;
+  const [older, newer] = [
+    await mounting.prolog(alice, node.image()),
+    await mounting.prolog(alice, node.image()),
+  ];
+  setUsed(join(node.basePath, '.mounted/.users', String(alice.uid), older.line['entry'] ?? ''), 1000);
+  for (const { id } of [older, newer]) await mounting.epilog(alice, id);
+  await begin(mounting, 3);
+  // Of two at once the Epilog of each has told anew.
+  assert.is(node.leases().flatMap(({ entries: names }) => names).length, 1);
+  await mounting.epilog(alice, 3);
+  mounting.configure({ gc_min_age: 0, prepare_images: 0 });
+  await begin(mounting, 4);
+  assert.equal(node.leases(), []);
+});
+
+steps('notes of a user lead to nothing but what a job of theirs could have', async () => {
+  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  const { node } = mounting;
+  const secret = node.image();
+  chmodSync(secret, 0o600);
+  await begin(mounting, 1);
+  const wanted = [
+    secret,
+    `${mounting.images}/../../etc/passwd`,
+    '/etc/passwd',
+    '-x',
+    `${mounting.images}/none`,
+  ];
+  const notes = wanted.map((image) => JSON.stringify({ kind: 'mount', image }));
+  as(
+    alice,
+    `printf '%s\\n' ${notes.map((note) => `'${note}'`).join(' ')} >${node.basePath}/${alice.uid}/.steps-1.events`,
+  );
+  await mounting.epilog(alice, 1);
+  command('sleep', '2');
+  await node.settle();
+  await begin(mounting, 2);
+  assert.equal([mounting.mounts(), node.entries(alice), node.leases()], [[], [], []]);
+});
+
+steps.run();

@@ -506,6 +506,7 @@ test('settings of any valid value read back', () => {
       trusted_images: `${path()}:${path()}`,
       trusted_owners: `root, ${random.integer(0, 4_294_967_294)}`,
       trusted_images_copy: random.pick(['auto', 'reflink', 'copy', 'never']),
+      prepare_images: random.integer(0, 64),
       log_target: random.pick(['syslog', 'stderr']),
       log_level: random.pick(['error', 'warning', 'info', 'debug']),
       syslog_facility: random.pick(['daemon', 'local0', 'user']),
