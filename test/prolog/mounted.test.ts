@@ -470,8 +470,11 @@ ends('a collection evicts the least recently used copy, and none that a job hold
   assert.equal(mounting.known(), []);
 });
 
+/** With `gc --force`: a collection empties the cache. */
+const empty = { gc_min_age: 0, container_cache_gc_high: 2, container_cache_gc_low: 0 };
+
 ends('warm without a user makes an image ready for everyone, and a pin keeps it', async () => {
-  await using mounting = await MountingNode.start({ gc_min_age: 0 });
+  await using mounting = await MountingNode.start(empty);
   const image = mounting.node.image();
   const warm = (...words: string[]) => mounting.node.admin('warm', ...words).result;
   const made = await warm(image);
@@ -481,12 +484,12 @@ ends('warm without a user makes an image ready for everyone, and a pin keeps it'
   assert.is((await mounting.prolog(alice, image)).line['result'], 'reused');
   assert.is((await mounting.prolog(bob, image)).line['result'], 'reused');
 
-  mounting.configure({ gc_min_age: 0, pin: `* ${image}` });
+  mounting.configure({ ...empty, pin: `* ${image}` });
   assert.is((await warm()).exitCode, 0);
   for (const [index, user] of [alice, bob].entries()) await mounting.epilog(user, index + 1);
   await mounting.node.gc('--force');
   assert.is(mounting.known().length, 1);
-  mounting.configure({ gc_min_age: 0 });
+  mounting.configure(empty);
   assert.is((await warm()).exitCode, 0);
   await mounting.node.gc('--force');
   assert.equal(mounting.known(), []);

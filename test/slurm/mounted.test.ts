@@ -100,6 +100,28 @@ matrix('the steps of an allocation that was given the image start from the mount
   assert.equal([await remainsOf(pair.cached), await cachedMounts(pair)], [[], '']);
 });
 
+matrix('an inner srun starts from the mount, from the second job of its user on', async (state) => {
+  const pair = requirePair(state);
+  const { cluster, userPath } = pair.cached;
+  const image = makeProbeImage(join(cluster.root, 'inner.sqsh'), 'inner');
+  const uid = userPath.split('/').at(-1) ?? '';
+  const run = async (): Promise<void> => {
+    const steps = `srun --container-image=${image} ${TELL} && srun --container-image=${image} ${TELL_AND_WRITE}`;
+    const { exitCode, stdout, stderr } = await cluster.run(USER, ['salloc', '--quiet', 'sh', '-c', steps]);
+    assert.equal([exitCode, stdout], [0, `inner ${uid}\ninner ${uid}\n`], stderr);
+    await cluster.waitForNodeIdle();
+  };
+  const unpacked = async (): Promise<number> =>
+    (await linesOf(pair, 'acquire')).filter((line) => line.includes(image)).length;
+  await run();
+  await cluster.waitForSyslog(new RegExp(`: warm .*image=${image} .*entry=pyxis_cache_mounted_`));
+  const before = await unpacked();
+  assert.ok(before > 0);
+  await run();
+  assert.is(await unpacked(), before);
+  assert.equal([await remainsOf(pair.cached), await cachedMounts(pair)], [[], '']);
+});
+
 matrix('a step that does not see the view unpacks, and says why', async (state) => {
   const pair = requirePair(state);
   const { cluster, outputPath, userPath } = pair.cached;

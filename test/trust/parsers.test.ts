@@ -517,8 +517,11 @@ test('settings of any valid value read back', () => {
       .join('');
     const { settings, problems } = parseSettings(text, '/x.conf');
     assert.equal(problems, []);
-    const { pins, maxSize, ...rest } = settings ?? { pins: [], maxSize: undefined };
-    const { pin, container_cache_max_size: size, ...others } = values;
+    assert.ok(settings);
+    const { pins, maxSize, trustedImages, trustedOwners, ...rest } = settings;
+    const { pin, container_cache_max_size: size, trusted_images, trusted_owners, ...others } = values;
+    assert.is(trustedImages.join(':'), trusted_images);
+    assert.is(`root, ${trustedOwners[1]}`, trusted_owners);
     assert.equal(maxSize, { [size === '40%' ? 'percent' : 'bytes']: Object.values(maxSize ?? {})[0] });
     assert.equal(Object.values(rest).sort(), Object.values(others).sort());
     assert.equal(
