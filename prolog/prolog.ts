@@ -6,7 +6,7 @@
  *
  * Whatever goes wrong, the job runs as it would have without us, and the line says why.
  */
-import { closeSync, existsSync } from 'node:fs';
+import { closeSync } from 'node:fs';
 import process from 'node:process';
 import {
   describeError,
@@ -18,7 +18,7 @@ import {
 } from '../lib/core/faults.ts';
 import { imageOfPyxis, parseImage } from '../lib/core/image.ts';
 import { readJob, type ContainerOptions, type Environment, type Job } from '../lib/core/job.ts';
-import { unsharedName, usedMountedPath } from '../lib/core/layout.ts';
+import { unsharedName } from '../lib/core/layout.ts';
 import { hasImporter, type NodeFacts } from '../lib/core/node-facts.ts';
 import {
   exitCodeOf,
@@ -188,8 +188,8 @@ async function prepareForSteps({
 }: Pick<Context, 'job' | 'settings' | 'base' | 'log' | 'configPath' | 'findIsolation'>): Promise<
   readonly PreparedImage[]
 > {
-  const { settings, base, log } = node;
-  if (settings.trustedImages.length === 0 || !existsSync(usedMountedPath(base.path, job.uid))) return [];
+  const { settings, log } = node;
+  if (settings.trustedImages.length === 0 || settings.prepareImages === 0) return [];
   prepareFlock();
   try {
     const { prepareImages } = await import('../lib/store/prepared-images.ts');

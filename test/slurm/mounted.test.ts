@@ -106,7 +106,7 @@ matrix('an inner srun starts from the mount, from the second job of its user on'
   const image = makeProbeImage(join(cluster.root, 'inner.sqsh'), 'inner');
   const uid = userPath.split('/').at(-1) ?? '';
   const run = async (): Promise<void> => {
-    const steps = `srun --container-image=${image} ${TELL} && srun --container-image=${image} ${TELL_AND_WRITE}`;
+    const steps = `srun --container-image=${image} ${TELL} && srun --container-writable --container-image=${image} ${TELL_AND_WRITE}`;
     const { exitCode, stdout, stderr } = await cluster.run(USER, ['salloc', '--quiet', 'sh', '-c', steps]);
     assert.equal([exitCode, stdout], [0, `inner ${uid}\ninner ${uid}\n`], stderr);
     await cluster.waitForNodeIdle();
@@ -135,7 +135,10 @@ matrix('a step that does not see the view unpacks, and says why', async (state) 
   renameSync(views, `${views}.hidden`);
   await cluster.exec(['touch', join(outputPath, 'go')]);
   const { exitCode, stdout, stderr } = await running;
-  renameSync(`${views}.hidden`, views);
+  // The Epilog has the image mounted once more, for the next job.
+  await cluster.waitForSyslog(new RegExp(`: warm .*image=${image} `));
+  const undo = 'umount --lazy "$1"/*/* && rmdir "$1"/* "$1" && mv "$1.hidden" "$1"';
+  await cluster.exec(['sh', '-c', undo, 'sh', '/run/container-cache/views']);
   assert.equal([exitCode, stdout], [0, `hidden ${userPath.split('/').at(-1) ?? ''}\n`], stderr);
   const [line = ''] = (await linesOf(pair, 'acquire')).filter((one) => one.includes(image));
   assert.match(line, /result=created .*reason="this job does not see \/run\/container-cache\/views\//);
