@@ -137,7 +137,7 @@ matrix('a step that does not see the view unpacks, and says why', async (state) 
   const { exitCode, stdout, stderr } = await running;
   // The Epilog has the image mounted once more, for the next job.
   await cluster.waitForSyslog(new RegExp(`: warm .*image=${image} `));
-  const undo = 'umount --lazy "$1"/*/* && rmdir "$1"/* "$1" && mv "$1.hidden" "$1"';
+  const undo = 'umount --lazy "$1"/*/* && rmdir "$1"/*/* "$1"/* "$1" && mv "$1.hidden" "$1"';
   await cluster.exec(['sh', '-c', undo, 'sh', '/run/container-cache/views']);
   assert.equal([exitCode, stdout], [0, `hidden ${userPath.split('/').at(-1) ?? ''}\n`], stderr);
   const [line = ''] = (await linesOf(pair, 'acquire')).filter((one) => one.includes(image));
