@@ -57,6 +57,10 @@ export async function runWarm(options: WarmOptions): Promise<number> {
     return 0;
   }
   return withBase('unpack for users', async (settings, base) => {
+    if (images.length > 0 && user === undefined && settings.trustedImages.length === 0)
+      throw new UsageError(
+        'warm IMAGE… needs --user, since trusted_images is not set: each entry belongs to one user and is unpacked with their rights',
+      );
     const isConfigured = images.length === 0;
     const tasks: readonly Task[] = isConfigured
       ? settings.pins.map((pinned) => ({ ...pinned, group: undefined, userName: undefined }))

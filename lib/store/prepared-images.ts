@@ -23,7 +23,7 @@ export interface PreparedImage {
 }
 
 /** The job waits no longer for what it may not want: a filesystem hangs, or the node is very busy. */
-const prepareLimitMs = 2000;
+const prepareLimitMs = 1000;
 
 /** @returns the entries, held, the one that was used last first */
 export async function prepareImages(request: Request): Promise<PreparedImage[]> {
