@@ -61,6 +61,7 @@ parse('needs the data path only; the rest has defaults', () => {
     trustedImages: [],
     trustedOwners: [],
     imageCopying: 'auto',
+    prepareImages: 16,
     logTarget: 'syslog',
     logLevel: 'info',
     syslogFacility: 'daemon',
@@ -89,6 +90,7 @@ const everything = `
   trusted_images=/images:/lustre/site/images/
   trusted_owners=root, 1500
   trusted_images_copy=never
+  prepare_images=4
   log_target=stderr
   log_level=debug
   syslog_facility=local3
@@ -115,6 +117,7 @@ parse('every key sets what it is named after', () => {
     trustedImages: ['/images', '/lustre/site/images'],
     trustedOwners: [0, 1500],
     imageCopying: 'never',
+    prepareImages: 4,
     logTarget: 'stderr',
     logLevel: 'debug',
     syslogFacility: 'local3',
@@ -332,16 +335,16 @@ parse('trusted images are directories by their paths, trusted owners uids', () =
 });
 
 parse('pins add up, a line for each', () => {
-  const text = `${base}pin=alice /a.sqsh\npin = 1001 \t nvcr.io#nvidia/pytorch:25.10 \npin=alice /a.sqsh\n`;
+  const text = `${base}pin=alice /a.sqsh\npin = 1001 \t nvcr.io#nvidia/pytorch:25.10 \npin=* /a.sqsh\n`;
   assert.equal(read(text).pins, [
     { user: 'alice', image: '/a.sqsh' },
     { user: '1001', image: 'nvcr.io#nvidia/pytorch:25.10' },
-    { user: 'alice', image: '/a.sqsh' },
+    { user: '*', image: '/a.sqsh' },
   ]);
 });
 
 parse('a pin without a user, without an image, or with a path that is not absolute is refused', () => {
-  for (const value of ['/a.sqsh', 'alice', 'alice ./a.sqsh', '-x /a.sqsh', ''])
+  for (const value of ['/a.sqsh', 'alice', 'alice ./a.sqsh', '-x /a.sqsh', '** /a.sqsh', ''])
     assert.match(problems(`${base}pin=${value}\n`).join(), /^[^ ]+:2: pin: found .*want a user and an image/);
 });
 
