@@ -13,14 +13,7 @@ import { describeError, faultCode, JobFault, NodeFault } from '../lib/core/fault
 import { isCollectionDue, isGoalReached } from '../lib/core/gc-plan.ts';
 import { parseImage, type SpaceNeed } from '../lib/core/image.ts';
 import { readJobId, type Environment } from '../lib/core/job.ts';
-import {
-  isMountedEntryName,
-  jobImagesName,
-  jobPath,
-  mountedEntryName,
-  userPath,
-  viewPath,
-} from '../lib/core/layout.ts';
+import { isMountedEntryName, mountedEntryName, userPath, viewPath } from '../lib/core/layout.ts';
 import { isBelowTrusted } from '../lib/core/mounted-facts.ts';
 import { quotaNeed } from '../lib/core/quota-need.ts';
 import { logSettingsOf, requireSettings, type Settings } from '../lib/core/settings.ts';
@@ -30,6 +23,7 @@ import type { ImageSource, SquashfsSource } from '../lib/image/image-source.ts';
 import { openBase } from '../lib/store/base-directory.ts';
 import type { Acquired, EntryCreator } from '../lib/store/entry.ts';
 import { noteMountable, noteStepStart, startEvent } from '../lib/store/event-files.ts';
+import { readJobImages, type JobImage } from '../lib/store/job-files.ts';
 import { holdForStep } from '../lib/store/lease.ts';
 import { recallNodeFacts } from '../lib/store/node-facts-file.ts';
 import { findSource, obtainEntry } from '../lib/store/obtain-entry.ts';
@@ -41,7 +35,6 @@ import { elapsedMs } from '../lib/system/clock.ts';
 import type { Directory } from '../lib/system/directory.ts';
 import { readUsage } from '../lib/system/disk-usage.ts';
 import { unlessErrno, userMadeErrnos } from '../lib/system/errno.ts';
-import { readSmallFile } from '../lib/system/files.ts';
 import { findMountedEntries } from '../lib/system/mounts.ts';
 import { processParent, processStartedMs } from '../lib/system/processes.ts';
 import { readSettings } from '../lib/system/settings-file.ts';
@@ -269,16 +262,10 @@ async function openCreator(
   };
 }
 
-const longestImagesBytes = 256 * 1024;
-
-/** What the Prolog noted, image and entry. */
-function readImages(runtimePath: string, jobId: number): (readonly [image: string, entry: string])[] {
+/** What the Prolog noted; nothing where it cannot be read. */
+function readImages(runtimePath: string, jobId: number): readonly JobImage[] {
   try {
-    const images = readSmallFile(`${jobPath(runtimePath, jobId)}/${jobImagesName}`, longestImagesBytes) ?? '';
-    return images.split('\n').map((line) => {
-      const [image = '', entry = ''] = line.split('\t');
-      return [image, entry];
-    });
+    return readJobImages(runtimePath, jobId) ?? [];
   } catch {
     return [];
   }
@@ -286,7 +273,11 @@ function readImages(runtimePath: string, jobId: number): (readonly [image: strin
 
 /** What the Prolog has leased stays until the Epilog. */
 const isLeasedByProlog = (runtimePath: string, jobId: number, name: string): boolean =>
-  readImages(runtimePath, jobId).some(([, entry]) => entry === name);
+  readImages(runtimePath, jobId).some(({ entry }) => entry === name);
+
+/** Its mount point is root's: of a view that Slurm hides from this job, only that is here (job_container). */
+const isViewOf = ({ uid }: UserIds, path: string): boolean =>
+  unlessErrno(userMadeErrnos, () => statSync(path))?.uid === uid;
 
 /** The view of an image that the Prolog made for the steps, whatever path leads to it. The job holds it. */
 function openPreparedView(
@@ -296,8 +287,7 @@ function openPreparedView(
   const name = mountedEntryName(source.identity);
   if (!isLeasedByProlog(runtimePath, jobId, name)) return undefined;
   const path = viewPath(runtimePath, user.uid, name);
-  const stats = unlessErrno(userMadeErrnos, () => statSync(path));
-  return stats?.uid === user.uid
+  return isViewOf(user, path)
     ? {
         acquired: { entry: { name, path, fd: -1 }, result: 'reused', unpackMs: undefined },
         holderPid: undefined,
@@ -308,11 +298,10 @@ function openPreparedView(
 
 /** Why the image's mounted entry, which the Prolog has made ready for the job, is of no use to this step. */
 function whyNoView({ settings: { runtimePath }, jobId, user, image }: Request): string | undefined {
-  const [, entry] = readImages(runtimePath, jobId).find(([listed]) => listed === image) ?? [];
+  const entry = readImages(runtimePath, jobId).find((one) => one.image === image)?.entry;
   if (entry === undefined || !isMountedEntryName(entry)) return undefined;
   const path = viewPath(runtimePath, user.uid, entry);
-  const stats = unlessErrno(userMadeErrnos, () => statSync(path));
-  return stats?.uid === user.uid
+  return isViewOf(user, path)
     ? undefined
     : `this job does not see ${path}, which the Prolog made: Slurm gives it mounts of its own (job_container)`;
 }

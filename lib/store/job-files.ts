@@ -78,8 +78,8 @@ export function readJobImages(runtimePath: string, jobId: number): JobImage[] | 
   });
 }
 
-/** A path may have 4,096 bytes. */
-const longestImagesBytes = 64 * 1024;
+/** A path may have 4,096 bytes, and there may be one for the job and 64 for its steps (`prepare_images`). */
+const longestImagesBytes = 512 * 1024;
 
 /** The job IDs that have files. */
 export function listJobFiles(runtimePath: string): number[] {
