@@ -165,11 +165,12 @@ async function prepareJob(
         await telling;
         return recallNodeFacts(settings.runtimePath)?.isolation;
       };
-      const node = { job, settings, base, log, configPath, findIsolation };
-      const preparing = prepareForSteps(node);
-      const context = { ...node, userDirectory, environment, isShared, preparing };
+      const context = {
+        ...{ job, settings, base, userDirectory, log, configPath },
+        ...{ environment, isShared, findIsolation },
+      };
       if (wanted === undefined) {
-        leaseForSteps(context, await preparing);
+        leaseForSteps(context, await prepareForSteps(context, undefined));
         return { acquired: undefined, warning: undefined };
       }
       return await prepareContainer(context, wanted);
@@ -181,19 +182,20 @@ async function prepareJob(
   }
 }
 
-/** Mounted images that a step may want. Never fails: without them a step unpacks for itself. */
-async function prepareForSteps({
-  job,
-  ...node
-}: Pick<Context, 'job' | 'settings' | 'base' | 'log' | 'configPath' | 'findIsolation'>): Promise<
-  readonly PreparedImage[]
-> {
-  const { settings, log } = node;
+/**
+ * Mounted images that a step may want. Never fails: without them a step unpacks for itself.
+ *
+ * @param own the entry of the image that the job itself names
+ */
+async function prepareForSteps(
+  { job, settings, base, log, configPath, findIsolation }: Context,
+  own: string | undefined,
+): Promise<readonly PreparedImage[]> {
   if (settings.trustedImages.length === 0 || settings.prepareImages === 0) return [];
   prepareFlock();
   try {
     const { prepareImages } = await import('../lib/store/prepared-images.ts');
-    return await prepareImages({ ...node, user: job });
+    return await prepareImages({ settings, base, user: job, configPath, findIsolation }, own);
   } catch (error) {
     log.write('warning', 'prepare', { job: job.jobId, uid: job.uid, reason: describeError(error) });
     return [];
@@ -217,16 +219,15 @@ function leaseAndTell(
   own: { readonly entry: HeldEntry; readonly image: JobImage } | undefined,
   prepared: readonly PreparedImage[],
 ): void {
-  const others = prepared.filter(({ entry }) => entry.name !== own?.entry.name);
   takeLease(
     settings.runtimePath,
     job,
     own === undefined ? [] : [own.entry],
-    others.map(({ entry }) => entry),
+    prepared.map(({ entry }) => entry),
   );
   tellJob(job, settings, own !== undefined, [
     ...(own === undefined ? [] : [own.image]),
-    ...others.map(({ source, entry }) => ({
+    ...prepared.map(({ source, entry }) => ({
       ...{ image: source.realPath, entry: entry.name, stamp: source.stamp },
       result: 'reused' as const,
     })),
@@ -283,8 +284,6 @@ interface Context extends Omit<Provision, 'user' | 'source' | 'onProgress'> {
   readonly isShared: boolean;
   /** What containers get on this node; undefined: nobody could find out. */
   readonly findIsolation: () => Promise<NodeFacts['isolation'] | undefined>;
-  /** For the steps; never rejects. */
-  readonly preparing: Promise<readonly PreparedImage[]>;
 }
 
 interface Wanted {
@@ -353,7 +352,8 @@ async function serve(
       stamp: source.kind === 'path' ? source.stamp : (source.askedFrom ?? '-'),
       result: acquired.result,
     };
-    leaseAndTell(job, settings, { entry: acquired.entry, image }, await context.preparing);
+    const prepared = await prepareForSteps(context, acquired.entry.name);
+    leaseAndTell(job, settings, { entry: acquired.entry, image }, prepared);
   } finally {
     // The holder has its own copy; ours must not keep the entry if there is no holder.
     closeSync(acquired.entry.fd);

@@ -113,17 +113,24 @@ export function touchMounted(basePath: string, name: string): void {
   });
 }
 
-/** Notes that a user has used an entry. */
+/**
+ * Notes that a user has used an entry. Never fails: on a full disk the entry is as good as before, and is not
+ * prepared for the next job.
+ */
 export function noteMountedUse(basePath: string, uid: number, name: string): void {
   const directory = usedMountedPath(basePath, uid);
-  for (const path of [mountedUsersPath(basePath), directory])
-    unlessErrno(['EEXIST'], () => mkdirSync(path, storeMode));
-  const now = new Date();
-  const fd = openRegularFile(`${directory}/${name}`, constants.O_CREAT);
   try {
-    futimesSync(fd, now, now);
-  } finally {
-    closeSync(fd);
+    for (const path of [mountedUsersPath(basePath), directory])
+      unlessErrno(['EEXIST'], () => mkdirSync(path, storeMode));
+    const now = new Date();
+    const fd = openRegularFile(`${directory}/${name}`, constants.O_CREAT);
+    try {
+      futimesSync(fd, now, now);
+    } finally {
+      closeSync(fd);
+    }
+  } catch {
+    // See above.
   }
 }
 

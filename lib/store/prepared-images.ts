@@ -25,19 +25,24 @@ export interface PreparedImage {
 /** The job waits no longer for what it may not want: a filesystem hangs, or the node is very busy. */
 const prepareLimitMs = 1000;
 
-/** @returns the entries, held, the one that was used last first */
-export async function prepareImages(request: Request): Promise<PreparedImage[]> {
+/**
+ * @param own the entry of the image that the job itself names: it was looked at
+ * @returns the others, held, the one that was used last first
+ */
+export async function prepareImages(request: Request, own: string | undefined): Promise<PreparedImage[]> {
   const { base, user, settings } = request;
   const startMs = elapsedMs();
   const prepared: PreparedImage[] = [];
-  for (const name of listMountedUses(base.path, user.uid).slice(0, settings.prepareImages)) {
+  const used = listMountedUses(base.path, user.uid).filter((name) => name !== own);
+  for (const name of used.slice(0, settings.prepareImages)) {
     const remainingMs = prepareLimitMs - (elapsedMs() - startMs);
     if (remainingMs <= 0) break;
     const image = await within(remainingMs, prepareImage(request, name));
     if (image === 'late') break;
     if (image === undefined) continue;
     // Two former contents of a file lead to the one of now.
-    if (prepared.some(({ entry }) => entry.name === image.entry.name)) closeSync(image.entry.fd);
+    const isKnown = image.entry.name === own || prepared.some(({ entry }) => entry.name === image.entry.name);
+    if (isKnown) closeSync(image.entry.fd);
     else prepared.push(image);
   }
   return prepared;
