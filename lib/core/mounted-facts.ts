@@ -115,15 +115,16 @@ export function whyChangeable(
 }
 
 /**
- * The options of find(1) that print the first file of a mounted image which `enroot create` would have made
- * otherwise: of another owner than root, closed to its owner, with set-id bits, or a device.
- * (settlePermissions() of unpack.ts gives what they look for.)
+ * The options of find(1) that print, of each file of a mounted image, its blocks of 512 bytes and its hard
+ * links; of the first one that `enroot create` would have made otherwise what it is, and nothing behind it:
+ * of another owner than root, closed to its owner, with set-id bits, or a device. (settlePermissions() of
+ * unpack.ts gives what they look for.)
  */
 export const changedByStock: readonly string[] = [
   ...['(', '!', '-uid', '0', '-o', '!', '-gid', '0', '-o', '-type', 'b', '-o', '-type', 'c', '-o', '-type'],
   ...['s', '-o', '!', '-type', 'l', '-perm', '/6000', '-o', '-type', 'd', '!', '-perm', '-u=rwx', '-o'],
   ...['-type', 'f', '(', '!', '-perm', '-u=r', '-o', '!', '-perm', '-u=x', '-perm', '/go=x', ')', ')'],
-  ...['-printf', '%y %#m %U %G /%P\\n', '-quit'],
+  ...['-printf', '%y %#m %U %G /%P\\n', '-quit', '-o', '-printf', '%b %n\\n'],
 ];
 
 /**

@@ -58,6 +58,7 @@ import type { Directory } from '../system/directory.ts';
 import { readUsage } from '../system/disk-usage.ts';
 import { unlessErrno } from '../system/errno.ts';
 import { readStart } from '../system/files.ts';
+import { splitLines } from '../system/lines.ts';
 import { hasWriter, unmountAtOnce } from '../system/mounting.ts';
 import { endingWithUs, run } from '../system/run-command.ts';
 import { readSettings } from '../system/settings-file.ts';
@@ -204,6 +205,8 @@ function readSquashfsFacts(fd: number, stats: BigIntStats, realPath: string): Sq
   };
 }
 
+const blockBytes = 512;
+
 /**
  * Mounts the image, where it stays if it is not copied; tries a view of it; and compares it with what enroot
  * would make of it.
@@ -227,17 +230,20 @@ async function mountAndJudge(
     rmdirSync(trial);
   }
   if (known !== undefined && known.refusal === undefined) return known.unpackedBytes;
-  const lookThrough = async (file: string, args: readonly string[]): Promise<string> => {
-    const { stdout } = await run(endingWithUs({ file, args, timeoutMs: remainingMs() }));
-    return stdout.toString('utf8');
-  };
-  const root = `${imageMountPath(runtimePath, name)}/.`;
-  const reason = whyChangedByStock(await lookThrough('find', ['-P', root, '-xdev', ...changedByStock]));
+  let changed = '';
+  let blocks = 0;
+  const lines = splitLines((line) => {
+    // Behind the first file that is changed there is nothing but the rest of its name.
+    const [, count, links] = changed === '' ? (/^(\d+) (\d+)$/.exec(line) ?? []) : [];
+    if (links === undefined) changed += `${line}\n`;
+    else blocks += Number(count) / Number(links);
+  }, 'utf8');
+  const args = ['-P', `${imageMountPath(runtimePath, name)}/.`, '-xdev', ...changedByStock];
+  await run(endingWithUs({ file: 'find', args, timeoutMs: remainingMs(), onStdout: lines.add }));
+  lines.end();
+  const reason = whyChangedByStock(changed);
   if (reason !== undefined) throw new Refused(reason);
-  return parseInt(
-    await lookThrough('du', ['--summarize', '--one-file-system', '--block-size=1', '--', root]),
-    10,
-  );
+  return Math.round(blocks) * blockBytes;
 }
 
 async function copyAndPublish(
