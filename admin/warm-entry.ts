@@ -35,7 +35,7 @@ export interface Warmed {
 /** No job's: the next collector finds what is left of it. */
 const noJobId = 0;
 
-/** @throws JobFault, NodeFault, as a Prolog meets them; for everyone, an Error with why it is not mounted */
+/** @throws JobFault, NodeFault, as a Prolog meets them; for everyone, NotMounted or UsageError */
 export async function warmEntry({ user, ...request }: WarmRequest): Promise<Warmed> {
   if (user === undefined) return warmForAll(request);
   const { statePath } = request.settings;
@@ -68,6 +68,10 @@ async function warmForAll(request: Omit<WarmRequest, 'user'>): Promise<Warmed> {
     ...{ settings, base, source, configPath },
     ...onNode(request),
   });
+  if (result === 'created')
+    recordEvents(settings.statePath, [
+      { kind: 'start', atMs: Date.now(), source: 'warm', result, entry: name, unpackMs },
+    ]);
   return { entry: name, result, unpackMs, warning: undefined };
 }
 

@@ -6,6 +6,7 @@ import { describeError, faultCode } from '../lib/core/faults.ts';
 import { formatBar, formatBytes, formatDuration, printable } from '../lib/core/readable.ts';
 import { everyone, type Settings } from '../lib/core/settings.ts';
 import type { CreateProgress } from '../lib/image/create.ts';
+import { NotMounted } from '../lib/store/mounted-entry.ts';
 import { changePins, readPins } from '../lib/store/pins.ts';
 import type { UserIds } from '../lib/system/as-user.ts';
 import { startInBackground } from '../lib/system/background.ts';
@@ -128,11 +129,13 @@ function logOutcome(log: ReturnType<typeof openLog>, account: UserIds | undefine
     image,
     result: warmed?.result ?? 'failed',
     entry: warmed?.entry,
-    code: error === undefined || error instanceof UsageError ? undefined : faultCode(error),
+    code: error === undefined || isNoFault(error) ? undefined : faultCode(error),
     reason: error === undefined ? warmed?.warning : describeError(error),
     unpack_ms: warmed?.unpackMs,
   });
 }
+
+const isNoFault = (error: unknown): boolean => error instanceof UsageError || error instanceof NotMounted;
 
 /** A line that is drawn anew while an image is unpacked. */
 class Progress {

@@ -76,28 +76,33 @@ async function whyNoViews({
     : `isolation=${isolation ?? 'unknown'} on this node, want overlay`;
 }
 
+/** Nobody has done anything wrong: the image is unpacked for each user. */
+export class NotMounted extends Error {
+  override readonly name = 'NotMounted';
+}
+
 /**
  * Makes an image ready for whoever will want it: no user is there who could have a view.
  *
  * @param request its source as root sees it
- * @throws an Error with why it is not mounted
+ * @throws NotMounted
  */
 export async function readyForAll(
   request: Omit<MountRequest, 'user'>,
 ): Promise<Pick<Acquired, 'result' | 'unpackMs'> & { readonly name: string }> {
   const { source, settings, base } = request;
-  if (!isBelowTrusted(source.realPath, settings.trustedImages)) throw new Error(whyElsewhere(source));
+  if (!isBelowTrusted(source.realPath, settings.trustedImages)) throw new NotMounted(whyElsewhere(source));
   const unserved = await whyNoViews(request);
-  if (unserved !== undefined) throw new Error(unserved);
+  if (unserved !== undefined) throw new NotMounted(unserved);
   const name = mountedEntryName(source.identity);
   const startedAtMs = elapsedMs();
   // That an image is still mounted in place, only the child sees to.
   const { outcome, reason } = await askChild(request, name);
-  if (reason !== undefined) throw new Error(reason);
+  if (reason !== undefined) throw new NotMounted(reason);
   const held = await holdMounted(base.path, name);
-  if (held === undefined) throw new Error('it was evicted at once');
+  if (held === undefined) throw new NotMounted('it was evicted at once');
   closeSync(held.fd);
-  if (held.facts.refusal !== undefined) throw new Error(held.facts.refusal.reason);
+  if (held.facts.refusal !== undefined) throw new NotMounted(held.facts.refusal.reason);
   touchMounted(base.path, name);
   return outcome === 'made'
     ? { name, result: 'created', unpackMs: Math.round(elapsedMs() - startedAtMs) }

@@ -500,8 +500,14 @@ ends('warm without a user says which image is not for everyone, and makes none',
   const owned = mounting.node.image({ ...smallTree, file: { content: 'x', mode: 0o4755 } });
   const elsewhere = join(mounting.node.root, 'elsewhere.sqsh');
   command('cp', owned, elsewhere);
-  const { exitCode, stdout } = await mounting.node.admin('warm', owned, elsewhere, 'nvcr.io#a/b:1').result;
+  const warmed = await mounting.node.admin('warm', owned, elsewhere, 'nvcr.io#a/b:1').result;
+  const { exitCode, stdout, lines } = warmed;
   assert.is(exitCode, 1);
+  // Nothing of it is a fault of anybody's.
+  assert.equal(
+    lines.map(({ word, fields }) => [word, fields['result'], fields['code']]),
+    Array(3).fill(['warm', 'failed', undefined]),
+  );
   const [modes, place, registry] = stdout.split('\n');
   assert.match(modes ?? '', /^failed .*"\/file" in it has mode 04755/);
   assert.match(place ?? '', /^failed .*: it is in no directory of trusted_images/);
