@@ -31,13 +31,15 @@ import {
   USER,
   type ContainerCluster,
 } from './containers.ts';
-import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
+import {
+  FOR_ALL_CONTAINERS,
+  FOR_IMAGE_FILES,
+  FOR_REGISTRIES,
+  standInUnavailable,
+} from './enroot/stand-in.ts';
 import { slurmVersion } from './machine.ts';
 
-const FOR_IMAGE_FILES = ['squashfuse'];
-const FOR_REGISTRIES = ['curl', 'jq'];
-const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
-const skip = slurmAvailable() ?? standInUnavailable(always);
+const skip = slurmAvailable() ?? standInUnavailable(FOR_ALL_CONTAINERS);
 
 /**
  * Slurms whose slurmstepd lacks its own libraries in a container cannot run one there (slurm.conf.snippet).

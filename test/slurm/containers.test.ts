@@ -9,7 +9,12 @@ import {
 import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable } from './cluster.ts';
 import { PROBE_CONFIGURATION, probeLayers, programsUnderTest } from './containers.ts';
-import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
+import {
+  FOR_ALL_CONTAINERS,
+  FOR_IMAGE_FILES,
+  FOR_REGISTRIES,
+  standInUnavailable,
+} from './enroot/stand-in.ts';
 import {
   compare,
   coveringCombinations,
@@ -21,9 +26,6 @@ import {
 
 const ARRAY_SIZE = 3;
 
-const FOR_IMAGE_FILES = ['squashfuse'];
-const FOR_REGISTRIES = ['curl', 'jq'];
-const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
 const unlessRegistry = unlessDockerRegistry ?? standInUnavailable(FOR_REGISTRIES);
 
 interface State {
@@ -32,7 +34,7 @@ interface State {
 }
 
 const matrix = suite<State>('a job in a container, with the cache and without', {
-  skip: slurmAvailable() ?? standInUnavailable(always),
+  skip: slurmAvailable() ?? standInUnavailable(FOR_ALL_CONTAINERS),
   state: {},
 });
 

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import { assert, suite } from '../helpers/suite.ts';
 import { slurmAvailable } from './cluster.ts';
 import { entryNamesIn, makeProbeImage, programsUnderTest, remainsOf, USER } from './containers.ts';
-import { ENROOT_PROGRAMS, standInUnavailable } from './enroot/stand-in.ts';
+import { FOR_ALL_CONTAINERS, FOR_IMAGE_FILES, standInUnavailable } from './enroot/stand-in.ts';
 import {
   compare,
   coveringCombinations,
@@ -21,9 +21,6 @@ import {
 
 const ARRAY_SIZE = 3;
 
-const FOR_IMAGE_FILES = ['squashfuse'];
-const FOR_REGISTRIES = ['curl', 'jq'];
-const always = ENROOT_PROGRAMS.filter((name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name));
 const TELL = `sh -c 'read -r image </etc/image; echo "$image $(id -u)"'`;
 const TELL_AND_WRITE = TELL.replace(/'$/, "; echo x >/written && rm -r /data'");
 
@@ -38,7 +35,7 @@ interface State {
 }
 
 const matrix = suite<State>('a job with a mounted image', {
-  skip: slurmAvailable() ?? standInUnavailable(always) ?? unlessViews(),
+  skip: slurmAvailable() ?? standInUnavailable(FOR_ALL_CONTAINERS) ?? unlessViews(),
   state: {},
 });
 

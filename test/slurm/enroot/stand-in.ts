@@ -84,6 +84,13 @@ function compileTools(directory: string): void {
   }
 }
 
+/** Of ENROOT_PROGRAMS, those that only some containers need. */
+export const FOR_IMAGE_FILES = ['squashfuse'];
+export const FOR_REGISTRIES = ['curl', 'jq'];
+export const FOR_ALL_CONTAINERS = ENROOT_PROGRAMS.filter(
+  (name) => ![...FOR_IMAGE_FILES, ...FOR_REGISTRIES].includes(name),
+);
+
 /**
  * For SuiteOptions.skip: why it cannot run here.
  *
